@@ -1,0 +1,1 @@
+"""HTTP in front of the pool: auth, variants, cache and dispatch.  Never loads an engine."""

@@ -1,0 +1,173 @@
+"""An edge process: `python -m edge '<config as JSON>'`.
+
+Two granian servers embedded in one uvloop: the public port and the admin port.  Several edge
+processes of a node listen on the same ports (SO_REUSEPORT); the kernel spreads connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import uvloop
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from edge.admin import Admin
+from edge.auth import Auth
+from edge.bridge import Bridge
+from edge.cache import AnswerCache
+from edge.config import EdgeConfig
+from edge.dispatch import Pool
+from edge.flight import Flights
+from edge.infer import Service
+from edge.metrics import Metrics
+from edge.server import App
+from edge.web import Web
+from edge.world import World
+from pool.wire.fleet_secret import load_secrets
+from registry_sync.leader import look
+from registry_sync.logs import configure
+from registry_sync.open import open_store
+
+METRICS_S = 1.0
+CONNECTIONS_MAX = 8192  # granian's backpressure counts connections, not requests
+BACKLOG = 2048
+ADMIN_BODY_BYTES_MAX = 1 << 20
+
+_log = structlog.get_logger()
+
+
+def finder(config: EdgeConfig) -> Callable[[], Awaitable[str | None]]:
+    """Return the way to the controller: as configured, else by the leader record."""
+    if config.controller:
+
+        async def configured() -> str | None:
+            return config.controller
+
+        return configured
+
+    store = open_store(config.registry)
+
+    async def by_record() -> str | None:
+        seen = await asyncio.to_thread(look, store)
+        return None if seen.record is None else seen.record.url
+
+    return by_record
+
+
+def granian(app: Any, host: str, port: int, config: EdgeConfig) -> Server:
+    """Return a server for `app` with the settings that the edge relies on."""
+    return Server(
+        app,
+        address=host,
+        port=port,
+        interface="rsgi",
+        http="1",  # HTTP/2 belongs to the balancer in front
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=CONNECTIONS_MAX,
+        http1_settings=HTTP1Settings(header_read_timeout=config.header_read_timeout_ms),
+        log_enabled=False,
+    )
+
+
+class _Admin:
+    """The admin port's RSGI application: Starlette alone."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._bridge = Bridge(admin.app(), ADMIN_BODY_BYTES_MAX)
+
+    async def __rsgi__(self, scope: Any, proto: Any) -> None:
+        await self._bridge(scope, proto)
+
+
+async def run(config: EdgeConfig) -> None:
+    """Serve until SIGTERM or SIGINT; then stop being ready, drain, and end."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    secrets = load_secrets(Path(config.data))
+    pool = Pool(config.id, secrets)
+    world = World(
+        edge_id=config.id,
+        folder=Path(config.data) / "edge",
+        pool=pool,
+        find=finder(config),
+        secrets=secrets,
+    )
+    metrics = Metrics(Path(config.data) / "run" / "metrics", config.id)
+    service = Service(
+        world=world,
+        pool=pool,
+        auth=Auth(),
+        cache=AnswerCache(config.cache_bytes_max),
+        flights=Flights(),
+        metrics=metrics,
+    )
+    web = Web(service, stop.is_set)
+    app = App(service, web.app(), config.body_bytes_max, config.body_read_timeout_ms / 1000)
+    public = granian(app, config.host, config.port, config)
+    admin = granian(
+        _Admin(Admin(service, stop.is_set)), config.admin_host, config.admin_port, config
+    )
+    world.boot()
+    tasks = [
+        loop.create_task(world.run()),
+        loop.create_task(pool.sweep_forever()),
+        loop.create_task(app.notice_departures_forever()),
+        loop.create_task(_save_forever(metrics)),
+    ]
+    servers = [loop.create_task(public.serve()), loop.create_task(admin.serve())]
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    gc.collect()
+    gc.freeze()  # what start-up made is never garbage: do not walk it again
+    _log.info("edge_up", edge=config.id, port=config.port, admin_port=config.admin_port)
+    stopped = loop.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopped, *servers], return_when=asyncio.FIRST_COMPLETED)
+    for task in done & set(servers):
+        task.result()  # a port that is taken ends the process here
+    await asyncio.sleep(config.lame_duck_s)
+    deadline_s = time.monotonic() + config.drain_s_max
+    while app.in_flight and time.monotonic() < deadline_s:  # noqa: ASYNC110  # ends by itself
+        await asyncio.sleep(0.02)
+    public.stop()
+    admin.stop()
+    await asyncio.wait(servers, timeout=2.0)
+    world.report()
+    metrics.save()
+    for task in tasks:
+        task.cancel()
+    await pool.close()
+    _log.info("edge_down", edge=config.id)
+
+
+async def _save_forever(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(METRICS_S)
+        metrics.save()
+
+
+def main() -> None:
+    """Start from the JSON in argv[1]."""
+    config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
+    configure("edge", config.log_level)
+    try:
+        uvloop.run(run(config))
+    except (ValueError, OSError, RuntimeError) as error:
+        _log.error("edge_cannot_start", error=str(error))
+        os._exit(1)
+    os._exit(0)  # granian's threads may still hold connections of clients that do not leave
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The admin port: health and metrics for machines on this host, and the pool's status by key.
+
+Errors are RFC 9457 problem documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from edge.auth import allow_admin
+from edge.errors import Refusal
+from edge.infer import Service
+
+
+class Admin:
+    """The handlers of port 8002."""
+
+    def __init__(self, service: Service, is_draining: Callable[[], bool]) -> None:
+        self._service = service
+        self._is_draining = is_draining
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+        routes = [
+            Route("/livez", self.livez),
+            Route("/readyz", self.readyz),
+            Route("/metrics", self.metrics),
+            Route("/admin/pool", self.pool),
+        ]
+        handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _bug}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    async def livez(self, request: Request) -> Response:
+        """The loop turns."""
+        return Response("ok\n", media_type="text/plain")
+
+    async def readyz(self, request: Request) -> Response:
+        """The edge has routes and is not draining."""
+        is_ready = self._service.world.has_routes and not self._is_draining()
+        return Response("ok\n" if is_ready else "not ready\n", 200 if is_ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus text, summed over this node's edge processes."""
+        return Response(self._service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def pool(self, request: Request) -> Response:
+        """What `tidepool status --json` prints."""
+        service = self._service
+        allow_admin(service.auth.check(service.world.snapshot, request.headers.get))
+        try:
+            found = await service.world.ask("status")
+        except ConnectionError as error:
+            return _problem(503, str(error))
+        return Response(found.data, media_type="application/json")
+
+
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return Response(msgspec.json.encode(body), status, headers, "application/problem+json")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return _problem(error.status, error.text, dict(error.headers))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _problem(error.status_code, error.detail)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    return _problem(500, "internal error")

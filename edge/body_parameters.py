@@ -1,0 +1,77 @@
+"""The reserved parameters of a request, and which of the others its answer depends on.
+
+`timeout` (µs) and `priority` steer the request's way, `binary_data_output` its rendering; the
+rest of the reserved words belong to protocols that are not spoken here and are ignored, as
+Triton does for a model without sequences.  Whatever is left may change the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edge.body_signature import Parameter
+from edge.errors import BadRequest, quote
+
+PRIORITY_MAX = 100
+TIMEOUT_US_MAX = 2**53  # what a JSON number holds exactly
+RESERVED = frozenset(
+    {
+        "sequence_id",
+        "sequence_start",
+        "sequence_end",
+        "priority",
+        "timeout",
+        "headers",
+        "binary_data_output",
+    }
+)
+RESERVED_PREFIX = "triton_"
+
+
+def read_steering(given: Mapping[str, Parameter]) -> tuple[int, int, bool]:
+    """Read the reserved parameters that mean something here.
+
+    Returns:
+        `timeout` in µs (0: none), `priority` (0: default), and whether all outputs are wanted in
+        binary form.
+
+    Raises:
+        BadRequest: one of them has another type or is out of its range.
+    """
+    timeout_us = given.get("timeout", 0)
+    if type(timeout_us) is not int or not 0 <= timeout_us <= TIMEOUT_US_MAX:
+        raise BadRequest(
+            f"parameter 'timeout' must be a whole number of microseconds from 0, "
+            f"not {_show(timeout_us)}"
+        )
+    priority = given.get("priority", 0)
+    if type(priority) is not int or not 0 <= priority <= PRIORITY_MAX:
+        raise BadRequest(
+            f"parameter 'priority' must be 0 (default) or 1 (highest) to {PRIORITY_MAX}, "
+            f"not {_show(priority)}"
+        )
+    return timeout_us, priority, read_flag(given, "binary_data_output")
+
+
+def read_flag(given: Mapping[str, Parameter], name: str) -> bool:
+    """Read a parameter that is true or false, and false when it is not given."""
+    value = given.get(name, False)
+    if value is True or value is False:
+        return value
+    raise BadRequest(f"parameter {quote(name)} must be true or false, not {_show(value)}")
+
+
+def relevant(given: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Leave out the parameters that no answer depends on."""
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in RESERVED and not name.startswith(RESERVED_PREFIX)
+    }
+
+
+def _show(value: Parameter) -> str:
+    if isinstance(value, str):
+        return quote(value)
+    # An int of 5,000 digits must not be written out, and Python refuses to.
+    return str(value) if abs(value) < 1e30 else "that"

@@ -1,0 +1,88 @@
+"""From RSGI to ASGI: lets Starlette answer what is not on the fast path.
+
+Only what Starlette needs for small requests and answers: HTTP, a bounded body read whole, an answer
+sent whole.  No websockets, no streams; those have the fast path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.types import ASGIApp
+
+
+class Bridge:
+    """An RSGI application around an ASGI one."""
+
+    def __init__(self, app: ASGIApp, body_bytes_max: int) -> None:
+        self._app = app
+        self._body_bytes_max = min(body_bytes_max, 1 << 20)  # nothing here takes more
+
+    async def __call__(self, scope: Any, proto: Any) -> None:
+        """Answer one request."""
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in _items(scope)]
+        body = bytearray()
+        is_too_large = False
+        try:
+            async for part in proto:
+                body += part
+                if len(body) > self._body_bytes_max:
+                    is_too_large = True
+                    break
+        except RuntimeError:  # granian: the client left
+            return
+        if is_too_large:
+            proto.response_bytes(
+                413, [("content-type", "application/json")], b'{"error":"the body is too large"}'
+            )
+            return
+        asgi_scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": scope.http_version,
+            "method": scope.method,
+            "scheme": scope.scheme,
+            "path": scope.path,
+            "raw_path": scope.path.encode(),
+            "query_string": scope.query_string.encode(),
+            "root_path": "",
+            "headers": headers,
+            "client": None,
+            "server": None,
+        }
+        answer = _Answer(bytes(body))
+        await self._app(asgi_scope, answer.receive, answer.send)
+        proto.response_bytes(answer.status, answer.headers, b"".join(answer.parts))
+
+
+class _Answer:
+    """The two callables of ASGI, and what came through them."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+        self.status = 500
+        self.headers: list[tuple[str, str]] = []
+        self.parts: list[bytes] = []
+
+    async def receive(self) -> dict[str, Any]:
+        body, self._body = self._body, None
+        if body is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = [
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, value in message["headers"]
+                if name != b"content-length"
+            ]
+        elif message["type"] == "http.response.body":
+            self.parts.append(bytes(message.get("body", b"")))
+
+
+def _items(scope: Any) -> list[tuple[str, str]]:
+    items: list[tuple[str, str]] = scope.headers.items()
+    return items

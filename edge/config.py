@@ -1,0 +1,25 @@
+"""What an edge process is told when it starts: JSON in argv[1], checked once."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings of one edge process."""
+
+    id: str  # unique in the fleet and stable over restarts of the process
+    data: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8002
+    registry: str = ""  # only to find the leader where `controller` is empty
+    controller: str = ""  # "unix:/path" or "tcp://host:port"; empty: read the leader record
+    body_bytes_max: int = 64 << 20
+    cache_bytes_max: int = 256 << 20
+    header_read_timeout_ms: int = 5000
+    body_read_timeout_ms: int = 10000
+    drain_s_max: float = 30.0
+    lame_duck_s: float = 0.0
+    log_level: str = "info"

@@ -1,0 +1,375 @@
+"""Sends calls to workers and brings their answers back.
+
+Keeps one pipelined connection to every worker that the routes name, picks the lighter of two
+random replicas by their own load reports, and tries once more elsewhere when a worker broke before
+it answered.  A call for an engine that nobody has loaded goes to the first live worker of
+`wake_at`: it is the wake.  While no worker can be reached the call waits, up to its deadline.
+Knows nothing of HTTP, keys or caches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from edge.errors import (
+    BadRequest,
+    ClientGone,
+    DeadlineExceeded,
+    ModelFailed,
+    NotFound,
+    Refusal,
+    Unavailable,
+    Unprocessable,
+    WorkerLost,
+)
+from pool.wire import data
+from pool.wire.control import EngineRoute, Routes
+from pool.wire.data import Tensor, TensorHead
+from pool.wire.frames import Buffer, WireError
+from pool.wire.handshake import Secrets
+from pool.wire.peer import Address, Peer, dial
+
+Ref = tuple[str, str]  # model, version
+
+REDIAL_S_MIN = 0.02
+REDIAL_S_MAX = 1.0
+LATE_S = 0.25  # how long after its deadline a worker may still answer, before the edge does
+SWEEP_S = 0.02  # deadlines and departed clients are noticed within this
+LOST_RETRIES = 1  # a call is sent again so often, and only when its worker broke
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker computed.  `queue_us` and `infer_us` are the worker's own measurements."""
+
+    outputs: Sequence[data.TensorLike]
+    queue_us: int
+    infer_us: int
+    batch_rows: int
+
+
+def refusal_of(reply: data.Reply) -> Refusal:
+    """Return what a worker's refusal means to the caller."""
+    match reply.status:
+        case 400:
+            return BadRequest(reply.detail)
+        case 404:
+            return NotFound(reply.detail)
+        case 422:
+            return Unprocessable(reply.detail)
+        case 503:
+            jitter = random.uniform(1.0, 1.5)  # so that those refused together do not return so
+            return Unavailable(reply.detail, retry_after_s=reply.retry_after_ms / 1000 * jitter)
+        case 504:
+            return DeadlineExceeded(reply.detail)
+        case 500:
+            return ModelFailed(reply.detail)
+        case _:
+            return WorkerLost(f"the worker answered {reply.status}")
+
+
+class Call:
+    """One call on its way; `future` ends with an Answer or a Refusal, exactly once."""
+
+    __slots__ = (
+        "conn",
+        "deadline_s",
+        "digest",
+        "future",
+        "id",
+        "inputs",
+        "on_chunk",
+        "outputs",
+        "priority",
+        "ref",
+        "request_id",
+        "sent",
+        "sent_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        ref: Ref,
+        digest: str,
+        request_id: str,
+        inputs: Sequence[data.TensorLike],
+        outputs: tuple[str, ...],
+        deadline_s: float,
+        priority: int = 0,
+        on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
+    ) -> None:
+        self.ref = ref
+        self.digest = digest
+        self.request_id = request_id
+        self.inputs = inputs
+        self.outputs = outputs
+        self.deadline_s = deadline_s
+        self.priority = priority
+        self.on_chunk = on_chunk
+        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.conn: WorkerConn | None = None
+        self.id = 0
+        self.sent = 0
+        self.sent_s = 0.0
+
+    def fail(self, error: Refusal) -> None:
+        """End the call with `error` unless it has ended."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class WorkerConn:
+    """The connection to one worker, redialled for as long as the routes name it."""
+
+    def __init__(self, pool: Pool, worker_id: str, address: str) -> None:
+        self.id = worker_id
+        self.address = address
+        self._pool = pool
+        # The whole mutable state: the connection, the calls it carries, the last load report.
+        self.peer: Peer | None = None
+        self.calls: dict[int, Call] = {}
+        self.wait_us = 0
+        self._next_id = 0
+        self._lost = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether a call can be sent now."""
+        return self.peer is not None and self.peer.is_open
+
+    @property
+    def load(self) -> float:
+        """How long a call sent now would roughly wait, in ms; ties go by calls under way."""
+        return self.wait_us / 1000 + len(self.calls)
+
+    def send(self, call: Call, now_s: float) -> None:
+        """Send `call` on its way to this worker."""
+        assert self.peer is not None
+        self._next_id += 1
+        call.id = self._next_id
+        call.conn = self
+        call.sent += 1
+        call.sent_s = now_s
+        self.calls[call.id] = call
+        inputs = call.inputs
+        self.peer.send(
+            data.encode(
+                data.Call(
+                    call.id,
+                    call.request_id,
+                    call.ref[0],
+                    call.ref[1],
+                    call.digest,
+                    max(0, int((call.deadline_s - now_s) * 1e6)),
+                    call.priority,
+                    tuple(
+                        [
+                            TensorHead(t.name, t.datatype, tuple(t.shape), len(t.data))
+                            for t in inputs
+                        ]
+                    ),
+                    call.outputs,
+                    call.on_chunk is not None,
+                ),
+                inputs,
+            )
+        )
+
+    def forget(self, call: Call) -> None:
+        """Drop a call that nobody waits for any more, here and at the worker."""
+        if self.calls.pop(call.id, None) is not None and self.peer is not None:
+            self.peer.send(data.encode(data.Cancel(call.id)))
+
+    def close(self) -> None:
+        """Stop redialling; calls under way fail as if the worker had broken."""
+        self._task.cancel()
+        if self.peer is not None:
+            self.peer.close()
+
+    async def _keep(self) -> None:
+        redial_s = REDIAL_S_MIN
+        while True:
+            try:
+                peer = await dial(Address.parse(self.address), self._pool.secrets)
+            except (OSError, ValueError, WireError) as error:
+                _log.info("worker_unreachable", worker=self.id, error=str(error))
+                await asyncio.sleep(redial_s * random.uniform(0.5, 1.0))
+                redial_s = min(redial_s * 2, REDIAL_S_MAX)
+                continue
+            redial_s = REDIAL_S_MIN
+            self._lost.clear()
+            peer.on_frame = self._frame
+            peer.on_lost = self._on_lost
+            self.wait_us = 0
+            self.peer = peer
+            peer.send(data.encode(data.Hello(data.WIRE, "edge", self._pool.edge_id, "")))
+            self._pool.on_up()
+            await self._lost.wait()
+
+    def _on_lost(self, error: Exception | None) -> None:
+        self.peer = None
+        self._lost.set()
+        calls, self.calls = self.calls, {}
+        if calls:
+            _log.warning("worker_lost", worker=self.id, calls=len(calls), error=str(error or ""))
+        for call in calls.values():
+            self._pool.on_broken(call)
+
+    def _frame(self, header: bytes, body: Buffer) -> None:
+        message = data.decode(header)
+        if type(message) is data.Reply:
+            self.wait_us = message.wait_us
+            call = self.calls.pop(message.call_id, None)
+            if call is not None and not call.future.done():
+                self._settle(call, message, body)
+        elif type(message) is data.Chunk:
+            call = self.calls.get(message.call_id)
+            if call is not None and call.on_chunk is not None and not call.future.done():
+                call.on_chunk(data.tensors(message.outputs, body))
+        elif type(message) is data.Load:
+            self.wait_us = message.wait_us
+        elif type(message) is not data.Hello:
+            raise WireError(f"a worker does not send {type(message).__name__}")
+
+    def _settle(self, call: Call, reply: data.Reply, body: Buffer) -> None:
+        if reply.status == 200:
+            try:
+                outputs = data.tensors(reply.outputs, body)
+            except WireError:
+                call.fail(WorkerLost("the worker's answer could not be read"))
+                raise
+            call.future.set_result(
+                Answer(outputs, reply.queue_us, reply.infer_us, reply.batch_rows)
+            )
+        else:
+            call.fail(refusal_of(reply))
+
+
+class Pool:
+    """Every worker that the routes name, and the calls that wait for one."""
+
+    def __init__(self, edge_id: str, secrets: Secrets | None) -> None:
+        self.edge_id = edge_id
+        self.secrets = secrets
+        # The whole mutable state: connections by worker id, routes by engine, and the calls that
+        # wait until some worker can be reached.
+        self._conns: dict[str, WorkerConn] = {}
+        self._engines: dict[Ref, EngineRoute] = {}
+        self._waiting: set[Call] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def update(self, routes: Routes) -> None:
+        """Go by new routes: dial who is new, leave who is gone, try who waits."""
+        wanted = {worker.id: worker.address for worker in routes.workers}
+        for worker_id, conn in list(self._conns.items()):
+            if wanted.get(worker_id) != conn.address:
+                del self._conns[worker_id]
+                if conn.calls:
+                    # Routes move before a worker drains: its calls may still come to their end.
+                    asyncio.get_running_loop().call_later(30.0, conn.close)
+                else:
+                    conn.close()
+        for worker_id, address in wanted.items():
+            if worker_id not in self._conns:
+                self._conns[worker_id] = WorkerConn(self, worker_id, address)
+        self._engines = {(engine.model, engine.version): engine for engine in routes.engines}
+        self.on_up()
+
+    def route(self, ref: Ref) -> EngineRoute | None:
+        """Return what the controller last said of an engine."""
+        return self._engines.get(ref)
+
+    @property
+    def workers_up(self) -> int:
+        """How many workers can be called now."""
+        return sum(conn.is_up for conn in self._conns.values())
+
+    def start(self, call: Call) -> None:
+        """Send `call`, or let it wait for a worker; its future ends soon after its deadline."""
+        now_s = time.monotonic()
+        conn = self._pick(call.ref)
+        if conn is None:
+            self._waiting.add(call)
+        else:
+            conn.send(call, now_s)
+
+    def cancel(self, call: Call, error: Refusal | None = None) -> None:
+        """End a call that nobody waits for, all the way down."""
+        self._waiting.discard(call)
+        if call.conn is not None:
+            call.conn.forget(call)
+        call.fail(error or ClientGone())
+
+    def _pick(self, ref: Ref) -> WorkerConn | None:
+        engine = self._engines.get(ref)
+        if engine is None:
+            return None
+        warm = engine.warm
+        if len(warm) == 1:
+            conn = self._conns.get(warm[0])
+            if conn is not None and conn.is_up:
+                return conn
+        elif warm:
+            up = [c for c in map(self._conns.get, warm) if c is not None and c.is_up]
+            if len(up) > 2:
+                up = random.sample(up, 2)
+            if up:
+                return min(up, key=lambda conn: conn.load)
+        for worker_id in engine.wake_at:
+            conn = self._conns.get(worker_id)
+            if conn is not None and conn.is_up:
+                return conn
+        return None
+
+    def on_up(self) -> None:
+        """Try the calls that wait: a worker or a route has come."""
+        now_s = time.monotonic()
+        for call in list(self._waiting):
+            conn = self._pick(call.ref)
+            if conn is not None:
+                self._waiting.discard(call)
+                conn.send(call, now_s)
+
+    def on_broken(self, call: Call) -> None:
+        """Try a call once more whose worker broke before it answered."""
+        if call.future.done():
+            return
+        call.conn = None
+        if call.sent > LOST_RETRIES or call.on_chunk is not None:
+            call.fail(WorkerLost("the worker that had this call broke"))
+            return
+        self.start(call)
+
+    async def sweep_forever(self) -> None:
+        """End the calls whose deadline has passed without the worker's saying so."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_s = time.monotonic()
+            for call in [c for c in self._waiting if now_s > c.deadline_s]:
+                self.cancel(call, self._too_late(call))
+            for conn in self._conns.values():
+                if conn.calls:
+                    late = [c for c in conn.calls.values() if now_s > c.deadline_s + LATE_S]
+                    for call in late:
+                        self.cancel(call, DeadlineExceeded("no answer before the deadline"))
+
+    def _too_late(self, call: Call) -> Refusal:
+        if call.ref not in self._engines:
+            return Unavailable("no worker of the pool knows this model yet", retry_after_s=1.0)
+        return Unavailable("no worker of the pool can be reached", retry_after_s=1.0)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for conn in self._conns.values():
+            conn.close()
+        self._conns.clear()

@@ -1,0 +1,360 @@
+"""A request's way through the edge: key, endpoint, body, variant, cache, dispatch, answer.
+
+`Service.infer` is the way; every collaborator is a field of one object built in `main`.  Knows no
+server: it gets a header lookup and a way to read the body, and returns status, headers and body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edge.auth import Auth, allow
+from edge.body import InferRequest, parse_infer, render_infer
+from edge.body_generate import parse_generate
+from edge.cache import AnswerCache, cache_key
+from edge.dispatch import Answer, Call, Pool
+from edge.errors import BadRequest, NotFound, Unavailable, Unsupported
+from edge.flight import Flights
+from edge.metrics import Metrics
+from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
+from edge.variants import unit_of
+from edge.world import World
+from pool.wire.data import Tensor, TensorLike
+from registry_sync.documents import KeyRecord
+from registry_sync.names import BadName, check_name, check_version
+
+Header = Callable[[str], str | None]
+ReadBody = Callable[[], Awaitable[bytes]]
+Reply = tuple[int, list[tuple[str, str]], bytes]
+Kept = Sequence[TensorLike]
+
+TENSOR_BYTES_EXTRA = 200  # what a cached tensor costs besides its bytes
+PRECISION = "published"  # precision class of the answer; engines of other classes come later
+CONTENT_ENCODINGS = frozenset(["", "identity"])
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the path names: an endpoint, or a model and its version."""
+
+    name: str
+    version: str | None = None
+
+
+@dataclass(slots=True)
+class Trace:
+    """What is known of one request so far; for its headers, counters and logs."""
+
+    request_id: str
+    started_s: float
+    endpoint: Endpoint | None = None
+    arm: ArmOf | None = None
+    auth_s: float = 0.0
+    cache_s: float = 0.0
+    cache_status: str = ""
+    answer: Answer | None = None
+    dispatched: bool = False
+
+
+class Service:
+    """The edge's collaborators, and the way through them."""
+
+    def __init__(
+        self,
+        *,
+        world: World,
+        pool: Pool,
+        auth: Auth,
+        cache: AnswerCache[Kept],
+        flights: Flights[Answer],
+        metrics: Metrics,
+    ) -> None:
+        self.world = world
+        self.pool = pool
+        self.auth = auth
+        self.cache = cache
+        self.flights = flights
+        self.metrics = metrics
+        self._now = time.monotonic
+        self._id_prefix = secrets.token_hex(5)
+        self._ids = itertools.count(1)
+
+    def begin(self, header: Header) -> Trace:
+        """Start the trace of a request."""
+        given = header("x-request-id")
+        if given is None or not (0 < len(given) <= 128 and given.isascii() and given.isprintable()):
+            given = f"{self._id_prefix}-{next(self._ids):x}"
+        return Trace(given, self._now())
+
+    async def infer(
+        self,
+        trace: Trace,
+        target: Target,
+        header: Header,
+        read_body: ReadBody,
+    ) -> Reply:
+        """Answer `POST /v2/models/…/infer`; raises `Refusal`."""
+        snapshot = self.world.snapshot
+        record, endpoint = await self._admit(trace, snapshot, target, header)
+        body = await read_body()
+        arm = self._arm(endpoint, record, header)
+        trace.arm = arm
+        request = parse_infer(
+            body, header("inference-header-content-length"), arm.version.signature
+        )
+        deadline_s = self._deadline(trace, endpoint, request, header)
+        answer = await self._answer(trace, record, endpoint, arm, request, header, deadline_s)
+        content, headers = render_infer(request, target.name, arm.version.ref[1], answer.outputs)
+        headers += self.headers(trace)
+        return 200, headers, content
+
+    async def stream(
+        self,
+        trace: Trace,
+        target: Target,
+        header: Header,
+        read_body: ReadBody,
+        on_chunk: Callable[[Sequence[Tensor]], None],
+    ) -> tuple[InferRequest, Call]:
+        """Begin `POST /v2/models/…/generate_stream`; the call's future ends the stream."""
+        snapshot = self.world.snapshot
+        record, endpoint = await self._admit(trace, snapshot, target, header)
+        body = await read_body()
+        arm = self._arm(endpoint, record, header)
+        trace.arm = arm
+        request = parse_generate(body, arm.version.signature)
+        deadline_s = self._deadline(trace, endpoint, request, header)
+        trace.cache_status = "tidepool; fwd=bypass; detail=stream"
+        call = self._call(trace, arm, request, deadline_s, on_chunk)
+        self.pool.start(call)
+        return request, call
+
+    async def find(self, snapshot: Snapshot, target: Target) -> Endpoint:
+        """Return what `target` names.
+
+        Raises:
+            NotFound: nothing does.
+            Unavailable: nobody can say whether there is such a version.
+        """
+        if target.version is None:
+            endpoint = snapshot.endpoints.get(target.name)
+            if endpoint is None:
+                raise NotFound(f"Request for unknown model: {target.name!r} is not found")
+            return endpoint
+        ref = (target.name, target.version)
+        version = snapshot.versions.get(ref)
+        if version is None:
+            try:
+                check_name("model", target.name)
+                check_version(target.version)
+                version = await self.world.resolve(ref)
+            except BadName:
+                version = None
+            except ConnectionError:
+                raise Unavailable(
+                    f"whether version {target.version!r} of {target.name!r} exists cannot be told "
+                    "while no controller can be reached",
+                    retry_after_s=1.0,
+                ) from None
+        if version is None:
+            raise NotFound(
+                f"Request for unknown model: {target.name!r} version {target.version!r} "
+                "is not found"
+            )
+        return of_version(version)
+
+    def headers(self, trace: Trace) -> list[tuple[str, str]]:
+        """Return the headers that every answer carries."""
+        headers = [("x-request-id", trace.request_id)]
+        if trace.arm is not None:
+            headers.append(("x-tidepool-variant", trace.arm.name or trace.arm.version.ref[1]))
+        if trace.cache_status:
+            headers.append(("cache-status", trace.cache_status))
+        total_ms = (self._now() - trace.started_s) * 1e3
+        answer = trace.answer
+        if answer is None:
+            timing = f"auth;dur={trace.auth_s * 1e3:.3f}, total;dur={total_ms:.3f}"
+        else:
+            timing = (
+                f"auth;dur={trace.auth_s * 1e3:.3f}, cache;dur={trace.cache_s * 1e3:.3f}, "
+                f"queue;dur={answer.queue_us / 1e3:.3f}, infer;dur={answer.infer_us / 1e3:.3f}, "
+                f"total;dur={total_ms:.3f}"
+            )
+        headers.append(("server-timing", timing))
+        return headers
+
+    def end(self, trace: Trace, status: int) -> None:
+        """Count a request that has ended."""
+        endpoint, arm = trace.endpoint, trace.arm
+        if endpoint is None or arm is None:
+            self.metrics.count("tidepool_requests", "", "", str(status))
+            return
+        self.metrics.count("tidepool_requests", endpoint.name, arm.name, str(status))
+        histograms = self.metrics.arm(endpoint.name, arm.name)
+        histograms.request_s.observe(self._now() - trace.started_s)
+        counts = self.world.count(endpoint.name, endpoint.revision, arm.name, arm.version.ref[1])
+        answer = trace.answer
+        if answer is not None and trace.dispatched:
+            histograms.queue_s.observe(answer.queue_us / 1e6)
+            histograms.infer_s.observe(answer.infer_us / 1e6)
+            histograms.batch_rows.observe(answer.batch_rows)
+        if status == 200 or status == 500:
+            counts[0] += 1
+            counts[1] += status == 500
+            counts[2] += not trace.dispatched
+
+    # the steps
+
+    async def _admit(
+        self, trace: Trace, snapshot: Snapshot, target: Target, header: Header
+    ) -> tuple[KeyRecord, Endpoint]:
+        record = self.auth.check(snapshot, header)
+        allow(record, target.name)
+        trace.auth_s = self._now() - trace.started_s
+        endpoint = await self.find(snapshot, target)
+        trace.endpoint = endpoint
+        encoding = header("content-encoding")
+        if encoding is not None and encoding not in CONTENT_ENCODINGS:
+            raise Unsupported("Content-Encoding is not supported here; send the body as it is")
+        return record, endpoint
+
+    def _arm(self, endpoint: Endpoint, record: KeyRecord, header: Header) -> ArmOf:
+        arms = endpoint.arms
+        if len(arms) == 1:
+            return arms[0]
+        spec = endpoint.spec
+        assert spec is not None
+        if spec.assign.header_may_pick:
+            picked = header("x-tidepool-variant")
+            if picked is not None:
+                arm = endpoint.arm_named(picked)
+                if arm is None:
+                    raise BadRequest(f"x-tidepool-variant: {endpoint.name} has no such variant")
+                return arm
+        unit = unit_of(spec.assign, header, record.id)
+        if unit is None:
+            return arms[endpoint.assignment.draw(random.random())]
+        return arms[endpoint.assignment.assign(unit)]
+
+    def _deadline(
+        self, trace: Trace, endpoint: Endpoint, request: InferRequest, header: Header
+    ) -> float:
+        """Return when the answer must be there: the least of the three limits."""
+        left_s = endpoint.deadline_s
+        if request.timeout_us:
+            left_s = min(left_s, request.timeout_us / 1e6)
+        given = header("x-request-timeout-seconds")
+        if given is not None:
+            try:
+                wanted_s = float(given)
+            except ValueError:
+                wanted_s = math.nan
+            if not 0 < wanted_s < math.inf:
+                raise BadRequest("x-request-timeout-seconds must be a number of seconds above 0")
+            left_s = min(left_s, wanted_s)
+        return trace.started_s + left_s
+
+    async def _answer(
+        self,
+        trace: Trace,
+        record: KeyRecord,
+        endpoint: Endpoint,
+        arm: ArmOf,
+        request: InferRequest,
+        header: Header,
+        deadline_s: float,
+    ) -> Answer:
+        """Return the answer out of the cache, a flight of its twin, or the pool."""
+        why = self._bypass(endpoint, arm, header)
+        if why == "off" or why == "no-store":
+            trace.cache_status = f"tidepool; fwd=bypass; detail={why}"
+            return await self._compute(trace, self._call(trace, arm, request, deadline_s))
+        now_s = self._now()
+        key = cache_key(record.tenant, arm.version.digest, PRECISION, endpoint.cache_epoch, request)
+        hit = self.cache.find(key, now_s) if why is None else None
+        trace.cache_s = self._now() - now_s
+        if hit is not None:
+            outputs, until_s = hit
+            trace.cache_status = f"tidepool; hit; ttl={int(until_s - now_s)}"
+            trace.answer = Answer(outputs, 0, 0, 0)
+            return trace.answer
+        if why == "no-cache":
+            trace.cache_status = "tidepool; fwd=request; detail=no-cache"
+            answer = await self._compute(trace, self._call(trace, arm, request, deadline_s))
+        else:
+            trace.cache_status = "tidepool; fwd=uri-miss"
+
+            def lead() -> Coroutine[None, None, Answer]:
+                return self._compute(trace, self._call(trace, arm, request, deadline_s))
+
+            answer = await self.flights.run(key, deadline_s, lead)
+            if not trace.dispatched:
+                trace.cache_status = "tidepool; fwd=uri-miss; collapsed"
+                trace.answer = answer
+                return answer
+        self._store(key, endpoint, answer)
+        return answer
+
+    def _bypass(
+        self, endpoint: Endpoint, arm: ArmOf, header: Header
+    ) -> Literal["off", "no-store", "no-cache"] | None:
+        if endpoint.cache_ttl_s <= 0 or not arm.version.caches:
+            return "off"
+        wish = header("cache-control")
+        if wish is None:
+            return None
+        words = {word.strip() for word in wish.lower().split(",")}
+        if "no-store" in words:
+            return "no-store"
+        return "no-cache" if "no-cache" in words or "max-age=0" in words else None
+
+    def _call(
+        self,
+        trace: Trace,
+        arm: ArmOf,
+        request: InferRequest,
+        deadline_s: float,
+        on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
+    ) -> Call:
+        trace.dispatched = True
+        return Call(
+            ref=arm.version.ref,
+            digest=arm.version.digest,
+            request_id=trace.request_id,
+            inputs=request.inputs,
+            outputs=request.outputs,
+            deadline_s=deadline_s,
+            priority=request.priority,
+            on_chunk=on_chunk,
+        )
+
+    async def _compute(self, trace: Trace, call: Call) -> Answer:
+        self.pool.start(call)
+        try:
+            trace.answer = await call.future
+        except asyncio.CancelledError:
+            self.pool.cancel(call)
+            raise
+        return trace.answer
+
+    def _store(self, key: bytes, endpoint: Endpoint, answer: Answer) -> None:
+        now_s = self._now()
+        ttl_s = endpoint.cache_ttl_s
+        size_bytes = sum(len(output.data) + TENSOR_BYTES_EXTRA for output in answer.outputs)
+        outputs = [_own(output) for output in answer.outputs]
+        self.cache.put(key, outputs, size_bytes, now_s, ttl_s)
+
+
+def _own(tensor: TensorLike) -> TensorLike:
+    """Copy a small tensor out of the frame that it came in, which its view would keep alive."""
+    if type(tensor.data) is memoryview:
+        return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), bytes(tensor.data))
+    return tensor

@@ -1,0 +1,187 @@
+"""What one edge process counts, cheaply; shown for all edge processes of a node as Prometheus text.
+
+The hot path adds to plain lists.  Every second, and when it ends, a process writes its totals to a
+file of its own; whichever process is scraped adds up the files of its siblings, ended ones too, so
+that no counter ever falls.  (prometheus_client's own multiprocess mode locks and writes a shared
+page for each observation, several of them per request.)
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+# Seconds; a ratio of ~2 between bounds keeps any quantile within a factor of 1.5.
+BOUNDS_S = (
+    0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+)  # fmt: skip
+BOUNDS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+_COUNTERS = {
+    "tidepool_requests": ("Requests by their end.", ("endpoint", "variant", "status")),
+    "tidepool_cache": ("First-level cache by outcome.", ("endpoint", "outcome")),
+    "tidepool_dispatch_retries": ("Calls sent again because their worker broke.", ()),
+}
+_HISTOGRAMS = {
+    "tidepool_request_seconds": ("From head to answer, at the edge.", ("endpoint", "variant")),
+    "tidepool_queue_seconds": ("Waiting in the worker.", ("endpoint", "variant")),
+    "tidepool_infer_seconds": ("The engine's run.", ("endpoint", "variant")),
+    "tidepool_batch_rows": ("Rows of the batch that a call was part of.", ("endpoint", "variant")),
+}
+
+
+class Histogram:
+    """Counts per bucket, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count `value`."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class ArmMetrics:
+    """The histograms of one arm, held by the request's way so that nothing is looked up."""
+
+    __slots__ = ("batch_rows", "infer_s", "queue_s", "request_s")
+
+    def __init__(self) -> None:
+        self.request_s = Histogram(BOUNDS_S)
+        self.queue_s = Histogram(BOUNDS_S)
+        self.infer_s = Histogram(BOUNDS_S)
+        self.batch_rows = Histogram(BOUNDS_ROWS)
+
+    def by_name(self) -> dict[str, Histogram]:
+        """Return the histograms by their metric's name."""
+        return {
+            "tidepool_request_seconds": self.request_s,
+            "tidepool_queue_seconds": self.queue_s,
+            "tidepool_infer_seconds": self.infer_s,
+            "tidepool_batch_rows": self.batch_rows,
+        }
+
+
+class _Total(msgspec.Struct):
+    """One process's totals as they lie in its file."""
+
+    counters: list[tuple[str, tuple[str, ...], float]]
+    histograms: list[tuple[str, tuple[str, ...], list[int], float]]
+
+
+class Metrics:
+    """Everything that this process counts."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._file = folder / f"{name}.{os.getpid()}.json"
+        self._counters: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._arms: dict[tuple[str, str], ArmMetrics] = {}
+        self.in_flight = 0
+
+    def arm(self, endpoint: str, variant: str) -> ArmMetrics:
+        """Return the histograms of an arm."""
+        found = self._arms.get((endpoint, variant))
+        if found is None:
+            found = self._arms[endpoint, variant] = ArmMetrics()
+        return found
+
+    def count(self, name: str, *labels: str) -> None:
+        """Add one to a counter."""
+        key = (name, labels)
+        self._counters[key] = self._counters.get(key, 0) + 1
+
+    def save(self) -> None:
+        """Write this process's totals for its siblings."""
+        total = _Total(
+            [(name, labels, value) for (name, labels), value in self._counters.items()],
+            [
+                (name, arm, histogram.counts, histogram.sum)
+                for arm, metrics in self._arms.items()
+                for name, histogram in metrics.by_name().items()
+            ],
+        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._file.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.encode(total))
+        partial.replace(self._file)
+
+    def text(self) -> bytes:
+        """Return the totals of all edge processes of this node as Prometheus text."""
+        self.save()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Merged(self._folder, self.in_flight))
+        return generate_latest(registry)
+
+
+class _Merged(Collector):
+    """The sum over all files of a node."""
+
+    def __init__(self, folder: Path, in_flight: int) -> None:
+        self._folder = folder
+        self._in_flight = in_flight
+
+    def collect(self) -> Iterator[Metric]:
+        counters: dict[tuple[str, tuple[str, ...]], float] = {}
+        histograms: dict[tuple[str, tuple[str, ...]], tuple[list[int], float]] = {}
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                total = msgspec.json.decode(path.read_bytes(), type=_Total)
+            except (OSError, msgspec.DecodeError):
+                continue  # written by another release, or gone
+            for name, labels, value in total.counters:
+                counters[name, labels] = counters.get((name, labels), 0) + value
+            for name, labels, counts, sum_ in total.histograms:
+                old_counts, old_sum = histograms.get((name, labels), ([0] * len(counts), 0.0))
+                merged = [a + b for a, b in zip(old_counts, counts, strict=False)]
+                histograms[name, labels] = (merged, old_sum + sum_)
+        yield from _counter_families(counters)
+        yield from _histogram_families(histograms)
+        gauge = GaugeMetricFamily("tidepool_in_flight", "Requests under way in this process.")
+        gauge.add_metric([], self._in_flight)
+        yield gauge
+
+
+def _counter_families(
+    counters: dict[tuple[str, tuple[str, ...]], float],
+) -> Iterator[Metric]:
+    for name, (help_text, label_names) in _COUNTERS.items():
+        counter = CounterMetricFamily(name, help_text, labels=label_names)
+        for (found, labels), value in sorted(counters.items()):
+            if found == name:
+                counter.add_metric(labels, value)
+        yield counter
+
+
+def _histogram_families(
+    histograms: dict[tuple[str, tuple[str, ...]], tuple[list[int], float]],
+) -> Iterator[Metric]:
+    for name, (help_text, label_names) in _HISTOGRAMS.items():
+        bounds = BOUNDS_ROWS if name == "tidepool_batch_rows" else BOUNDS_S
+        family = HistogramMetricFamily(name, help_text, labels=label_names)
+        for (found, labels), (counts, sum_) in sorted(histograms.items()):
+            if found != name:
+                continue
+            running, buckets = 0, []
+            for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=False):
+                running += count
+                buckets.append((bound, running))
+            family.add_metric(labels, buckets, sum_value=sum_)
+        yield family

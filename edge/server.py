@@ -1,0 +1,269 @@
+"""The RSGI application: a fast path for calls, Starlette for everything else.
+
+Owns reading a body within its bounds, noticing that a client has left, and turning a `Refusal` into
+an answer.  The request's way itself is `infer.Service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+from starlette.types import ASGIApp
+
+from edge import bridge
+from edge.body_render import render_error_event, render_event
+from edge.body_signature import InferRequest
+from edge.dispatch import Call
+from edge.errors import BadRequest, BodyTooSlow, ClientGone, Refusal, TooLarge
+from edge.infer import Service, Target, Trace
+from pool.wire.data import Tensor
+
+NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
+STREAM_CHUNKS_MAX = 256  # unsent parts of a stream, after which its client counts as gone
+
+_CALL = re.compile(
+    r"/v2/models/([^/]{1,200})(?:/versions/([^/]{1,40}))?/(infer|generate|generate_stream)"
+)
+_JSON = ("content-type", "application/json")
+_SSE = [
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-store"),
+    ("x-accel-buffering", "no"),
+]
+_log = structlog.get_logger()
+
+
+class Headers(Protocol):
+    def get(self, key: str, default: Any = None) -> Any: ...
+    def items(self) -> list[tuple[str, str]]: ...
+
+
+class Scope(Protocol):
+    """What granian says of a request."""
+
+    proto: str
+    method: str
+    path: str
+    query_string: str
+    client: str
+    server: str
+    scheme: str
+    http_version: str
+
+    @property
+    def headers(self) -> Headers: ...
+
+
+class App:
+    """One edge process as granian sees it."""
+
+    def __init__(
+        self, service: Service, rest: ASGIApp, body_bytes_max: int, body_read_timeout_s: float
+    ) -> None:
+        self._service = service
+        self._rest = bridge.Bridge(rest, body_bytes_max)
+        self._body_bytes_max = body_bytes_max
+        self._body_read_timeout_s = body_read_timeout_s
+        # The whole mutable state: the requests under way whose clients might leave.
+        self._under_way: dict[asyncio.Task[Any], tuple[float, Any]] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls are under way."""
+        return len(self._under_way)
+
+    async def __rsgi__(self, scope: Scope, proto: Any) -> None:
+        path = scope.path
+        if scope.method == "POST" and path.startswith("/v2/models/"):
+            match = _CALL.fullmatch(path)
+            if match is not None:
+                name, version, what = match.groups()
+                target = Target(name, version)
+                if what == "infer":
+                    await self._infer(scope, proto, target)
+                else:
+                    await self._generate(scope, proto, target, what == "generate_stream")
+                return
+        if scope.proto != "http":
+            proto.close(403)
+            return
+        await self._rest(scope, proto)
+
+    async def _infer(self, scope: Scope, proto: Any, target: Target) -> None:
+        service = self._service
+        header = scope.headers.get
+        trace = service.begin(header)
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way[task] = (trace.started_s, proto)
+        try:
+            status, headers, body = await service.infer(
+                trace, target, header, lambda: self._body(header, proto)
+            )
+        except Refusal as refusal:
+            status, headers, body = self._refused(trace, refusal)
+        except asyncio.CancelledError:
+            service.end(trace, ClientGone.status)
+            return
+        except Exception:
+            # Our own bug must end as an answer, and in the log with all that is known.
+            _log.exception("bug", request_id=trace.request_id)
+            status, headers, body = self._refused(trace, Refusal("internal error"))
+        finally:
+            del self._under_way[task]
+        proto.response_bytes(status, headers, body)
+        service.end(trace, status)
+
+    async def _generate(self, scope: Scope, proto: Any, target: Target, is_stream: bool) -> None:
+        service = self._service
+        header = scope.headers.get
+        trace = service.begin(header)
+        chunks: asyncio.Queue[Sequence[Tensor] | None] = asyncio.Queue()
+        call: Call | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way[task] = (trace.started_s, proto)
+        status = 200
+        try:
+            request, call = await service.stream(
+                trace, target, header, lambda: self._body(header, proto), chunks.put_nowait
+            )
+            call.future.add_done_callback(lambda _: chunks.put_nowait(None))
+            if is_stream:
+                status = await self._send_events(proto, trace, target, request, call, chunks)
+            else:
+                await self._send_last(proto, trace, target, request, call, chunks)
+        except Refusal as refusal:
+            status, headers, body = self._refused(trace, refusal)
+            proto.response_bytes(status, headers, body)
+        except asyncio.CancelledError:
+            status = ClientGone.status
+        except Exception:
+            # Our own bug must end as an answer, and in the log with all that is known.
+            _log.exception("bug", request_id=trace.request_id)
+            status, headers, body = self._refused(trace, Refusal("internal error"))
+            proto.response_bytes(status, headers, body)
+        finally:
+            del self._under_way[task]
+            if call is not None and not call.future.done():
+                service.pool.cancel(call)
+            service.end(trace, status)
+
+    async def _send_events(
+        self,
+        proto: Any,
+        trace: Trace,
+        target: Target,
+        request: InferRequest,
+        call: Call,
+        chunks: asyncio.Queue[Sequence[Tensor] | None],
+    ) -> int:
+        """Send each part as an event; a failure before the first is an ordinary refusal."""
+        assert trace.arm is not None
+        version = trace.arm.version.ref[1]
+        chunk = await chunks.get()
+        if chunk is None and (error := call.future.exception()) is not None:
+            raise error
+        headers = [*_SSE, *self._service.headers(trace)]
+        transport = proto.response_stream(200, headers)
+        try:
+            while chunk is not None:
+                if chunks.qsize() > STREAM_CHUNKS_MAX:
+                    return ClientGone.status  # it does not read
+                await transport.send_bytes(render_event(request, target.name, version, chunk))
+                chunk = await chunks.get()
+            error = call.future.exception()
+            if error is not None:
+                text = error.text if isinstance(error, Refusal) else "internal error"
+                await transport.send_bytes(render_error_event(text))
+                return error.status if isinstance(error, Refusal) else 500
+            trace.answer = call.future.result()
+            return 200
+        except Refusal as refusal:  # an output that has no JSON form
+            await transport.send_bytes(render_error_event(refusal.text))
+            return refusal.status
+        except RuntimeError:  # granian: the connection is closed
+            return ClientGone.status
+
+    async def _send_last(
+        self,
+        proto: Any,
+        trace: Trace,
+        target: Target,
+        request: InferRequest,
+        call: Call,
+        chunks: asyncio.Queue[Sequence[Tensor] | None],
+    ) -> None:
+        """Answer `generate` with the one part that a stream consists of."""
+        assert trace.arm is not None
+        parts = []
+        while (chunk := await chunks.get()) is not None:
+            parts.append(chunk)
+            if len(parts) > 1:
+                raise BadRequest("this model answers in several parts: use generate_stream")
+        answer = call.future.result()
+        trace.answer = answer
+        event = render_event(
+            request, target.name, trace.arm.version.ref[1], parts[0] if parts else answer.outputs
+        )
+        body = event.removeprefix(b"data: ").rstrip(b"\n")
+        proto.response_bytes(200, [_JSON, *self._service.headers(trace)], body)
+
+    def _refused(self, trace: Trace, refusal: Refusal) -> tuple[int, list[tuple[str, str]], bytes]:
+        status = refusal.status
+        if status >= 500:
+            _log.warning("refused", status=status, request_id=trace.request_id, error=refusal.text)
+        headers = [_JSON, *refusal.headers, *self._service.headers(trace)]
+        return status, headers, msgspec.json.encode({"error": refusal.text})
+
+    async def _body(self, header: Any, proto: Any) -> bytes:
+        """Read the body whole, within its bounds in bytes and time."""
+        length = header("content-length")
+        try:
+            if length is not None:
+                if int(length) > self._body_bytes_max:
+                    raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
+                async with asyncio.timeout(self._body_read_timeout_s):
+                    body: bytes = await proto()
+                if len(body) != int(length):
+                    raise BadRequest("the body ended before its Content-Length")
+                return body
+            async with asyncio.timeout(self._body_read_timeout_s):
+                parts, size_bytes = [], 0
+                async for part in proto:
+                    size_bytes += len(part)
+                    if size_bytes > self._body_bytes_max:
+                        raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
+                    parts.append(bytes(part))
+                return b"".join(parts)
+        except TimeoutError:
+            raise BodyTooSlow(f"no body within {self._body_read_timeout_s} s") from None
+        except RuntimeError:  # granian: the client left, or its framing broke
+            raise BadRequest("the body did not arrive whole") from None
+
+    async def notice_departures_forever(self) -> None:
+        """Cancel the requests of clients that have left.
+
+        Only requests that are not answered at once are looked at, so that the others cost nothing.
+        """
+        loop = asyncio.get_running_loop()
+        watched: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
+        while True:
+            await asyncio.sleep(NOTICE_S)
+            now_s = time.monotonic()
+            for task, (started_s, proto) in list(self._under_way.items()):
+                if task not in watched and now_s - started_s >= NOTICE_S:
+                    watched[task] = loop.create_task(_cancel_with_client(task, proto))
+            for task in [task for task in watched if task not in self._under_way]:
+                watched.pop(task).cancel()
+
+
+async def _cancel_with_client(task: asyncio.Task[Any], proto: Any) -> None:
+    await proto.client_disconnect()
+    task.cancel()

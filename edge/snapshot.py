@@ -1,0 +1,168 @@
+"""The documents as a request needs them: compiled once per change, then only read.
+
+A `Snapshot` is built from the controller's documents and replaced whole, so that a request sees one
+state of the world from its first line to its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from edge.body import Signature
+from edge.variants import Arm, Arms
+from pool.wire.control import Documents
+from registry_sync import keys as key_rules
+from registry_sync.documents import (
+    BadDocument,
+    EndpointSpec,
+    EndpointState,
+    KeyRecord,
+    Manifest,
+    read_keys,
+    read_manifest,
+    read_spec,
+    read_state,
+)
+
+Ref = tuple[str, str]
+
+DEADLINE_S_DEFAULT = 10.0  # of calls for a version that no endpoint names
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One published version, ready to be called."""
+
+    ref: Ref
+    manifest: Manifest
+    digest: str
+    signature: Signature
+    caches: bool  # its answers may be cached at all
+
+
+@dataclass(frozen=True, slots=True)
+class ArmOf:
+    """One arm of an endpoint: the variant's name and the version behind it."""
+
+    name: str
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What a client calls; for a call by version, one arm under the model's name."""
+
+    name: str
+    revision: int
+    arms: tuple[ArmOf, ...]
+    assignment: Arms
+    spec: EndpointSpec | None
+    deadline_s: float
+    cache_ttl_s: float  # 0: no caching
+    cache_epoch: int
+
+    def arm_named(self, name: str) -> ArmOf | None:
+        """Return the arm called `name`."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that the data plane goes by."""
+
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    versions: Mapping[Ref, Version] = field(default_factory=dict)
+    keys: Mapping[str, KeyRecord] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
+
+
+def compile_snapshot(documents: Documents, old: Snapshot) -> Snapshot:
+    """Build the snapshot of `documents`, taking over from `old` what has not changed.
+
+    The controller has checked the documents; what this (maybe older) release cannot read stays out
+    alone, and the last good one serves.
+    """
+    rejected = dict(documents.rejected)
+    versions: dict[Ref, Version] = {}
+    for name, data in documents.manifests.items():
+        model, _, number = name.rpartition("/")
+        known = old.versions.get((model, number))
+        if known is not None:  # manifests are immutable
+            versions[model, number] = known
+            continue
+        try:
+            versions[model, number] = _version(read_manifest(data))
+        except BadDocument as error:
+            rejected[f"models/{name}/manifest.json"] = str(error)
+    endpoints: dict[str, Endpoint] = {}
+    for name, data in documents.specs.items():
+        try:
+            state_data = documents.states.get(name)
+            state = read_state(state_data) if state_data else None
+            endpoints[name] = _endpoint(read_spec(data), state, versions)
+        except (BadDocument, KeyError) as error:
+            rejected[f"endpoints/{name}.json"] = str(error)
+            if name in old.endpoints:
+                endpoints[name] = old.endpoints[name]
+    keys = old.keys
+    try:
+        keys = key_rules.by_id(read_keys(documents.keys)) if documents.keys else {}
+    except BadDocument as error:
+        rejected["keys.json"] = str(error)
+    for document, why in rejected.items():
+        if document not in old.rejected:
+            _log.warning("document_rejected", document=document, why=why)
+    return Snapshot(endpoints, versions, keys, rejected)
+
+
+def of_version(version: Version) -> Endpoint:
+    """Return the endpoint by which one version is called by its number."""
+    model = version.ref[0]
+    return Endpoint(
+        name=model,
+        revision=0,
+        arms=(ArmOf("", version),),
+        assignment=Arms([Arm("", 100.0)], model),
+        spec=None,
+        deadline_s=DEADLINE_S_DEFAULT,
+        cache_ttl_s=0.0,
+        cache_epoch=0,
+    )
+
+
+def _version(manifest: Manifest) -> Version:
+    return Version(
+        ref=(manifest.model, manifest.version),
+        manifest=manifest,
+        digest=manifest.digest,
+        signature=Signature.of(
+            manifest.model, manifest.inputs, manifest.outputs, manifest.rows_max
+        ),
+        caches=manifest.deterministic,
+    )
+
+
+def _endpoint(
+    spec: EndpointSpec, state: EndpointState | None, versions: Mapping[Ref, Version]
+) -> Endpoint:
+    weights: Mapping[str, float] = {}
+    if state is not None and state.revision == spec.revision:
+        weights = state.weights
+    arms = tuple(ArmOf(v.name, versions[v.model, v.version]) for v in spec.variants)
+    return Endpoint(
+        name=spec.endpoint,
+        revision=spec.revision,
+        arms=arms,
+        assignment=Arms(
+            [Arm(v.name, weights.get(v.name, v.weight)) for v in spec.variants], spec.assign.salt
+        ),
+        spec=spec,
+        deadline_s=spec.deadline_ms / 1000,
+        cache_ttl_s=spec.cache.ttl_s if spec.cache is not None else 0.0,
+        cache_epoch=state.cache_epoch if state is not None else 0,
+    )

@@ -1,0 +1,205 @@
+"""What this edge was told: documents and routes from the controller, kept over its absence.
+
+Owns the connection to the controller, the current `Snapshot`, and the last good copies on disk from
+which an edge boots while there is no controller.  Routes go on to `dispatch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets as random_secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+
+from edge.dispatch import Pool
+from edge.snapshot import Ref, Snapshot, Version, compile_snapshot
+from pool.wire import control
+from pool.wire.control import Documents, Routes, VariantCount
+from pool.wire.frames import WireError
+from pool.wire.handshake import Secrets
+from pool.wire.link import ControlLink
+
+COUNTERS_S = 1.0
+RESOLVE_S_MAX = 2.0
+UNKNOWN_S = 2.0  # for so long a version that the registry does not have is not asked for again
+UNKNOWN_MAX = 10_000
+
+_log = structlog.get_logger()
+
+
+class World:
+    """The edge's knowledge of everything outside of it."""
+
+    def __init__(
+        self,
+        *,
+        edge_id: str,
+        folder: Path,
+        pool: Pool,
+        find: Callable[[], Awaitable[str | None]],
+        secrets: Secrets | None,
+    ) -> None:
+        self.snapshot = Snapshot()
+        self.has_routes = False
+        self.is_pool_ready = False
+        self.incarnation = random_secrets.token_hex(8)
+        # endpoint, revision, variant, version → [requests, errors, hits], since this start
+        self.counts: dict[tuple[str, int, str, str], list[int]] = {}
+        self._edge_id = edge_id
+        self._pool = pool
+        self._folder = folder
+        self._documents: Documents | None = None
+        self._routes: Routes | None = None
+        self._asked: dict[int, asyncio.Future[control.Answer]] = {}
+        self._ask_ids = itertools.count(1)
+        self._resolving: dict[Ref, asyncio.Future[control.Resolved]] = {}
+        self._unknown_until_s: dict[Ref, float] = {}
+        self.link = ControlLink(find, secrets, self._register, self._on_message)
+
+    def count(self, endpoint: str, revision: int, variant: str, version: str) -> list[int]:
+        """Return the cumulative counts of an arm: requests, errors, hits."""
+        key = (endpoint, revision, variant, version)
+        found = self.counts.get(key)
+        if found is None:
+            found = self.counts[key] = [0, 0, 0]
+        return found
+
+    def boot(self) -> None:
+        """Take over the last good copies, so that a start needs no controller."""
+        documents = self._load("documents")
+        routes = self._load("routes")
+        if isinstance(documents, Documents):
+            self._take_documents(documents, keep=False)
+        if isinstance(routes, Routes):
+            self._take_routes(routes, keep=False)
+
+    async def run(self) -> None:
+        """Follow the controller and report to it until cancelled."""
+        link = asyncio.create_task(self.link.run())
+        try:
+            while True:
+                await asyncio.sleep(COUNTERS_S)
+                self.report()
+        finally:
+            link.cancel()
+
+    def report(self) -> None:
+        """Tell the controller what was counted so far."""
+        counts = tuple(VariantCount(*key, *values) for key, values in self.counts.items())
+        self.link.send(control.Counters(self.incarnation, counts))
+
+    async def ask(self, what: str, argument: str = "") -> control.Answer:
+        """Ask the controller.
+
+        Raises:
+            ConnectionError: there is none, or it does not answer.
+        """
+        ask_id = next(self._ask_ids)
+        future: asyncio.Future[control.Answer] = asyncio.get_running_loop().create_future()
+        self._asked[ask_id] = future
+        try:
+            if not self.link.send(control.Ask(what, argument, ask_id)):
+                raise ConnectionError("no controller can be reached")
+            async with asyncio.timeout(15):
+                return await future
+        except TimeoutError:
+            raise ConnectionError("the controller does not answer") from None
+        finally:
+            del self._asked[ask_id]
+
+    async def resolve(self, ref: Ref) -> Version | None:
+        """Find a version that no endpoint names; None if it is not published.
+
+        Raises:
+            ConnectionError: nobody can say.
+        """
+        loop = asyncio.get_running_loop()
+        if self._unknown_until_s.get(ref, 0.0) > loop.time():
+            return None
+        future = self._resolving.get(ref)
+        if future is None:
+            future = self._resolving[ref] = loop.create_future()
+            if not self.link.send(control.Resolve(*ref)):
+                del self._resolving[ref]
+                raise ConnectionError("no controller can be reached")
+        try:
+            async with asyncio.timeout(RESOLVE_S_MAX):
+                found = await asyncio.shield(future)
+        except TimeoutError:
+            raise ConnectionError("the controller does not answer") from None
+        finally:
+            if self._resolving.get(ref) is future:
+                del self._resolving[ref]
+        if found.detail:
+            raise ConnectionError(found.detail)
+        if not found.found:
+            if len(self._unknown_until_s) >= UNKNOWN_MAX:
+                self._unknown_until_s.clear()
+            self._unknown_until_s[ref] = loop.time() + UNKNOWN_S
+        return self.snapshot.versions.get(ref)
+
+    def _register(self) -> control.Message:
+        return control.RegisterEdge(control.WIRE, self._edge_id, self.incarnation, os.getpid())
+
+    def _on_message(self, message: control.Message) -> None:
+        match message:
+            case Documents():
+                self._take_documents(message, keep=True)
+                self.link.send(control.Ack(message.epoch, message.seq))
+            case Routes():
+                self._take_routes(message, keep=True)
+            case control.Resolved():
+                future = self._resolving.get((message.model, message.version))
+                if future is not None and not future.done():
+                    future.set_result(message)
+            case control.Answer():
+                answered = self._asked.get(message.id)
+                if answered is not None and not answered.done():
+                    answered.set_result(message)
+            case control.Welcome():
+                pass
+            case _:
+                raise WireError(f"a controller does not send an edge {type(message).__name__}")
+
+    def _take_documents(self, documents: Documents, *, keep: bool) -> None:
+        self.snapshot = compile_snapshot(documents, self.snapshot)
+        self._unknown_until_s.clear()
+        self._documents = documents
+        if keep:
+            self._save("documents", documents)
+        _log.info("documents", epoch=documents.epoch, seq=documents.seq)
+
+    def _take_routes(self, routes: Routes, *, keep: bool) -> None:
+        self._routes = routes
+        self.has_routes = True
+        self.is_pool_ready = routes.ready
+        self._pool.update(routes)
+        if keep:
+            self._save("routes", routes)
+
+    def _save(self, name: str, message: control.Message) -> None:
+        """Keep a copy; a full disk costs the copy, not the service."""
+        path = self._folder / f"{name}.last"
+        partial = self._folder / f"{name}.{os.getpid()}.partial"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(control.pack(message))
+            partial.chmod(0o600)
+            partial.replace(path)
+        except OSError as error:
+            _log.warning("last_good_copy_failed", document=name, error=str(error))
+
+    def _load(self, name: str) -> control.Message | None:
+        path = self._folder / f"{name}.last"
+        try:
+            data = path.read_bytes()
+            return control.decode(data)
+        except FileNotFoundError:
+            return None
+        except (OSError, WireError, ValueError) as error:
+            _log.warning("last_good_copy_unreadable", document=name, error=str(error))
+            return None

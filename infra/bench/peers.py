@@ -1,0 +1,69 @@
+"""The servers and loops that Tidepool is measured against, as processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.bench import cpu
+from infra.bench.calls import Target
+from infra.bench.processes import environment, free_port, running
+
+LOOP_S_MAX = 300.0
+
+
+@contextmanager
+def fastapi(model: Path, *, threads: int, spinning: bool) -> Iterator[Target]:
+    """Run FastAPI on uvicorn with one model inline; POST /infer takes raw bytes."""
+    port = free_port()
+    arguments = [str(port), str(model), str(threads), "spinning" if spinning else "blocking"]
+    with running("infra.bench.peer_fastapi", arguments, port) as pid:
+        yield Target("fastapi", f"http://127.0.0.1:{port}", lambda: cpu.tree(pid))
+
+
+@contextmanager
+def hello() -> Iterator[Target]:
+    """Run granian with an application that answers five bytes to GET /."""
+    port = free_port()
+    with running("infra.bench.peer_hello", [str(port)], port) as pid:
+        yield Target("hello", f"http://127.0.0.1:{port}", lambda: cpu.tree(pid))
+
+
+def bare_loop_us(
+    model: Path,
+    rows: NDArray[Any],
+    batches: Sequence[int],
+    *,
+    seconds: float,
+    threads: int,
+    spinning: bool,
+) -> dict[int, float]:
+    """Run onnxruntime alone and return the CPU time of one run for each batch size, in µs."""
+    with tempfile.TemporaryDirectory(prefix="tidepool-bench-") as folder:
+        rows_path = Path(folder, "rows.npy")
+        np.save(rows_path, rows, allow_pickle=False)
+        plan = {
+            "model": str(model),
+            "rows_path": str(rows_path),
+            "batches": list(batches),
+            "seconds": seconds,
+            "threads": threads,
+            "spinning": spinning,
+        }
+        finished = subprocess.run(
+            [sys.executable, "-m", "infra.bench.peer_loop", msgspec.json.encode(plan).decode()],
+            stdout=subprocess.PIPE,
+            check=True,
+            env=environment(),
+            timeout=LOOP_S_MAX,
+        )
+    return msgspec.json.decode(finished.stdout, type=dict[int, float])

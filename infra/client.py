@@ -1,0 +1,67 @@
+"""How commands speak to a running stack: HTTP to the edge, questions to the controller."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pool.wire import control
+from pool.wire.fleet_secret import load_secrets
+from pool.wire.frames import Buffer, WireError
+from pool.wire.peer import Address, dial
+
+ASK_S_MAX = 20.0
+
+
+class NoController(Exception):
+    """No controller could be asked."""
+
+
+async def ask(address: str, data: Path, what: str, argument: str = "") -> control.Answer:
+    """Ask the controller at `address` one question.
+
+    Raises:
+        NoController: it cannot be reached, or does not answer.
+    """
+    answered: asyncio.Future[control.Answer] = asyncio.get_running_loop().create_future()
+
+    def on_frame(header: bytes, body: Buffer) -> None:
+        message = control.decode(body)
+        if isinstance(message, control.Answer) and not answered.done():
+            answered.set_result(message)
+
+    def on_lost(error: Exception | None) -> None:
+        if not answered.done():
+            answered.set_exception(NoController(f"the controller hung up: {error or 'closed'}"))
+
+    try:
+        peer = await dial(Address.parse(address), load_secrets(data))
+    except (OSError, ValueError, WireError) as error:
+        raise NoController(f"{address}: {error}") from None
+    peer.on_frame, peer.on_lost = on_frame, on_lost
+    try:
+        peer.send(control.encode(control.Ask(what, argument, 1)))
+        async with asyncio.timeout(ASK_S_MAX):
+            return await answered
+    except TimeoutError:
+        raise NoController(f"{address} does not answer") from None
+    finally:
+        peer.close()
+
+
+def get(
+    url: str, headers: dict[str, str] | None = None, timeout_s: float = 2.0
+) -> tuple[int, bytes]:
+    """Return status and body of a GET; status 0 if nobody answers."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+    try:
+        connection.request("GET", parts.path or "/", headers=headers or {})
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
+    finally:
+        connection.close()

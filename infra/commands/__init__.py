@@ -1,0 +1,1 @@
+"""The commands of `tidepool`, a module for each family."""

@@ -1,0 +1,108 @@
+"""`endpoint get|set|history|rollback|lint`: the user's documents, by compare-and-swap."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+import yaml
+
+from infra.commands.options import DATA_DEFAULT, Data, Json, Registry, poke, said, store_of
+from infra.stack import CannotStart
+from registry_sync import documents, endpoints
+
+File = Annotated[Path | None, typer.Argument(help="YAML or JSON; default: stdin.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    family = typer.Typer(no_args_is_help=True, help="Read and write endpoints.")
+    family.command("get")(get_command)
+    family.command("set")(set_command)
+    family.command("history")(history_command)
+    family.command("rollback")(rollback_command)
+    family.command("lint")(lint_command)
+    app.add_typer(family, name="endpoint")
+
+
+def get_command(
+    name: str, data: Data = DATA_DEFAULT, registry: Registry = "", json: Json = False
+) -> None:
+    """Print an endpoint's current spec."""
+    with said():
+        spec, _ = endpoints.get_spec(store_of(data, registry), name)
+    encoded = documents.write(spec)
+    if json:
+        typer.echo(encoded.decode())
+    else:
+        plain = msgspec.json.decode(encoded)
+        typer.echo(yaml.safe_dump(plain, sort_keys=False).rstrip())
+
+
+def set_command(
+    name: str,
+    file: File = None,
+    if_revision: Annotated[int | None, typer.Option(min=0, help="Must be current.")] = None,
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Create or replace an endpoint's whole spec; prints its revision.
+
+    Returns when every live edge of the running stack goes by it.
+    """
+    with said():
+        spec = documents.parse_spec(_read(file))
+        _check_name(name, spec)
+        store = store_of(data, registry)
+        revision = endpoints.set_spec(store, spec, if_revision)
+        poke(data, store)
+    typer.echo(revision)
+
+
+def history_command(
+    name: str, data: Data = DATA_DEFAULT, registry: Registry = "", json: Json = False
+) -> None:
+    """Print every spec that was ever current, oldest first."""
+    with said():
+        specs = endpoints.history(store_of(data, registry), name)
+    if json:
+        typer.echo(b"[" + b",".join(documents.write(spec) for spec in specs) + b"]")
+        return
+    for spec in specs:
+        arms = ", ".join(f"{v.name} {v.model}/{v.version} {v.weight:g} %" for v in spec.variants)
+        typer.echo(f"{spec.revision}  {arms}")
+
+
+def rollback_command(name: str, data: Data = DATA_DEFAULT, registry: Registry = "") -> None:
+    """Make the previous spec current again; prints the new revision."""
+    with said():
+        store = store_of(data, registry)
+        revision = endpoints.rollback(store, name)
+        poke(data, store)
+    typer.echo(revision)
+
+
+def lint_command(name: str, file: File = None) -> None:
+    """Name everything that is wrong with a spec, without writing it."""
+    with said():
+        text = _read(file)
+    found = documents.problems(text)
+    if not found:
+        _check_name(name, documents.parse_spec(text))
+        typer.echo("ok")
+        return
+    for problem in found:
+        typer.echo(problem, err=True)
+    raise typer.Exit(1)
+
+
+def _read(file: Path | None) -> bytes:
+    return sys.stdin.buffer.read() if file is None else file.read_bytes()
+
+
+def _check_name(name: str, spec: documents.EndpointSpec) -> None:
+    if spec.endpoint != name:
+        raise CannotStart(f"$.endpoint: the file is of {spec.endpoint!r}, the command of {name!r}")

@@ -1,0 +1,106 @@
+"""Options that several commands share, and how their documents and errors are found."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.client import NoController, ask
+from infra.stack import CannotStart, Node
+from pool.wire import control
+from registry_sync.documents import BadDocument
+from registry_sync.endpoints import NoHistory, RevisionConflict
+from registry_sync.keys import KeyExists, NoSuchKey
+from registry_sync.leader import look
+from registry_sync.names import BadName
+from registry_sync.open import open_store
+from registry_sync.stores import Store, StoreError
+
+DATA_DEFAULT = Path(os.environ.get("TIDEPOOL_DATA", ".tidepool"))
+
+Data = Annotated[Path, typer.Option("--data", help="The node's data folder.")]
+Registry = Annotated[
+    str, typer.Option("--registry", help="s3://bucket/prefix or a folder; default: the stack's.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LogLevel = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
+
+
+def node_of(data: Path) -> Node:
+    """Return the node of `--data`."""
+    return Node(Path(os.path.abspath(data)))
+
+
+def registry_url(data: Path, registry: str) -> str:
+    """Return the registry to work on: as said, else the running stack's, else DATA/registry."""
+    if registry:
+        return registry if "://" in registry else os.path.abspath(registry)
+    node = node_of(data)
+    stack = node.read_stack()
+    return stack.registry if stack is not None else str(node.data / "registry")
+
+
+def store_of(data: Path, registry: str) -> Store:
+    """Open the registry to work on."""
+    return open_store(registry_url(data, registry))
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """Turn what a document command may meet into a failure that names value and way out."""
+    try:
+        yield
+    except (
+        BadDocument,
+        BadName,
+        StoreError,
+        RevisionConflict,
+        NoHistory,
+        KeyExists,
+        NoSuchKey,
+        NoController,
+        ValueError,
+        OSError,
+    ) as error:
+        raise CannotStart(str(error)) from None
+
+
+def controller_address(data: Path, store: Store | None) -> str | None:
+    """Return where the controller can be asked: this machine's stack, else the leader record."""
+    stack = node_of(data).read_stack()
+    if stack is not None:
+        return stack.control
+    if store is not None and store.url.startswith("s3://"):
+        record = look(store).record
+        return None if record is None else record.url
+    return None
+
+
+def poke(data: Path, store: Store) -> None:
+    """Let the running stack, if there is one, take over what was just written.
+
+    Returns when every live edge goes by it.
+
+    Raises:
+        CannotStart: some edge did not confirm; the document is written all the same.
+    """
+    try:
+        address = controller_address(data, store)
+        if address is None:
+            return
+        answer = asyncio.run(ask(address, node_of(data).data, "poke"))
+    except (NoController, StoreError) as error:
+        typer.echo(f"written; no controller could be told ({error})", err=True)
+        return
+    _require(answer, "written, but not every edge has confirmed")
+
+
+def _require(answer: control.Answer, what: str) -> None:
+    if not answer.ok:
+        raise CannotStart(f"{what}: {answer.detail}")

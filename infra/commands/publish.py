@@ -1,0 +1,57 @@
+"""`publish`: a file or folder becomes a version of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.commands.options import DATA_DEFAULT, Data, Registry, poke, said, store_of
+from registry_sync.publish import VersionExists, publish
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("publish")(publish_command)
+
+
+def publish_command(
+    model: str,
+    path: Annotated[Path, typer.Argument(help="An .onnx file, or a folder.")],
+    version: Annotated[str | None, typer.Option(help="Default: the next one.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="k=v, for people.")] = None,
+    golden: Annotated[
+        Path | None, typer.Option(help="An .npz of recorded inputs and outputs.")
+    ] = None,
+    nondeterministic: Annotated[bool, typer.Option(help="Its answers may not be cached.")] = False,
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Publish a version of a model; the last line of stdout is the version."""
+    with said():
+        store = store_of(data, registry)
+        try:
+            made = publish(
+                store,
+                model,
+                path,
+                version=version,
+                labels=_labels(label or []),
+                nondeterministic=nondeterministic,
+                golden=golden,
+            )
+        except VersionExists as error:
+            raise ValueError(str(error)) from None
+        poke(data, store)
+    typer.echo(made)
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--label {pair!r}: expected k=v")
+        labels[name] = value
+    return labels

@@ -1,0 +1,207 @@
+"""`up` and the single tiers: processes that run until they are told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra import stack
+from infra.commands.options import DATA_DEFAULT, Data, LogLevel, node_of, registry_url, said
+from infra.local import TierOptions, UpOptions, run_tier, up
+from infra.stack import CannotStart
+
+Host = Annotated[str, typer.Option("--host", help="Where the public port listens.")]
+Port = Annotated[int, typer.Option("--port", help="The public port.")]
+GrpcPort = Annotated[int, typer.Option("--grpc-port", help="Reserved; nothing listens yet.")]
+AdminPort = Annotated[int, typer.Option("--admin-port", help="Admin and metrics.")]
+AdminHost = Annotated[str, typer.Option("--admin-host", help="Where the admin port listens.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Worker processes.")]
+Edges = Annotated[int, typer.Option("--edges", min=1, help="Edge processes.")]
+RegistryOf = Annotated[str, typer.Option("--registry", help="s3://bucket/prefix or a folder.")]
+Engines = Annotated[
+    list[str] | None, typer.Option("--engine", help='A further engine, "module:Class".')
+]
+LameDuck = Annotated[float, typer.Option("--lame-duck-s", min=0, help="Serve on after SIGTERM.")]
+Controller = Annotated[
+    str, typer.Option("--controller", help="tcp://host:port; default: the leader record.")
+]
+Interval = Annotated[float, typer.Option("--sync-interval-s", min=0, help="0: 1 s, on S3 10 s.")]
+BodyMax = Annotated[int, typer.Option("--body-bytes-max", min=1, help="Of one request.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("up")(up_command)
+    app.command("edge")(edge_command)
+    app.command("pool")(pool_command)
+    app.command("controller")(controller_command)
+    app.command("sync")(sync_command)
+
+
+def up_command(
+    data: Data = DATA_DEFAULT,
+    registry: RegistryOf = "",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    grpc_port: GrpcPort = 8001,
+    admin_host: AdminHost = "127.0.0.1",
+    admin_port: AdminPort = 8002,
+    workers: Workers = 1,
+    edges: Edges = 1,
+    engine: Engines = None,
+    lame_duck_s: LameDuck = 0.0,
+    sync_interval_s: Interval = 0.0,
+    body_bytes_max: BodyMax = 64 << 20,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Run the whole system on this machine until Ctrl-C or SIGTERM."""
+    options = UpOptions(
+        node=node_of(data),
+        registry=registry_url(data, registry) if registry else str(node_of(data).data / "registry"),
+        host=host,
+        port=port,
+        admin_host=admin_host,
+        admin_port=admin_port,
+        workers=workers,
+        edges=edges,
+        engines=tuple(engine or ()),
+        lame_duck_s=lame_duck_s,
+        sync_interval_s=sync_interval_s,
+        body_bytes_max=body_bytes_max,
+        log_level=log_level,
+    )
+    with said():
+        asyncio.run(up(options))
+
+
+def edge_command(
+    data: Data = DATA_DEFAULT,
+    registry: RegistryOf = "",
+    controller: Controller = "",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    grpc_port: GrpcPort = 8001,
+    admin_host: AdminHost = "127.0.0.1",
+    admin_port: AdminPort = 8002,
+    edges: Edges = 1,
+    lame_duck_s: LameDuck = 5.0,
+    body_bytes_max: BodyMax = 64 << 20,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run only the edge."""
+    node = node_of(data)
+    if not controller and not registry:
+        raise CannotStart("an edge needs --controller or --registry to find its controller")
+    node.prepare()
+    stack.require_free(host, port, "--port")
+    stack.require_free(admin_host, admin_port, "--admin-port")
+    processes = stack.edge_processes(
+        node,
+        edges,
+        log_level,
+        host=host,
+        port=port,
+        admin_host=admin_host,
+        admin_port=admin_port,
+        registry=registry_url(data, registry) if registry else "",
+        controller=controller,
+        lame_duck_s=lame_duck_s,
+        body_bytes_max=body_bytes_max,
+    )
+    _run(TierOptions(node, tuple(processes), "edge"))
+
+
+def pool_command(
+    data: Data = DATA_DEFAULT,
+    registry: RegistryOf = "",
+    controller: Controller = "",
+    workers: Workers = 1,
+    listen_host: Annotated[
+        str, typer.Option("--listen-host", help="Serve edges of other hosts over TCP here.")
+    ] = "",
+    advertise_host: Annotated[
+        str, typer.Option("--advertise-host", help="What those edges dial, if it differs.")
+    ] = "",
+    worker_port: Annotated[
+        int, typer.Option("--worker-port", help="TCP port of the first worker; 0: any.")
+    ] = 0,
+    engine: Engines = None,
+    lame_duck_s: LameDuck = 5.0,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run only workers, with the sync process that brings their artifacts."""
+    node = node_of(data)
+    if not registry:
+        raise CannotStart("a pool needs --registry to bring its artifacts from")
+    if listen_host and not _has_secret(node.data):
+        raise CannotStart("TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET or DATA/secrets")
+    node.prepare()
+    url = registry_url(data, registry)
+    processes = [
+        stack.sync_process(node, url, log_level),
+        *stack.worker_processes(
+            node,
+            workers,
+            log_level,
+            controller=controller or ("" if url.startswith("s3://") else node.control),
+            listen_host=listen_host,
+            advertise_host=advertise_host,
+            port=worker_port,
+            engines=tuple(engine or ()),
+            lame_duck_s=lame_duck_s,
+        ),
+    ]
+    _run(TierOptions(node, tuple(processes), "pool"))
+
+
+def controller_command(
+    data: Data = DATA_DEFAULT,
+    registry: RegistryOf = "",
+    listen: Annotated[
+        list[str] | None, typer.Option("--listen", help="tcp://host:port for other hosts.")
+    ] = None,
+    advertise: Annotated[
+        str, typer.Option("--advertise", help="What other hosts dial, if it differs.")
+    ] = "",
+    workers_expected: Annotated[
+        int, typer.Option("--workers-expected", min=0, help="Not ready before so many.")
+    ] = 0,
+    sync_interval_s: Interval = 0.0,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run only the controller."""
+    node = node_of(data)
+    node.prepare()
+    process = stack.controller_process(
+        node,
+        registry_url(data, registry),
+        log_level,
+        listen=tuple(listen or ()),
+        advertise=advertise,
+        workers_expected=workers_expected,
+        sync_interval_s=sync_interval_s,
+    )
+    _run(TierOptions(node, (process,), "controller"))
+
+
+def sync_command(
+    data: Data = DATA_DEFAULT, registry: RegistryOf = "", log_level: LogLevel = "info"
+) -> None:
+    """Run only the process that brings artifacts to this node."""
+    node = node_of(data)
+    node.prepare()
+    process = stack.sync_process(node, registry_url(data, registry), log_level)
+    _run(TierOptions(node, (process,), "sync"))
+
+
+def _run(options: TierOptions) -> None:
+    with said():
+        asyncio.run(run_tier(options))
+
+
+def _has_secret(data: Path) -> bool:
+    return "TIDEPOOL_FLEET_SECRET" in os.environ or (data / "secrets").exists()

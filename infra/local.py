@@ -1,0 +1,249 @@
+"""`up`: the whole system as processes of this machine, from first start to clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra import stack
+from infra.client import get
+from infra.stack import CannotStart, Node, ProcessSpec, StackFile
+from infra.supervisor import Supervisor
+from pool.wire.fleet_secret import make_secrets
+from registry_sync import keys
+from registry_sync.open import open_store
+from registry_sync.stores import Store
+
+KEY_VARIABLE = "TIDEPOOL_API_KEY"
+READY_S_MAX = 60.0
+POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """What `up` was told."""
+
+    node: Node
+    registry: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8002
+    workers: int = 1
+    edges: int = 1
+    engines: tuple[str, ...] = ()
+    lame_duck_s: float = 0.0
+    sync_interval_s: float = 0.0
+    body_bytes_max: int = 64 << 20
+    log_level: str = "warning"
+    log_folder: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """The public URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        """The admin URL."""
+        host = f"[{self.admin_host}]" if ":" in self.admin_host else self.admin_host
+        return f"http://{host}:{self.admin_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class TierOptions:
+    """The processes of one tier."""
+
+    node: Node
+    processes: tuple[ProcessSpec, ...]
+    name: str
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path, name: str) -> Iterator[None]:
+    """Hold a folder for one stack; its death gives it back.
+
+    Raises:
+        CannotStart: another one runs on it.
+    """
+    with open(folder / f"{name}.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotStart(
+                f"another `tidepool {name}` runs on --data {folder}; end it or choose another folder"
+            ) from None
+        yield
+
+
+def ensure_key(store: Store) -> str | None:
+    """Make sure that some admin key exists.
+
+    `TIDEPOOL_API_KEY` becomes one as it is.  Else the first start makes one.
+
+    Returns:
+        The key that was made, which nothing keeps; None if none was.
+
+    Raises:
+        ValueError: the variable's value does not fit.
+    """
+    own = os.environ.get(KEY_VARIABLE)
+    known = keys.list_keys(store)
+    if own is not None:
+        if keys.verify(own, {record.id: record for record in known}, time.time()) is None:
+            record = keys.record_of(own, "default", keys.ALL_SCOPES)
+            keys.add_key(store, record, replace=True)
+        return None
+    if any("admin" in record.scopes for record in known):
+        return None
+    key, record = keys.make_key("default", keys.ALL_SCOPES)
+    keys.add_key(store, record)
+    return key
+
+
+@contextlib.asynccontextmanager
+async def running(options: UpOptions) -> AsyncIterator[Supervisor]:
+    """Run the whole system; on entering it is ready, on leaving it has ended.
+
+    Raises:
+        CannotStart: a port is taken, another stack has the folder, or it does not get ready.
+    """
+    node = options.node
+    node.prepare()
+    with sole_owner(node.data, "up"):
+        stack.require_free(options.host, options.port, "--port")
+        stack.require_free(options.admin_host, options.admin_port, "--admin-port")
+        make_secrets(node.data)
+        supervisor = Supervisor(options.log_folder)
+        try:
+            supervisor.start(_processes(options))
+            node.write_stack(
+                StackFile(
+                    options.url, options.admin_url, options.registry, node.control, os.getpid()
+                )
+            )
+            await _until_ready(options, supervisor)
+            yield supervisor
+        finally:
+            await supervisor.stop()
+            for name in ("stack.json",):
+                (node.data / name).unlink(missing_ok=True)
+            _remove_sockets(node)
+
+
+def _processes(options: UpOptions) -> list[ProcessSpec]:
+    node, level = options.node, options.log_level
+    return [
+        stack.controller_process(
+            node,
+            options.registry,
+            level,
+            workers_expected=options.workers,
+            sync_interval_s=options.sync_interval_s,
+        ),
+        stack.sync_process(node, options.registry, level),
+        *stack.worker_processes(
+            node,
+            options.workers,
+            level,
+            controller=node.control,
+            engines=options.engines,
+            lame_duck_s=options.lame_duck_s,
+        ),
+        *stack.edge_processes(
+            node,
+            options.edges,
+            level,
+            host=options.host,
+            port=options.port,
+            admin_host=options.admin_host,
+            admin_port=options.admin_port,
+            registry=options.registry,
+            controller=node.control,
+            lame_duck_s=options.lame_duck_s,
+            body_bytes_max=options.body_bytes_max,
+        ),
+    ]
+
+
+def _remove_sockets(node: Node) -> None:
+    """Remove what killed processes left behind."""
+    for path in node.run.glob("*.sock"):
+        path.unlink(missing_ok=True)
+    if node.run != node.data / "run":
+        with contextlib.suppress(OSError):
+            for path in (node.run / "metrics").glob("*"):
+                path.unlink()
+            (node.run / "metrics").rmdir()
+            node.run.rmdir()
+
+
+async def _until_ready(options: UpOptions, supervisor: Supervisor) -> None:
+    deadline_s = time.monotonic() + READY_S_MAX
+    while time.monotonic() < deadline_s:
+        if supervisor.failed.is_set():
+            raise CannotStart(supervisor.why_failed)
+        status, _ = await asyncio.to_thread(get, f"{options.url}/v2/health/ready")
+        if status == 200:
+            return
+        await asyncio.sleep(POLL_S)
+    raise CannotStart(f"not ready after {READY_S_MAX:.0f} s; the log says why")
+
+
+def stop_event() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    return stop
+
+
+async def until(stop: asyncio.Event, work: asyncio.Task[None]) -> None:
+    """Wait for `work` unless `stop` comes first; then cancel it."""
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait([waiting, work], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    work.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+
+
+async def up(options: UpOptions) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = stop_event()
+
+    async def serve() -> None:
+        node = options.node
+        node.prepare()
+        store = await asyncio.to_thread(open_store, options.registry)
+        made = await asyncio.to_thread(ensure_key, store)
+        async with running(options):
+            if made is not None:
+                print(f"admin key (shown only now): {made}", file=sys.stderr, flush=True)
+            print(f"ready {options.url}", flush=True)
+            await asyncio.Event().wait()
+
+    await until(stop, asyncio.create_task(serve()))
+
+
+async def run_tier(options: TierOptions) -> None:
+    """Run one tier's processes until SIGTERM or SIGINT."""
+    stop = stop_event()
+    with sole_owner(options.node.data, options.name):
+        supervisor = Supervisor()
+        supervisor.start(options.processes)
+        failed = asyncio.create_task(supervisor.failed.wait())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([failed, stopped], return_when=asyncio.FIRST_COMPLETED)
+        await supervisor.stop()
+        if supervisor.failed.is_set():
+            raise CannotStart(supervisor.why_failed)

@@ -1,0 +1,253 @@
+"""The tiers of one machine as processes: what `up` and the single-tier commands start.
+
+Decides names, sockets, ports and folders under `--data`; `Supervisor` runs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edge.config import EdgeConfig
+from infra.supervisor import ProcessSpec
+from pool.config import ControllerConfig, WorkerConfig
+from registry_sync.config import SyncConfig
+
+RUN_PATH_BYTES_MAX = 80  # leaves room for a socket's name within the 108 bytes of sun_path
+
+STAGE_CONTROLLER, STAGE_SYNC, STAGE_WORKER, STAGE_EDGE = 0, 1, 2, 3
+
+
+class CannotStart(Exception):
+    """Why a command cannot do its work, and the way out."""
+
+
+class StackFile(msgspec.Struct, frozen=True):
+    """What `up` writes to DATA/stack.json for the other commands; no key is in it."""
+
+    url: str
+    admin_url: str
+    registry: str
+    control: str  # the controller's address on this machine
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The folders and sockets of one machine."""
+
+    data: Path
+
+    @property
+    def run(self) -> Path:
+        """Where sockets lie: under DATA, or in a short folder if its path is too long."""
+        inside = self.data / "run"
+        if len(os.fsencode(inside)) <= RUN_PATH_BYTES_MAX:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"tidepool-{os.getuid()}-{digest}"
+
+    @property
+    def control(self) -> str:
+        """The address of this machine's controller."""
+        return f"unix:{self.run / 'control.sock'}"
+
+    @property
+    def sync_socket(self) -> str:
+        """The socket of this machine's sync process."""
+        return str(self.run / "sync.sock")
+
+    def prepare(self) -> None:
+        """Make the folders; nobody else may look into them.
+
+        Raises:
+            CannotStart: a folder cannot be made, or belongs to somebody else.
+        """
+        try:
+            for folder in (self.data, self.run):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.run.stat().st_uid != os.getuid():
+                raise CannotStart(f"{self.run} belongs to another user; choose another --data")
+            for leftover in (self.run / "metrics").glob("*.json"):
+                leftover.unlink()  # totals of a former start
+        except OSError as error:
+            raise CannotStart(f"--data {self.data}: {error.strerror}") from None
+
+    def id(self) -> str:
+        """Return this node's id, made on its first start."""
+        path = self.data / "node-id"
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            path.write_text(f"{socket.gethostname()[:40].lower()}-{secrets.token_hex(4)}\n")
+            return path.read_text().strip()
+
+    def write_stack(self, stack: StackFile) -> None:
+        """Say where everything is."""
+        partial = self.data / "stack.json.partial"
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(stack)))
+        partial.replace(self.data / "stack.json")
+
+    def read_stack(self) -> StackFile | None:
+        """Return what a running `up` wrote; None if none runs."""
+        try:
+            stack = msgspec.json.decode((self.data / "stack.json").read_bytes(), type=StackFile)
+            os.kill(stack.pid, 0)
+        except (FileNotFoundError, ProcessLookupError, msgspec.DecodeError):
+            return None
+        except PermissionError:
+            pass
+        return stack
+
+
+def require_free(host: str, port: int, flag: str) -> None:
+    """Check that nobody listens on a port.
+
+    Edges share their port with SO_REUSEPORT, so that a second stack would not notice the first.
+
+    Raises:
+        CannotStart: the port is taken, or may not be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CannotStart(
+                f"{flag} {port}: {error.strerror} on {host}; choose another with {flag}"
+            ) from None
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def sync_process(node: Node, registry: str, log_level: str) -> ProcessSpec:
+    """Return the node's sync process."""
+    config = SyncConfig(
+        data=str(node.data / "store"), registry=registry, socket=node.sync_socket, log_level=log_level
+    )
+    return ProcessSpec("sync", "registry_sync", config, STAGE_SYNC)
+
+
+def controller_process(
+    node: Node,
+    registry: str,
+    log_level: str,
+    *,
+    listen: tuple[str, ...] = (),
+    advertise: str = "",
+    workers_expected: int = 0,
+    sync_interval_s: float = 0.0,
+) -> ProcessSpec:
+    """Return a controller; it always listens on the node's own socket."""
+    config = ControllerConfig(
+        id=node.id(),
+        data=str(node.data),
+        registry=registry,
+        listen=(node.control, *listen),
+        advertise=advertise,
+        sync_interval_s=sync_interval_s,
+        workers_expected=workers_expected,
+        log_level=log_level,
+    )
+    return ProcessSpec("controller", "pool.controller_main", config, STAGE_CONTROLLER)
+
+
+def worker_processes(
+    node: Node,
+    count: int,
+    log_level: str,
+    *,
+    controller: str,
+    listen_host: str = "",
+    advertise_host: str = "",
+    port: int = 0,
+    engines: tuple[str, ...] = (),
+    lame_duck_s: float = 0.0,
+    drain_s_max: float = 30.0,
+) -> list[ProcessSpec]:
+    """Return the node's workers: on unix sockets, or on TCP from `port` on."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    name = node.id()
+    specs = []
+    for slot in range(count):
+        listen = f"unix:{node.run / f'worker-{slot}.sock'}"
+        advertise = ""
+        if listen_host:
+            at = port + slot if port else free_port(listen_host)
+            listen = f"tcp://{listen_host}:{at}"
+            advertise = f"tcp://{advertise_host or listen_host}:{at}"
+        config = WorkerConfig(
+            id=f"{name}-{slot}",
+            data=str(node.data),
+            listen=listen,
+            advertise=advertise,
+            controller=controller,
+            sync_socket=node.sync_socket,
+            threads=threads,
+            engines=engines,
+            lame_duck_s=lame_duck_s,
+            drain_s_max=drain_s_max,
+            log_level=log_level,
+        )
+        specs.append(
+            ProcessSpec(
+                f"worker-{slot}", "pool.worker", config, STAGE_WORKER, lame_duck_s + drain_s_max
+            )
+        )
+    return specs
+
+
+def edge_processes(
+    node: Node,
+    count: int,
+    log_level: str,
+    *,
+    host: str,
+    port: int,
+    admin_host: str,
+    admin_port: int,
+    registry: str,
+    controller: str,
+    lame_duck_s: float = 0.0,
+    drain_s_max: float = 30.0,
+    body_bytes_max: int = 64 << 20,
+) -> list[ProcessSpec]:
+    """Return the node's edges, all on the same ports."""
+    name = node.id()
+    return [
+        ProcessSpec(
+            f"edge-{slot}",
+            "edge",
+            EdgeConfig(
+                id=f"{name}-edge-{slot}",
+                data=str(node.data),
+                host=host,
+                port=port,
+                admin_host=admin_host,
+                admin_port=admin_port,
+                registry=registry,
+                controller=controller,
+                lame_duck_s=lame_duck_s,
+                drain_s_max=drain_s_max,
+                body_bytes_max=body_bytes_max,
+                log_level=log_level,
+            ),
+            STAGE_EDGE,
+            lame_duck_s + drain_s_max,
+        )
+        for slot in range(count)
+    ]

@@ -1,0 +1,1 @@
+"""The wire, workers with their engines, and the controller that places them."""

@@ -1,0 +1,35 @@
+"""What the processes of the pool are told when they start: JSON in argv[1], checked once."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings of one worker process (one device slot)."""
+
+    id: str  # unique in the fleet and stable over restarts of the process
+    data: str  # the node's data folder
+    listen: str  # where edges dial: "unix:/path" or "tcp://host:port"
+    advertise: str = ""  # what edges are told to dial; empty: the same as `listen`
+    controller: str = ""  # "unix:/path" or "tcp://host:port"; empty: ask sync for the leader
+    sync_socket: str  # the node's sync daemon
+    threads: int = 0  # intra-op threads of one engine; 0 lets the engine choose
+    engines: tuple[str, ...] = ()  # further engines, each "module:Class"
+    queue_bytes_max: int = 512 << 20  # tensors that may wait in this process
+    drain_s_max: float = 30.0
+    lame_duck_s: float = 0.0
+    log_level: str = "info"
+
+
+class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings of one controller process."""
+
+    id: str  # the node's id: a successor with the same id takes over at once
+    data: str
+    registry: str  # s3://bucket/prefix, file:///path or a path
+    listen: tuple[str, ...]  # "unix:/path" and/or "tcp://host:port"
+    advertise: str = ""  # the url in the leader record; empty: the last of `listen`
+    sync_interval_s: float = 0.0  # 0: 1 s for a directory, 10 s for S3
+    workers_expected: int = 0  # ready only once so many workers have registered
+    log_level: str = "info"

@@ -1,0 +1,418 @@
+"""The controller: follows the registry, places engines, and tells edges and workers.
+
+Edges and workers dial it; it dials nobody.  It is in no request's way: while it is gone they go on
+with what they were told last.  All of its state can be had again: documents from the registry (a
+copy of the last good ones lies under DATA), workers and edges by their registering anew.
+Decides nothing itself: `placement` does, `leadership` says whether it may act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from pool import placement
+from pool.placement import Ref, WorkerView
+from pool.registry_watch import RegistryWatch, Snapshot
+from pool.status import WorkerStatus, add_counts, status
+from pool.wire import control
+from pool.wire.frames import Buffer, WireError
+from pool.wire.peer import Peer
+from registry_sync.documents import BadDocument
+from registry_sync.local import LocalStore
+from registry_sync.names import BadName
+from registry_sync.stores import StoreError
+
+HEARTBEAT_S = 0.5
+WORKER_SILENCE_S_MAX = 1.5  # three heartbeats
+KEEPALIVE_S = 1.0
+SETTLE_S = 3.0  # a new leader waits so long for the workers of the old one to dial it
+COMMAND_AGAIN_S = 2.0  # a command is repeated until a heartbeat shows it done
+ACKS_S_MAX = 10.0
+DOCUMENTS = "documents.last"  # what holds, for a start while the registry does not answer
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class _Worker:
+    """A registered worker and its connection."""
+
+    peer: Peer
+    register: control.RegisterWorker
+    heard_s: float
+    heartbeat: control.Heartbeat
+    commanded_s: dict[tuple[str, Ref], float] = field(default_factory=dict)
+
+    def view(self) -> WorkerView:
+        engines = {(engine.model, engine.version): engine for engine in self.heartbeat.engines}
+        return WorkerView(self.register.id, self.heartbeat.draining, engines)
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(
+            id=self.register.id,
+            pid=self.register.pid,
+            device=self.register.device,
+            address=self.register.address,
+            draining=self.heartbeat.draining,
+            wait_us=self.heartbeat.wait_us,
+            calls=self.heartbeat.calls,
+            engines=self.heartbeat.engines,
+        )
+
+
+@dataclass
+class _Edge:
+    """A registered edge and its connection."""
+
+    peer: Peer
+    register: control.RegisterEdge
+    acked_seq: int = 0
+
+
+class Controller:
+    """One controller's whole state and its reactions; `controller_main` owns sockets and signals.
+
+    Args:
+        may_act: tells whether this process leads now; while it does not, nobody is answered.
+        epoch: the epoch of that leadership.
+        local: where the last good documents are kept.
+    """
+
+    def __init__(
+        self,
+        watch: RegistryWatch,
+        *,
+        may_act: Callable[[], bool],
+        epoch: Callable[[], int],
+        workers_expected: int,
+        local: LocalStore,
+    ) -> None:
+        self._watch = watch
+        self._may_act = may_act
+        self._epoch = epoch
+        self._workers_expected = workers_expected
+        self._local = local
+        # The whole mutable state: who is registered, what they have counted, what was sent last.
+        self._workers: dict[str, _Worker] = {}
+        self._edges: dict[str, _Edge] = {}
+        self._counts: dict[str, tuple[control.VariantCount, ...]] = {}
+        self._seq = 0
+        self._documents: control.Documents | None = None
+        self._routes: control.Routes | None = None
+        self._registry_error = ""
+        self._acked = asyncio.Event()
+        self._polling = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._acting_since_s: float | None = None
+
+    # connections
+
+    def on_peer(self, peer: Peer) -> None:
+        """Take a new connection; its first message says who it is."""
+        peer.on_frame = lambda header, body: self._first(peer, body)
+
+    def _first(self, peer: Peer, body: Buffer) -> None:
+        message = control.decode(body)
+        if not self._may_act():
+            raise WireError("this controller does not lead")
+        match message:
+            case control.RegisterWorker():
+                self._add_worker(peer, message)
+            case control.RegisterEdge():
+                self._add_edge(peer, message)
+            case control.Ask():
+                peer.on_frame = lambda header, body: self._client(peer, control.decode(body))
+                self._client(peer, message)
+            case _:
+                raise WireError(f"expected a registration, not {type(message).__name__}")
+
+    def _add_worker(self, peer: Peer, register: control.RegisterWorker) -> None:
+        now_s = asyncio.get_running_loop().time()
+        worker = _Worker(peer, register, now_s, control.Heartbeat(0, 0, register.engines))
+        old = self._workers.get(register.id)
+        if old is not None:
+            # The same worker dialled again, or its successor: only one of them is true.
+            old.peer.close(WireError("another connection of the same worker took over"))
+        self._workers[register.id] = worker
+        peer.on_frame = lambda header, body: self._from_worker(worker, control.decode(body))
+        peer.on_lost = lambda error: self._drop_worker(worker, "connection lost")
+        peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
+        _log.info("worker_registered", worker=register.id, worker_pid=register.pid)
+        self.act()
+
+    def _drop_worker(self, worker: _Worker, why: str) -> None:
+        if self._workers.get(worker.register.id) is worker:
+            del self._workers[worker.register.id]
+            _log.warning("worker_gone", worker=worker.register.id, why=why)
+            self.act()
+
+    def _from_worker(self, worker: _Worker, message: control.Message) -> None:
+        if not isinstance(message, control.Heartbeat):
+            raise WireError(f"expected a heartbeat, not {type(message).__name__}")
+        worker.heard_s = asyncio.get_running_loop().time()
+        worker.heartbeat = message
+        self.act()
+
+    def _add_edge(self, peer: Peer, register: control.RegisterEdge) -> None:
+        edge = _Edge(peer, register)
+        self._edges[f"{register.id}/{register.incarnation}"] = edge
+        peer.on_frame = lambda header, body: self._from_edge(edge, control.decode(body))
+        peer.on_lost = lambda error: self._drop_edge(edge)
+        peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
+        if self._documents is not None:
+            peer.send(control.encode(self._documents))
+        if self._routes is not None:
+            peer.send(control.encode(self._routes))
+        _log.info("edge_registered", edge=register.id, edge_pid=register.pid)
+
+    def _drop_edge(self, edge: _Edge) -> None:
+        name = f"{edge.register.id}/{edge.register.incarnation}"
+        if self._edges.get(name) is edge:
+            del self._edges[name]
+            self._acked.set()
+            _log.info("edge_gone", edge=edge.register.id)
+
+    def _from_edge(self, edge: _Edge, message: control.Message) -> None:
+        match message:
+            case control.Ack(epoch, seq):
+                if epoch == self._epoch():
+                    edge.acked_seq = seq
+                    self._acked.set()
+            case control.Counters(incarnation, counts):
+                self._counts[f"{edge.register.id}/{incarnation}"] = counts
+            case control.Resolve(model, version):
+                self._later(self._resolve(edge.peer, model, version))
+            case control.Ask():
+                self._client(edge.peer, message)
+            case _:
+                raise WireError(f"an edge does not send {type(message).__name__}")
+
+    def _client(self, peer: Peer, message: control.Message) -> None:
+        if not isinstance(message, control.Ask):
+            raise WireError(f"a client does not send {type(message).__name__}")
+        match message.what:
+            case "status":
+                data = msgspec.json.encode(self.status())
+                peer.send(control.encode(control.Answer(True, "", data, message.id)))
+            case "poke":
+                self._later(self._poke(peer, message.id))
+            case "warm":
+                detail = self._warm(message.argument)
+                peer.send(control.encode(control.Answer(not detail, detail, b"{}", message.id)))
+            case what:
+                detail = f"unknown question {what!r}"
+                peer.send(control.encode(control.Answer(False, detail, b"", message.id)))
+
+    def _later(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # questions
+
+    def status(self) -> dict[str, object]:
+        """Return what `tidepool status` shows."""
+        snapshot = self._watch.snapshot
+        return status(
+            epoch=self._epoch(),
+            leader=self._may_act(),
+            workers=[worker.status() for _, worker in sorted(self._workers.items())],
+            edges=[(edge.register.id, edge.register.pid) for edge in self._edges.values()],
+            specs=snapshot.specs,
+            states=snapshot.states,
+            counts=add_counts(self._counts.values()),
+            rejected=snapshot.rejected,
+            registry_error=self._registry_error,
+        )
+
+    async def _poke(self, peer: Peer, ask_id: int) -> None:
+        """Look at the registry now; answer when every live edge goes by what is there."""
+        await self.poll()
+        seq = self._seq
+        ok = True
+        try:
+            async with asyncio.timeout(ACKS_S_MAX):
+                while self._lagging(seq):
+                    self._acked.clear()
+                    await self._acked.wait()
+        except TimeoutError:
+            ok = False
+        detail = "" if ok else f"edges {self._lagging(seq)} have not confirmed in {ACKS_S_MAX} s"
+        data = msgspec.json.encode({"edges": len(self._edges), "error": self._registry_error})
+        ok = ok and not self._registry_error
+        peer.send(control.encode(control.Answer(ok, detail, data, ask_id)))
+
+    def _lagging(self, seq: int) -> list[str]:
+        return sorted(name for name, edge in self._edges.items() if edge.acked_seq < seq)
+
+    async def _resolve(self, peer: Peer, model: str, version: str) -> None:
+        found, detail = False, ""
+        try:
+            async with self._polling:
+                found = await asyncio.to_thread(self._watch.resolve, model, version) is not None
+        except (StoreError, BadDocument, BadName) as error:
+            detail = str(error)
+        if found:
+            self._publish_documents()
+            self.act()
+        peer.send(control.encode(control.Resolved(model, version, found, detail)))
+
+    def _warm(self, endpoint: str) -> str:
+        """Let every version of `endpoint` be loaded somewhere; return what is wrong with that."""
+        spec = self._watch.snapshot.specs.get(endpoint)
+        if spec is None:
+            return f"there is no endpoint {endpoint!r}"
+        views = [worker.view() for worker in self._workers.values()]
+        for variant in spec.variants:
+            ref = (variant.model, variant.version)
+            for worker_id in placement.route(ref, views).wake_at[:1]:
+                self._command(placement.Load(worker_id, ref))
+        return "" if views else "there is no worker"
+
+    # rounds
+
+    async def poll(self) -> None:
+        """Look at the registry once and tell the edges what changed."""
+        async with self._polling:
+            try:
+                changed = await asyncio.to_thread(self._watch.poll)
+                self._registry_error = ""
+            except StoreError as error:
+                changed = False
+                if not self._registry_error:
+                    _log.warning("registry_unreachable", error=str(error))
+                self._registry_error = str(error)
+        if changed or self._documents is None:
+            self._publish_documents()
+            self.act()
+
+    async def poll_forever(self, interval_s: float) -> None:
+        """Poll every `interval_s` ± 20 %, so that many controllers never beat in time."""
+        while True:
+            if self._may_act():
+                await self.poll()
+            await asyncio.sleep(interval_s * random.uniform(0.8, 1.2))
+
+    async def tick_forever(self) -> None:
+        """Notice who has gone silent, repeat what was not done, show that we live."""
+        loop = asyncio.get_running_loop()
+        spoke_s = 0.0
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            acting = self._may_act()
+            if not acting:
+                if self._acting_since_s is not None:
+                    self._stand_down()
+                continue
+            now_s = loop.time()
+            for worker in list(self._workers.values()):
+                if now_s - worker.heard_s > WORKER_SILENCE_S_MAX:
+                    worker.peer.close(WireError("no heartbeat"))
+                    self._drop_worker(worker, "no heartbeat")
+            if now_s - spoke_s >= KEEPALIVE_S:
+                spoke_s = now_s
+                self._tell_all(control.Welcome(control.WIRE, self._epoch()))
+            self.act()
+
+    def _stand_down(self) -> None:
+        """Somebody else leads, or may: let everybody find them."""
+        _log.warning("leadership_lost")
+        for member in self._members():
+            member.peer.close()
+        self._workers.clear()
+        self._edges.clear()
+        self._documents = None
+        self._routes = None
+        self._acting_since_s = None
+
+    def _members(self) -> list[_Worker | _Edge]:
+        return [*self._workers.values(), *self._edges.values()]
+
+    def _is_settled(self) -> bool:
+        """Tell whether whoever was there before this leader has had the time to register.
+
+        Acting on half of the pool would take routes away that still work.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if self._acting_since_s is None:
+            self._acting_since_s = now_s
+        if 0 < self._workers_expected <= len(self._workers):
+            return True
+        return self._routes is not None or now_s - self._acting_since_s >= SETTLE_S
+
+    def act(self) -> None:
+        """Carry out what placement says, and push routes if they are others now."""
+        if not self._may_act() or not self._is_settled():
+            return
+        snapshot = self._watch.snapshot
+        views = [worker.view() for _, worker in sorted(self._workers.items())]
+        weights = {
+            name: state.weights
+            for name, state in snapshot.states.items()
+            if name in snapshot.specs and state.revision == snapshot.specs[name].revision
+        }
+        for step in placement.plan(placement.demands(snapshot.specs.values(), weights), views):
+            self._command(step)
+        self._publish_routes(snapshot, views)
+
+    def _command(self, step: placement.Load | placement.Unload) -> None:
+        worker = self._workers.get(step.worker)
+        if worker is None:
+            return
+        op = "load" if isinstance(step, placement.Load) else "unload"
+        now_s = asyncio.get_running_loop().time()
+        if now_s - worker.commanded_s.get((op, step.ref), float("-inf")) < COMMAND_AGAIN_S:
+            return
+        worker.commanded_s[op, step.ref] = now_s
+        worker.peer.send(control.encode(control.Command(self._epoch(), op, *step.ref)))
+
+    def _publish_routes(self, snapshot: Snapshot, views: list[WorkerView]) -> None:
+        routes = control.Routes(
+            epoch=self._epoch(),
+            seq=0,
+            workers=tuple(
+                control.WorkerRoute(w.register.id, w.register.incarnation, w.register.address)
+                for _, w in sorted(self._workers.items())
+                if not w.heartbeat.draining
+            ),
+            engines=tuple(placement.route(ref, views) for ref in sorted(snapshot.manifests)),
+            ready=len(self._workers) >= self._workers_expected,
+        )
+        last = self._routes
+        if last is not None and msgspec.structs.replace(last, seq=0) == routes:
+            return
+        self._routes = msgspec.structs.replace(routes, seq=last.seq + 1 if last else 1)
+        self._tell_edges(self._routes)
+
+    def _publish_documents(self) -> None:
+        snapshot = self._watch.snapshot
+        self._seq += 1
+        self._documents = control.Documents(
+            epoch=self._epoch(),
+            seq=self._seq,
+            specs=dict(snapshot.spec_bytes),
+            states=dict(snapshot.state_bytes),
+            manifests={f"{m}/{v}": data for (m, v), data in snapshot.manifest_bytes.items()},
+            keys=snapshot.key_bytes,
+            rejected=dict(snapshot.rejected),
+        )
+        self._tell_edges(self._documents)
+        with contextlib.suppress(OSError):  # a full disk costs the copy, not the service
+            self._local.save_document(DOCUMENTS, control.pack(self._documents))
+
+    def _tell_edges(self, message: control.Message) -> None:
+        buffers = control.encode(message)
+        for edge in self._edges.values():
+            edge.peer.send(buffers)
+
+    def _tell_all(self, message: control.Message) -> None:
+        buffers = control.encode(message)
+        for member in self._members():
+            member.peer.send(buffers)

@@ -1,0 +1,124 @@
+"""The controller process: sockets, leadership and signals around a `Controller`."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+import structlog
+import uvloop
+
+from pool.config import ControllerConfig
+from pool.controller import Controller
+from pool.registry_watch import RegistryWatch
+from pool.wire.fleet_secret import load_secrets
+from pool.wire.peer import Address, serve
+from registry_sync.leader import Leadership, Wait, step
+from registry_sync.local import LocalStore
+from registry_sync.logs import configure
+from registry_sync.open import open_store
+from registry_sync.stores import Store, StoreError
+
+SYNC_INTERVAL_S_DIRECTORY = 1.0
+SYNC_INTERVAL_S_S3 = 10.0
+
+_log = structlog.get_logger()
+
+
+async def lead_forever(store: Store, leadership: Leadership) -> None:
+    """Take part in the election for as long as the process lives."""
+    while True:
+        was = leadership.reign
+        decision = await asyncio.to_thread(step, store, leadership)
+        reign = leadership.reign
+        if reign is not None and (was is None or was.epoch != reign.epoch):
+            _log.info("leading", epoch=reign.epoch)
+        wait_s = 0.5
+        if isinstance(decision, Wait):
+            wait_s = max(0.0, decision.until_s - time.monotonic())
+        else:
+            _log.warning("standing_down", reason=decision.reason)
+        await asyncio.sleep(wait_s)
+
+
+def hold_lock(path: Path) -> TextIO:
+    """Take this node's controller lock, which its holder's death gives back.
+
+    Raises:
+        BlockingIOError: another controller of this node lives.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a")  # noqa: SIM115  # held until the process ends
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+async def run(config: ControllerConfig) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    data = Path(config.data)
+    lock = hold_lock(data / "control" / "controller.lock")
+    secrets = load_secrets(data)
+    store = await asyncio.to_thread(open_store, config.registry)
+    is_s3 = config.registry.startswith("s3://")
+    servers = []
+    # The lock shows that no former controller of this node can act any more.
+    url = config.advertise
+    controller_of: list[Controller] = []
+    for text in config.listen:
+        server = await serve(
+            Address.parse(text), secrets, lambda peer: controller_of[0].on_peer(peer)
+        )
+        servers.append(server)
+    leadership = Leadership(config.id, url or str(servers[-1].address), predecessor_is_dead=True)
+    leader_store = store if is_s3 else open_store(str(data))
+    controller = Controller(
+        RegistryWatch(store),
+        may_act=lambda: leadership.may_act(time.monotonic()),
+        epoch=lambda: leadership.reign.epoch if leadership.reign else 0,
+        workers_expected=config.workers_expected,
+        local=LocalStore(data / "control"),
+    )
+    controller_of.append(controller)
+    interval_s = config.sync_interval_s or (
+        SYNC_INTERVAL_S_S3 if is_s3 else SYNC_INTERVAL_S_DIRECTORY
+    )
+    tasks = [
+        loop.create_task(lead_forever(leader_store, leadership)),
+        loop.create_task(controller.poll_forever(interval_s)),
+        loop.create_task(controller.tick_forever()),
+    ]
+    _log.info("controller_up", addresses=[str(server.address) for server in servers])
+    await stop.wait()
+    for server in servers:
+        await server.close()
+    for task in tasks:
+        task.cancel()
+    lock.close()
+    _log.info("controller_down")
+
+
+def main() -> None:
+    """Start from the JSON in argv[1]."""
+    config = msgspec.json.decode(sys.argv[1], type=ControllerConfig)
+    configure("controller", config.log_level)
+    try:
+        uvloop.run(run(config))
+    except (ValueError, OSError, StoreError) as error:
+        _log.error("controller_cannot_start", error=str(error) or type(error).__name__)
+        os._exit(1)
+    os._exit(0)  # a thread may still wait for a registry that does not answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,406 @@
+"""The queue in front of one engine: takes tickets, settles every one exactly once.
+
+Carries out what `pool.batching` decides and learns what it needs to know.  Belongs to one
+event loop; only the runs themselves happen in a thread.  Knows neither the wire nor how an
+engine was loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from pool.batching import Limits, Run, Shed, decide
+from pool.counters import QueueCounters
+from pool.engines.base import Session, Tensors, reason_of
+from pool.expiry import Expiries
+from pool.inline import InlineRule
+from pool.profile import ArrivalRate, LatencyProfile
+from pool.runner import Runner, ThreadRunner
+from pool.running import Ran, run_tickets
+from pool.streaming import Stream
+from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Ticket
+
+_UNLOADING = Failed(503, "the engine is being unloaded")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """What the engine is busy with."""
+
+    tickets: list[Ticket]
+    rows: int
+    started_s: float
+    expected_s: float
+    stream: Stream | None = None
+    stream_timer: asyncio.TimerHandle | None = None
+
+
+class EngineQueue:
+    """The tickets that wait for one session, and the run it is busy with.
+
+    Every ticket is settled exactly once: with an `Answer`, `Failed`, `Overdue` at the moment
+    its deadline passes while it waits, or `Cancelled`.  A deadline that passes during the run
+    changes nothing: the answer is there, the caller may still want it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        name: str,
+        rows_max: int,
+        on_idle: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        runner: Runner | None = None,
+    ) -> None:
+        """Make the queue of a session that is warm.  Call it on the loop.
+
+        Args:
+            session: belongs to the queue from now on; `close` closes it.
+            name: of the engine, for logs and the thread.
+            rows_max: of one run; 1 for a model that is never batched.
+            on_idle: called when nothing waits and nothing runs any more.
+            clock: of the tickets' times; the loop's own has a resolution of 1 ms with uvloop.
+            runner: where the runs are done; a thread of its own by default.
+        """
+        assert rows_max >= 1
+        self.name = name
+        self.counters = QueueCounters()
+        self._session = session
+        self._loop = asyncio.get_running_loop()
+        self._runner = runner or ThreadRunner(f"engine {name}", self._loop)
+        self._clock = clock
+        self._on_idle = on_idle
+        self._output_names = frozenset(spec.name for spec in session.outputs)
+
+        # The whole mutable state, besides the counters.
+        # What was learned:
+        self._rows_max = rows_max if session.batches and not session.streams else 1
+        self._profile = LatencyProfile()
+        self._arrivals = ArrivalRate()
+        self._inline = InlineRule()
+        # Who waits, in order, and which of them have come since the last step:
+        self._waiting: OrderedDict[Ticket, None] = OrderedDict()
+        self._arrived: list[Ticket] = []
+        self._rows_waiting = 0
+        self._bytes_waiting = 0
+        self._expiries = Expiries(self._waiting.keys(), self._expire, clock, self._loop)
+        # Who runs, and what happens next:
+        self._running: _Running | None = None
+        self._is_step_due = False
+        self._is_idle_known = True
+        self._closed: asyncio.Future[None] | None = None
+        self._is_session_closing = False
+
+    # What the load report says.
+
+    @property
+    def rows_max(self) -> int:
+        """How many rows may share a run; 1 once the model has shown that it cannot."""
+        return self._rows_max
+
+    @property
+    def tickets_waiting(self) -> int:
+        """How many tickets wait."""
+        return len(self._waiting)
+
+    @property
+    def tickets_inside(self) -> int:
+        """How many tickets wait or run."""
+        return len(self._waiting) + (len(self._running.tickets) if self._running else 0)
+
+    @property
+    def bytes_waiting(self) -> int:
+        """How many bytes the inputs of the waiting tickets have."""
+        return self._bytes_waiting
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._waiting and self._running is None
+
+    def run_s(self, rows: int = 1) -> float:
+        """Predict the duration of a run of so many rows; 0 while nothing is known."""
+        return self._profile.run_s(rows)
+
+    def wait_s(self) -> float:
+        """Predict how long a ticket that came now would wait for its run, in seconds."""
+        wait_s = 0.0
+        if self._running is not None:
+            ran_s = self._clock() - self._running.started_s
+            wait_s = max(0.0, self._running.expected_s - ran_s)
+        batches, rest = divmod(self._rows_waiting, self._rows_max)
+        wait_s += batches * self._profile.run_s(self._rows_max)
+        return wait_s + (self._profile.run_s(rest) if rest else 0.0)
+
+    def __repr__(self) -> str:
+        running = f"{self._running.rows} rows running" if self._running else "idle"
+        return f"<EngineQueue {self.name}: {running}, {len(self._waiting)} waiting>"
+
+    # Tickets come and go.
+
+    def submit(self, ticket: Ticket) -> None:
+        """Take a ticket.  It may be settled before this returns, if it cannot be taken.
+
+        A ticket with more rows than `rows_max` runs alone: refusing it is up to whoever knows
+        the signature.
+        """
+        self.counters.submitted += 1
+        refusal = self._refusal_of(ticket)
+        if refusal is not None:
+            self._settle(ticket, refusal)
+            return
+        now_s = self._clock()
+        self._arrivals.add(ticket.rows, now_s, ticket.deadline_s - ticket.arrived_s)
+        self._waiting[ticket] = None
+        self._rows_waiting += ticket.rows
+        self._bytes_waiting += ticket.bytes
+        self._is_idle_known = False
+        if self._running is not None:
+            self._expiries.watch(ticket)
+        else:
+            # Most run at once and never need watching.
+            self._arrived.append(ticket)
+            self._step_soon()
+
+    def _refusal_of(self, ticket: Ticket) -> Failed | None:
+        if self._closed is not None:
+            return _UNLOADING
+        if not self._output_names.issuperset(ticket.outputs):
+            unknown = next(name for name in ticket.outputs if name not in self._output_names)
+            known = ", ".join(sorted(self._output_names))
+            return Failed(422, f'there is no output "{unknown}"; the outputs are: {known}')
+        if self._session.streams and ticket.on_chunk is None:
+            return Failed(422, "this model answers in pieces: ask for a stream")
+        return None
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """Settle a ticket as `Cancelled`, because its caller is gone.
+
+        A ticket that waits is taken out.  A run goes on for the others in it; a stream stops.
+
+        Returns:
+            Whether the ticket was still to be settled.
+        """
+        if ticket.settled:
+            return False
+        self._remove(ticket)
+        self._stop_stream_of(ticket)
+        self._settle(ticket, Cancelled())
+        self._report_idle()
+        return True
+
+    async def close(self) -> None:
+        """Settle who waits as failed, let the current run end, close the session.
+
+        Waits for as long as the run takes; a run that hangs is ended by ending the process.
+        """
+        if self._closed is None:
+            self._closed = self._loop.create_future()
+            self._expiries.close()
+            refused = list(self._waiting)
+            if self._running is None:
+                self._close_session()
+            elif self._running.stream is not None:
+                self._running.stream.stop()
+                refused += self._running.tickets
+            for ticket in refused:
+                self._remove(ticket)
+                self._settle(ticket, _UNLOADING)
+        await asyncio.shield(self._closed)
+
+    def _close_session(self) -> None:
+        if self._is_session_closing:
+            return
+        self._is_session_closing = True
+
+        def work() -> str:
+            try:
+                self._session.close()
+            except Exception as error:
+                # Nothing depends on it any more, and there is nobody to raise it to.
+                return reason_of(error)
+            return ""
+
+        def done(problem: str, _: float) -> None:
+            if problem:
+                _log.warning("engine_close_failed", engine=self.name, reason=problem)
+            assert self._closed is not None
+            self._closed.set_result(None)
+
+        self._runner.start(work, done)
+        self._runner.close()
+
+    # The engine's next step.
+
+    def _step_soon(self) -> None:
+        # Not at once: all that has arrived in this turn of the loop can then share a run.
+        if not self._is_step_due:
+            self._is_step_due = True
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        self._is_step_due = False
+        self._launch_next()
+        self._report_idle()
+
+    def _launch_next(self) -> None:
+        while self._waiting and self._running is None:
+            now_s = self._clock()
+            arrival_rows_per_s = self._arrivals.rows_per_s(now_s)
+            match decide(self._waiting, now_s, self._limits(now_s), arrival_rows_per_s):
+                case Shed(count):
+                    for ticket in self._take(count):
+                        self._settle(ticket, self._overdue(ticket, now_s))
+                case Run(count):
+                    self._launch(self._take(count), now_s)
+                    break
+        if self._waiting and self._running is None:
+            self._step_soon()  # after an inline run: first whoever else wants the loop
+        for ticket in self._arrived:
+            if ticket in self._waiting:
+                self._expiries.watch(ticket)
+        self._arrived.clear()
+
+    def _limits(self, now_s: float) -> Limits:
+        if self._session.streams:
+            # A stream that is still going at its deadline is cut short, not late: how long
+            # the last ones went on is no reason to refuse the next.
+            return Limits(1, lambda _rows: 0.0)
+        trust = self._profile.trust(now_s)
+        if trust == 1.0:
+            return Limits(self._rows_max, self._profile.run_s)
+        return Limits(self._rows_max, lambda rows: trust * self._profile.run_s(rows))
+
+    def _launch(self, tickets: list[Ticket], now_s: float) -> None:
+        rows = sum([ticket.rows for ticket in tickets])
+        running = _Running(tickets, rows, now_s, self._profile.run_s(rows))
+        if self._session.streams:
+            self._running = running
+            self._launch_stream(running, tickets[0])
+            return
+        inputs = [ticket.inputs for ticket in tickets]
+        if self._inline.allows(rows):
+            ran = run_tickets(self._session, tickets, inputs)
+            self.counters.runs_inline += 1
+            self._learn(running, ran, self._clock() - now_s, was_inline=True)
+            self._answer(running, ran, self._clock() - now_s)
+            return
+        self._running = running
+        self._runner.start(
+            lambda: run_tickets(self._session, tickets, inputs),
+            lambda ran, run_s: self._finish(running, ran, run_s),
+        )
+
+    def _finish(self, running: _Running, ran: Ran, run_s: float) -> None:
+        self._learn(running, ran, run_s, was_inline=False)
+        self._running = None
+        # Before the answers go out, so that the engine works meanwhile.
+        self._launch_next()
+        self._answer(running, ran, run_s)
+        self._after_run()
+
+    def _learn(self, running: _Running, ran: Ran, run_s: float, *, was_inline: bool) -> None:
+        self.counters.runs += 1
+        self.counters.rows_run += running.rows
+        self.counters.run_s += run_s
+        if ran.was_one_run:
+            self._inline.record(running.rows, run_s, was_inline=was_inline)
+            self._profile.record(running.rows, run_s, self._clock())
+        if ran.unsplit:
+            self._rows_max = 1
+            _log.warning("engine_not_batchable", engine=self.name, reason=ran.unsplit)
+
+    def _answer(self, running: _Running, ran: Ran, run_s: float) -> None:
+        now_s = self._clock()
+        for ticket, result in zip(running.tickets, ran.results, strict=True):
+            if isinstance(result, Failed):
+                self._settle(ticket, result)
+                continue
+            queue_s = running.started_s - ticket.arrived_s
+            if self._settle(ticket, Answer(result, queue_s, run_s, running.rows)):
+                self.counters.late += now_s > ticket.deadline_s
+
+    def _after_run(self) -> None:
+        if self._closed is not None:
+            self._close_session()
+        self._report_idle()
+
+    # Streams.
+
+    def _launch_stream(self, running: _Running, ticket: Ticket) -> None:
+        assert ticket.on_chunk is not None
+        stream = Stream(self._session, ticket.inputs, ticket.outputs, ticket.on_chunk, self._loop)
+        running.stream = stream
+        running.stream_timer = self._loop.call_later(
+            max(0.0, ticket.deadline_s - running.started_s), self._expire, ticket
+        )
+        self._runner.start(
+            stream.run, lambda failed, run_s: self._finish_stream(running, failed, run_s)
+        )
+
+    def _finish_stream(self, running: _Running, failed: Failed | None, run_s: float) -> None:
+        assert running.stream_timer is not None
+        running.stream_timer.cancel()
+        no_outputs: Tensors = {}
+        ran = Ran([failed or no_outputs], was_one_run=True)
+        self._finish(running, ran, run_s)
+
+    def _stop_stream_of(self, ticket: Ticket) -> None:
+        running = self._running
+        if running is not None and running.stream is not None and ticket in running.tickets:
+            running.stream.stop()
+
+    # Bookkeeping.
+
+    def _take(self, count: int) -> list[Ticket]:
+        """Take out the first tickets of the head's shape."""
+        taken: list[Ticket] = []
+        for ticket in self._waiting:
+            if not taken or ticket.shape_key == taken[0].shape_key:
+                taken.append(ticket)
+                if len(taken) == count:
+                    break
+        for ticket in taken:
+            self._remove(ticket)
+        return taken
+
+    def _remove(self, ticket: Ticket) -> None:
+        if ticket in self._waiting:
+            del self._waiting[ticket]
+            self._rows_waiting -= ticket.rows
+            self._bytes_waiting -= ticket.bytes
+
+    def _expire(self, ticket: Ticket) -> None:
+        self._remove(ticket)
+        self._stop_stream_of(ticket)
+        self._settle(ticket, self._overdue(ticket, self._clock()))
+        self._report_idle()
+
+    def _overdue(self, ticket: Ticket, now_s: float) -> Overdue:
+        return Overdue(now_s - ticket.arrived_s, was_shed=now_s < ticket.deadline_s)
+
+    def _settle(self, ticket: Ticket, outcome: Outcome) -> bool:
+        if ticket.settled:
+            return False
+        self.counters.count(outcome)
+        try:
+            ticket.settle(outcome)
+        except Exception:
+            # A caller's fault must not reach the other tickets of the run.
+            _log.exception("ticket_callback_failed", engine=self.name)
+        return True
+
+    def _report_idle(self) -> None:
+        if self.is_idle and not self._is_idle_known and self._closed is None:
+            self._is_idle_known = True
+            if self._on_idle is not None:
+                self._on_idle()

@@ -1,0 +1,197 @@
+"""Where engines are to run: a pure function from what is wanted and what is there.
+
+Decides which worker loads or unloads which engine, and what routes the edges get.  Carries nothing
+out, knows no clock, and remembers nothing: the same views give the same plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pool.wire.control import EngineRoute, EngineState
+from registry_sync.documents import EndpointSpec
+
+Ref: TypeAlias = tuple[str, str]  # model, version
+
+WAKE_AT_MAX = 3  # so many workers are named for a wake; a fourth would come too late anyway
+UNWANTED_IDLE_S = (
+    300.0  # an engine that no endpoint names any more stays so long after its last call
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A registered worker as its last heartbeat showed it."""
+
+    id: str
+    draining: bool
+    engines: Mapping[Ref, EngineState]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the endpoints want of one version of a model.
+
+    `idle_s` is None where some endpoint keeps it awake; else the longest time that any of them
+    lets it idle, and nothing loads it before a call does.
+    """
+
+    replicas_min: int
+    replicas_max: int
+    idle_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Let `worker` load `ref`."""
+
+    worker: str
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Let `worker` drain and drop `ref`."""
+
+    worker: str
+    ref: Ref
+
+
+def demands(
+    specs: Iterable[EndpointSpec], weights: Mapping[str, Mapping[str, float]]
+) -> dict[Ref, Demand]:
+    """Return what all endpoints together want of each version they name.
+
+    Args:
+        specs: the current specs.
+        weights: effective weights by endpoint and variant, where they differ from the spec's.
+    """
+    found: dict[Ref, Demand] = {}
+    for spec in specs:
+        effective = weights.get(spec.endpoint, {})
+        for variant in spec.variants:
+            scale = spec.scale
+            serves = effective.get(variant.name, variant.weight) > 0
+            idle_s = None if scale.idle_s == "auto" else float(scale.idle_s)
+            if not serves:
+                # Nobody is routed there; a call for the version itself still wakes it.
+                idle_s = UNWANTED_IDLE_S if idle_s is None else idle_s
+            ref = (variant.model, variant.version)
+            new = Demand(
+                replicas_min=scale.replicas_min if serves else 0,
+                replicas_max=scale.replicas_max if serves else 0,
+                idle_s=idle_s,
+            )
+            old = found.get(ref)
+            found[ref] = new if old is None else _both(old, new)
+    return found
+
+
+def _both(one: Demand, other: Demand) -> Demand:
+    awake = one.idle_s is None or other.idle_s is None
+    return Demand(
+        max(one.replicas_min, other.replicas_min),
+        max(one.replicas_max, other.replicas_max),
+        None if awake else max(one.idle_s or 0.0, other.idle_s or 0.0),
+    )
+
+
+def wake_order(ref: Ref, workers: Iterable[str]) -> list[str]:
+    """Return `workers` in the order in which everybody tries them for `ref`.
+
+    Rendezvous hashing: each worker is first for its share of the engines, and one that comes or
+    goes moves only the engines that it wins or had won.
+
+    >>> wake_order(("m", "1"), ["a", "b"]) == wake_order(("m", "1"), ["b", "a"])
+    True
+    """
+
+    def score(worker: str) -> bytes:
+        key = f"{ref[0]}\0{ref[1]}\0{worker}".encode()
+        return hashlib.blake2b(key, digest_size=8).digest()
+
+    return sorted(workers, key=score, reverse=True)
+
+
+def replicas_wanted(demand: Demand, workers: int) -> int:
+    """Return how many replicas are kept without anybody calling.
+
+    Before the autoscaler exists an endpoint that never sleeps has min(workers, replicas_max).
+    """
+    if demand.idle_s is None:
+        return min(workers, max(demand.replicas_max, demand.replicas_min))
+    return min(workers, demand.replicas_min)
+
+
+def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Load | Unload]:
+    """Return the steps from what the workers have to what is wanted; empty when they agree.
+
+    A worker that has an engine (loading, warm or failed: it retries by itself) keeps it before
+    another one is asked, so that a plan made twice moves nothing.  An engine with calls is never
+    unloaded.
+    """
+    live = [worker for worker in workers if not worker.draining]
+    steps: list[Load | Unload] = []
+    for ref, demand in wanted.items():
+        order = wake_order(ref, (worker.id for worker in live))
+        having = {worker.id for worker in live if _counts(worker.engines.get(ref))}
+        count = replicas_wanted(demand, len(live))
+        missing = count - len(having)
+        for worker_id in order:
+            if missing <= 0:
+                break
+            if worker_id not in having:
+                steps.append(Load(worker_id, ref))
+                missing -= 1
+    for worker in live:
+        steps.extend(_unloads(worker, wanted, live))
+    return steps
+
+
+def _counts(engine: EngineState | None) -> bool:
+    return engine is not None and engine.state in ("loading", "warm", "failed")
+
+
+def _unloads(
+    worker: WorkerView, wanted: Mapping[Ref, Demand], live: Sequence[WorkerView]
+) -> list[Unload]:
+    steps = []
+    for ref, engine in worker.engines.items():
+        if engine.state not in ("warm", "failed") or engine.calls:
+            continue
+        demand = wanted.get(ref)
+        idle_s = UNWANTED_IDLE_S if demand is None else demand.idle_s
+        if idle_s is None or engine.idle_s < idle_s:
+            continue
+        keep = 0 if demand is None else replicas_wanted(demand, len(live))
+        order = [
+            other
+            for other in wake_order(ref, (view.id for view in live))
+            if any(view.id == other and _counts(view.engines.get(ref)) for view in live)
+        ]
+        if worker.id not in order[:keep]:
+            steps.append(Unload(worker.id, ref))
+    return steps
+
+
+def route(ref: Ref, workers: Sequence[WorkerView]) -> EngineRoute:
+    """Return where `ref` runs now and who is to wake it, for the edges."""
+    live = [worker for worker in workers if not worker.draining]
+    states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
+    warm = tuple(sorted(w for w, engine in states.items() if engine.state == "warm"))
+    order = wake_order(ref, (worker.id for worker in live))
+    # Whoever is already loading it is asked first: the call joins that load.
+    order.sort(key=lambda worker: worker not in states or states[worker].state != "loading")
+    failed = [engine for engine in states.values() if engine.state == "failed"]
+    if warm:
+        state, detail = "warm", ""
+    elif any(engine.state == "loading" for engine in states.values()):
+        state, detail = "loading", ""
+    elif failed:
+        state, detail = "failed", failed[0].detail
+    else:
+        state, detail = "asleep", ""
+    return EngineRoute(ref[0], ref[1], warm, tuple(order[:WAKE_AT_MAX]), state, detail)

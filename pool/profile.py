@@ -1,0 +1,150 @@
+"""How long an engine's runs take, and how fast its work arrives: learned, never configured.
+
+Owns the figures; decides nothing and reads no clock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Final
+
+# TCP's gains for a smoothed mean and deviation (RFC 6298), which have the same job: to follow
+# a drifting time within a few dozen samples and not to jump at one outlier.
+MEAN_GAIN: Final = 1 / 8
+DEVIATION_GAIN: Final = 1 / 4
+# A normal distribution's p99 lies 2.33 σ above its mean, and its mean deviation is 0.8 σ.
+DEVIATIONS: Final = 3.0
+# Without a run, a prediction loses half of itself in this time.  One outlier could otherwise
+# make every call look hopeless; all would be shed, nothing would run, nothing be learned.
+FORGET_HALF_S: Final = 1.0
+# Bounds of the window in which arrivals are counted: below, one arrival more or less is all
+# one would see; above, a load of a minute ago would still count.
+WINDOW_S_MIN: Final = 0.01
+WINDOW_S_MAX: Final = 10.0
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Runs of like size."""
+
+    rows_mean: float
+    run_s_mean: float
+    run_s_deviation: float
+
+
+class LatencyProfile:
+    """The duration of a run as a function of its rows.
+
+    Runs are kept in buckets of doubling size (1, 2, 3-4, 5-8, …).  A prediction is the mean
+    and three mean deviations (about p99), linear between the buckets and never falling with
+    the rows.  Beyond the largest size seen it grows in proportion, which is an upper bound as
+    rows in a larger batch are not dearer; it is corrected by the first such run.  Below the
+    smallest, the smallest holds.  Before the first counted run it is 0: nothing is given up
+    on a guess.
+    """
+
+    def __init__(self) -> None:
+        # The whole mutable state: the buckets, the curve through them, and what was last run.
+        self._buckets: dict[int, _Bucket] = {}
+        self._curve_rows: list[float] = []
+        self._curve_s: list[float] = []
+        self._is_cold = True
+        self._last_run_s = 0.0
+
+    @property
+    def runs_known(self) -> bool:
+        """Whether there has been a run that counts."""
+        return bool(self._buckets)
+
+    def record(self, rows: int, run_s: float, now_s: float) -> None:
+        """Learn from one run that ended at `now_s`.
+
+        The first run after a load pays for allocations and compilations and is not counted.
+        """
+        assert rows >= 1
+        if self._is_cold:
+            self._is_cold = False
+            return
+        self._last_run_s = now_s
+        bucket = self._buckets.get((rows - 1).bit_length())
+        if bucket is None:
+            self._buckets[(rows - 1).bit_length()] = _Bucket(rows, run_s, run_s / 8)
+        else:
+            error_s = run_s - bucket.run_s_mean
+            bucket.rows_mean += (rows - bucket.rows_mean) * MEAN_GAIN
+            bucket.run_s_mean += error_s * MEAN_GAIN
+            bucket.run_s_deviation += (abs(error_s) - bucket.run_s_deviation) * DEVIATION_GAIN
+        self._draw_curve()
+
+    def _draw_curve(self) -> None:
+        self._curve_rows.clear()
+        self._curve_s.clear()
+        highest_s = 0.0
+        for _, bucket in sorted(self._buckets.items()):
+            highest_s = max(highest_s, bucket.run_s_mean + DEVIATIONS * bucket.run_s_deviation)
+            self._curve_rows.append(bucket.rows_mean)
+            self._curve_s.append(highest_s)
+
+    def run_s(self, rows: int) -> float:
+        """Predict the duration of a run of so many rows, pessimistically (about p99)."""
+        curve_rows, curve_s = self._curve_rows, self._curve_s
+        if not curve_rows:
+            return 0.0
+        right = bisect_left(curve_rows, rows)
+        if right == 0:
+            return curve_s[0]
+        if right == len(curve_rows):
+            return curve_s[-1] * rows / curve_rows[-1]
+        rows_0, rows_1 = curve_rows[right - 1], curve_rows[right]
+        share = (rows - rows_0) / (rows_1 - rows_0)
+        return curve_s[right - 1] + share * (curve_s[right] - curve_s[right - 1])
+
+    def trust(self, now_s: float) -> float:
+        """Say how much of a prediction to believe when giving up a call, 0 to 1.
+
+        Halves with every `FORGET_HALF_S` without a run; for a busy engine it is 1.
+        """
+        idle_s = now_s - self._last_run_s - FORGET_HALF_S
+        return 1.0 if idle_s <= 0 else 0.5 ** (idle_s / FORGET_HALF_S)
+
+
+class ArrivalRate:
+    """Rows that arrived per second, over a sliding window of about one deadline.
+
+    Two counters stand for the window: the one that fills, and a share of the full one before
+    it (the sliding window counter known from rate limiters).  O(1) in time and memory.
+    """
+
+    def __init__(self) -> None:
+        # The whole mutable state.
+        self._window_s = WINDOW_S_MIN
+        self._started_s = -WINDOW_S_MAX
+        self._rows = 0.0
+        self._rows_before = 0.0
+
+    def add(self, rows: int, now_s: float, slo_s: float) -> None:
+        """Count an arrival whose caller waits `slo_s`; the next window is that long."""
+        self._turn(now_s, slo_s)
+        self._rows += rows
+
+    def rows_per_s(self, now_s: float) -> float:
+        """Say how many rows arrive per second."""
+        self._turn(now_s, self._window_s)
+        share_before = max(0.0, 1.0 - (now_s - self._started_s) / self._window_s)
+        return (self._rows + self._rows_before * share_before) / self._window_s
+
+    def _turn(self, now_s: float, slo_s: float) -> None:
+        elapsed_s = now_s - self._started_s
+        if elapsed_s < self._window_s:
+            return
+        window_s = min(max(slo_s, WINDOW_S_MIN), WINDOW_S_MAX)
+        if elapsed_s < 2 * self._window_s:
+            # In proportion, as the next window may be longer or shorter than this one.
+            self._rows_before = self._rows * window_s / self._window_s
+            self._started_s += self._window_s
+        else:
+            self._rows_before = 0.0
+            self._started_s = now_s
+        self._window_s = window_s
+        self._rows = 0.0

@@ -1,0 +1,208 @@
+"""The controller's eyes on the registry: which documents hold now.
+
+One list of `endpoints/` and one conditional read of `keys.json` a round; a changed document is
+read, checked whole, and taken only with everything that it names.  One that does not fit stays
+out, the last good one serves, and `rejected` says why.  Manifests are immutable and read once.
+Blocking: the controller calls it in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import structlog
+
+from registry_sync.documents import (
+    BadDocument,
+    EndpointSpec,
+    EndpointState,
+    Manifest,
+    check_spec,
+    read_keys,
+    read_manifest,
+    read_spec,
+    read_state,
+)
+from registry_sync.names import BadName, check_name, check_version
+from registry_sync.stores import NotFound, Store, StoreError
+
+Ref: TypeAlias = tuple[str, str]
+
+RESOLVED_MAX = 10_000  # versions that somebody called by number and no endpoint names
+DOCUMENT_BYTES_MAX = 4 << 20
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every document that holds, with its bytes as they lie in the registry."""
+
+    specs: Mapping[str, EndpointSpec] = field(default_factory=dict)
+    states: Mapping[str, EndpointState] = field(default_factory=dict)
+    manifests: Mapping[Ref, Manifest] = field(default_factory=dict)
+    spec_bytes: Mapping[str, bytes] = field(default_factory=dict)
+    state_bytes: Mapping[str, bytes] = field(default_factory=dict)
+    manifest_bytes: Mapping[Ref, bytes] = field(default_factory=dict)
+    key_bytes: bytes = b""
+    rejected: Mapping[str, str] = field(default_factory=dict)
+
+
+class RegistryWatch:
+    """Follows one registry, round by round."""
+
+    def __init__(self, store: Store, start: Snapshot | None = None) -> None:
+        self._store = store
+        # The whole mutable state: what holds, and the etags by which a change is noticed.
+        self.snapshot = start or Snapshot()
+        self._spec_etags: dict[str, str] = {}
+        self._state_etags: dict[str, str] = {}
+        self._keys_etag: str | None = None
+        self._resolved: dict[Ref, None] = {}
+
+    def poll(self) -> bool:
+        """Look once; tell whether `snapshot` is another one now.
+
+        Raises:
+            StoreError: the registry did not answer; the snapshot stays.
+        """
+        old = self.snapshot
+        specs, spec_bytes = dict(old.specs), dict(old.spec_bytes)
+        states, state_bytes = dict(old.states), dict(old.state_bytes)
+        manifests, manifest_bytes = dict(old.manifests), dict(old.manifest_bytes)
+        rejected = dict(old.rejected)
+        present = set()
+        for entry in self._store.list("endpoints/", recursive=False):
+            name = entry.key.removeprefix("endpoints/").removesuffix(".json")
+            if not entry.key.endswith(".json"):
+                continue
+            present.add(name)
+            if self._spec_etags.get(name) == entry.etag:
+                continue
+            try:
+                data, spec, found = self._read_spec(name, manifests)
+            except NotFound:
+                present.discard(name)  # deleted since the list
+                continue
+            except (BadDocument, BadName) as error:
+                rejected[f"endpoints/{name}.json"] = str(error)
+                _log.warning("document_rejected", document=f"endpoints/{name}.json", why=str(error))
+            else:
+                specs[name], spec_bytes[name] = spec, data
+                for ref, (manifest_data, manifest) in found.items():
+                    manifests[ref], manifest_bytes[ref] = manifest, manifest_data
+                rejected.pop(f"endpoints/{name}.json", None)
+                self._read_state(name, states, state_bytes)
+            self._spec_etags[name] = entry.etag
+        for name in [name for name in (*self._spec_etags, *specs) if name not in present]:
+            for table in (specs, spec_bytes, states, state_bytes, self._spec_etags):
+                table.pop(name, None)
+            rejected.pop(f"endpoints/{name}.json", None)
+        key_bytes = self._read_keys(old.key_bytes, rejected)
+        new = Snapshot(
+            specs, states, manifests, spec_bytes, state_bytes, manifest_bytes, key_bytes, rejected
+        )
+        changed = new != old
+        self.snapshot = new
+        return changed
+
+    def resolve(self, model: str, version: str) -> Manifest | None:
+        """Return the manifest of a version that somebody called by number, or None.
+
+        Raises:
+            StoreError: the registry did not answer.
+            BadDocument: the manifest does not fit.
+        """
+        ref = (check_name("model", model), check_version(version))
+        if ref in self.snapshot.manifests:
+            return self.snapshot.manifests[ref]
+        try:
+            data, manifest = self._read_manifest(ref)
+        except NotFound:
+            return None
+        old = self.snapshot
+        manifests, manifest_bytes = dict(old.manifests), dict(old.manifest_bytes)
+        manifests[ref], manifest_bytes[ref] = manifest, data
+        self._resolved[ref] = None
+        if len(self._resolved) > RESOLVED_MAX:
+            oldest = next(iter(self._resolved))
+            del self._resolved[oldest]
+            named = {(v.model, v.version) for spec in old.specs.values() for v in spec.variants}
+            if oldest not in named:
+                manifests.pop(oldest, None)
+                manifest_bytes.pop(oldest, None)
+        self.snapshot = Snapshot(
+            old.specs,
+            old.states,
+            manifests,
+            old.spec_bytes,
+            old.state_bytes,
+            manifest_bytes,
+            old.key_bytes,
+            old.rejected,
+        )
+        return manifest
+
+    def _read_spec(
+        self, name: str, known: Mapping[Ref, Manifest]
+    ) -> tuple[bytes, EndpointSpec, dict[Ref, tuple[bytes, Manifest]]]:
+        check_name("endpoint", name)
+        data = self._store.get(f"endpoints/{name}.json").data
+        spec = read_spec(data)
+        check_spec(spec)
+        if spec.endpoint != name:
+            raise BadDocument([f"$.endpoint: {spec.endpoint!r} is not the name of this document"])
+        found = {}
+        for index, variant in enumerate(spec.variants):
+            ref = (variant.model, variant.version)
+            if ref in known:
+                continue
+            try:
+                found[ref] = self._read_manifest(ref)
+            except NotFound:
+                raise BadDocument(
+                    [f"$.variants[{index}]: {ref[0]} version {ref[1]} is not published"]
+                ) from None
+        return data, spec, found
+
+    def _read_manifest(self, ref: Ref) -> tuple[bytes, Manifest]:
+        data = self._store.get(f"models/{ref[0]}/{ref[1]}/manifest.json").data
+        manifest = read_manifest(data)
+        if (manifest.model, manifest.version) != ref:
+            raise BadDocument(
+                [f"$.model: {ref[0]}/{ref[1]} says it is {manifest.model}/{manifest.version}"]
+            )
+        return data, manifest
+
+    def _read_state(
+        self, name: str, states: dict[str, EndpointState], state_bytes: dict[str, bytes]
+    ) -> None:
+        """Read what the controller (this one or a former) did with the endpoint."""
+        try:
+            data = self._store.get(f"endpoints/{name}/state.json").data
+            states[name] = read_state(data)
+            state_bytes[name] = data
+        except NotFound:
+            return
+        except BadDocument as error:
+            _log.warning("document_rejected", document=f"endpoints/{name}/state", why=str(error))
+
+    def _read_keys(self, old: bytes, rejected: dict[str, str]) -> bytes:
+        """Return the keys that hold: the last good ones unless newer ones can be read."""
+        try:
+            found = self._store.get_if_changed("keys.json", self._keys_etag)
+            if found is None:
+                return old
+            self._keys_etag = found.etag
+            read_keys(found.data)
+            rejected.pop("keys.json", None)
+            return found.data
+        except NotFound:
+            self._keys_etag = None
+            return b""  # no keys at all: every call is refused
+        except (BadDocument, StoreError) as error:
+            rejected["keys.json"] = str(error)
+            _log.warning("document_rejected", document="keys.json", why=str(error))
+            return old

@@ -1,0 +1,68 @@
+"""Where blocking work is done: a thread that belongs to one engine.
+
+Many engines and drivers want all their calls from one thread, and a run that hangs must not
+take the threads of other engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Carries out blocking work away from the loop, one piece after the other."""
+
+    def start(self, work: Callable[[], T], done: Callable[[T, float], None]) -> None:
+        """Carry out `work`, which never raises; then call `done` on the loop.
+
+        `done` gets the result and the duration in seconds.
+        """
+
+    def close(self) -> None:
+        """Take no more work; what was started still ends."""
+
+
+class ThreadRunner:
+    """A thread of its own.
+
+    It is a daemon: a run that hangs must not keep the process from ending.
+    """
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def start(self, work: Callable[[], T], done: Callable[[T, float], None]) -> None:
+        """Carry out `work` in the thread, then call `done` on the loop."""
+
+        def job() -> None:
+            started_s = time.monotonic()
+            result = work()
+            self._tell(done, result, time.monotonic() - started_s)
+
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Let the thread end after what was started."""
+        self._jobs.put(None)
+
+    def _tell(self, done: Callable[[T, float], None], result: T, run_s: float) -> None:
+        try:
+            self._loop.call_soon_threadsafe(done, result, run_s)
+        except RuntimeError:
+            # The loop was closed while the work ran; nobody is left to be told.
+            pass
+
+    def _run_forever(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # or the last batch would be kept until the next one

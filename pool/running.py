@@ -1,0 +1,92 @@
+"""Run several calls as one: join their inputs, run, split the outputs.
+
+Owns the promise that a call gets what it would have got alone, or fails alone.  Blocking and
+without state; `pool.engine_queue` decides where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pool.engines.base import Session, Tensors, reason_of
+from pool.ticket import Failed, Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The outcome of `run_tickets`, one result for each ticket, in order."""
+
+    results: list[Tensors | Failed]
+    was_one_run: bool  # False: its duration says nothing about runs of that size
+    unsplit: str = ""  # why the model cannot be batched; empty if it can
+
+
+class _Unsplit(Exception):
+    """The outputs of a joint run do not belong to its calls row by row."""
+
+
+def run_tickets(session: Session, tickets: Sequence[Ticket], inputs: Sequence[Tensors]) -> Ran:
+    """Run the tickets together; if that fails, one by one, so that only the bad one fails.
+
+    A model whose outputs do not have a row for each row of its inputs cannot be split: its
+    tickets are run one by one, and `unsplit` says why.  Never raises.
+
+    Args:
+        session: what runs them; nobody else calls it meanwhile.
+        tickets: of one shape.  One that is settled meanwhile disturbs nobody.
+        inputs: those of each ticket, which lets go of them when it is settled.
+    """
+    if len(tickets) == 1:
+        return Ran([_run_one(session, inputs[0], tickets[0].outputs)], was_one_run=True)
+    unsplit = ""
+    try:
+        return Ran(list(_run_joint(session, tickets, inputs)), was_one_run=True)
+    except _Unsplit as error:
+        unsplit = str(error)
+    except (Exception, SystemExit):
+        # Whatever it was, the ticket that has caused it will raise it again.
+        pass
+    results = [
+        # A ticket that was cancelled meanwhile is not worth a run of its own.
+        _GONE if ticket.settled else _run_one(session, tensors, ticket.outputs)
+        for ticket, tensors in zip(tickets, inputs, strict=True)
+    ]
+    return Ran(results, was_one_run=False, unsplit=unsplit)
+
+
+_GONE = Failed(499, "the caller went away")
+
+
+def _run_one(session: Session, inputs: Tensors, wanted: tuple[str, ...]) -> Tensors | Failed:
+    try:
+        outputs = session.infer(inputs, wanted)
+        return {name: outputs[name] for name in wanted} if wanted else outputs
+    except (Exception, SystemExit) as error:
+        # Also an engine that wants to end the process: it is not its process.
+        return Failed(500, f"the model failed: {reason_of(error)}")
+
+
+def _run_joint(
+    session: Session, tickets: Sequence[Ticket], inputs: Sequence[Tensors]
+) -> Iterator[Tensors]:
+    rows = sum(ticket.rows for ticket in tickets)
+    joint = {name: np.concatenate([tensors[name] for tensors in inputs]) for name in inputs[0]}
+    for name, tensor in joint.items():
+        if len(tensor) != rows:
+            raise _Unsplit(f'input "{name}" has {len(tensor)} rows, the calls have {rows}')
+    wanted: tuple[str, ...] = ()
+    if all(ticket.outputs for ticket in tickets):
+        wanted = tuple(dict.fromkeys(name for ticket in tickets for name in ticket.outputs))
+
+    outputs = session.infer(joint, wanted)
+    for name, output in outputs.items():
+        if output.shape[:1] != (rows,):
+            raise _Unsplit(f'output "{name}" has the shape {list(output.shape)} for {rows} rows')
+    start = 0
+    for ticket in tickets:
+        end = start + ticket.rows
+        yield {name: outputs[name][start:end] for name in ticket.outputs or outputs}
+        start = end

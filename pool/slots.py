@@ -1,0 +1,211 @@
+"""One version of a model in this worker: brought, loaded once, queued for, unloaded.
+
+    cold ── a call or a command ──▶ loading ──▶ warm ──▶ draining ──▶ cold
+                                       └──▶ failed ── after a pause, by the next call ──▶ loading
+
+Calls that come while it loads wait here, each by its own deadline; one load serves them all.
+Knows neither the wire nor the controller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from pool.engine_queue import EngineQueue
+from pool.engines.base import EngineError, Session, reason_of
+from pool.ticket import Failed, Outcome, Overdue, Ticket
+from registry_sync.documents import Manifest
+
+BACKOFF_S_MIN = 1.0
+BACKOFF_S_MAX = 60.0
+
+_log = structlog.get_logger()
+
+
+class CannotLoad(Exception):
+    """Why a version cannot be had in this worker; the text is for the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What came of a load."""
+
+    manifest: Manifest
+    digest: str
+    session: Session
+    engine: str
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A call that came before its engine was warm."""
+
+    arrived_s: float
+    deadline_s: float
+    make_ticket: Callable[[Loaded], Ticket]
+    settle: Callable[[Outcome], None]
+
+
+class EngineSlot:
+    """The place of one version in this worker.
+
+    Args:
+        load: brings the artifact and makes it runnable; raises `CannotLoad`.
+        on_change: called whenever `state` has changed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        load: Callable[[str, str], Awaitable[Loaded]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.model = model
+        self.version = version
+        self._load = load
+        self._on_change = on_change
+        # The whole mutable state.
+        self.state = "cold"
+        self.detail = ""
+        self.loads = 0
+        self.loaded: Loaded | None = None
+        self.queue: EngineQueue | None = None
+        self.used_s = time.monotonic()
+        self._waiting: dict[Waiting, None] = {}
+        self._failures = 0
+        self._retry_at_s = 0.0
+        self._loading: asyncio.Task[None] | None = None
+
+    @property
+    def calls(self) -> int:
+        """How many calls wait or run."""
+        return len(self._waiting) + (self.queue.tickets_inside if self.queue else 0)
+
+    @property
+    def wait_us(self) -> int:
+        """How long a call that came now would wait for its run."""
+        return int(self.queue.wait_s() * 1e6) if self.queue else 0
+
+    def ensure(self) -> None:
+        """Begin to load unless that is done, under way, or just failed."""
+        if self.state == "cold" or (
+            self.state == "failed" and time.monotonic() >= self._retry_at_s
+        ):
+            self._set("loading")
+            self._loading = asyncio.get_running_loop().create_task(self._load_once())
+
+    def submit(self, waiting: Waiting) -> None:
+        """Take a call: into the queue, or to wait for the load."""
+        self.used_s = waiting.arrived_s
+        if self.queue is not None and self.loaded is not None and self.state == "warm":
+            ticket = waiting.make_ticket(self.loaded)
+            if not ticket.settled:
+                self.queue.submit(ticket)
+            return
+        if self.state == "draining":
+            waiting.settle(Failed(503, "the engine is being unloaded"))
+            return
+        self.ensure()
+        if self.state == "failed":
+            waiting.settle(Failed(503, f"the model cannot be loaded: {self.detail}"))
+            return
+        self._waiting[waiting] = None
+
+    def forget(self, waiting: Waiting) -> None:
+        """Drop a call that waits for the load and that nobody wants any more."""
+        self._waiting.pop(waiting, None)
+
+    def expire(self, now_s: float) -> None:
+        """End the calls whose deadline passed while the engine loads."""
+        for waiting in [w for w in self._waiting if now_s >= w.deadline_s]:
+            del self._waiting[waiting]
+            waiting.settle(Overdue(now_s - waiting.arrived_s, was_shed=False))
+
+    async def unload(self) -> None:
+        """Let the current run end and give the memory back; called only while nobody waits."""
+        if self.state == "failed":
+            self._set("cold")
+        if self.state != "warm" or self.queue is None:
+            return
+        self._set("draining")
+        await self.queue.close()
+        self.queue = None
+        self.loaded = None
+        self._set("cold")
+
+    async def close(self) -> None:
+        """End everything; who still waits is refused."""
+        if self._loading is not None:
+            self._loading.cancel()
+        self._refuse_waiting("the worker is shutting down")
+        if self.queue is not None:
+            await self.queue.close()
+
+    async def _load_once(self) -> None:
+        started_s = time.monotonic()
+        try:
+            loaded = await self._load(self.model, self.version)
+        except CannotLoad as error:
+            self._fail(str(error))
+            return
+        except Exception as error:
+            # Whatever a loader raises must end as a failed slot, not as a silent one.
+            _log.exception("bug", model=self.model, version=self.version)
+            self._fail(reason_of(error))
+            return
+        self.loads += 1
+        self._failures = 0
+        self.loaded = loaded
+        self.queue = EngineQueue(
+            loaded.session,
+            name=f"{self.model}/{self.version}",
+            rows_max=loaded.manifest.rows_max,
+        )
+        _log.info(
+            "engine_warm",
+            model=self.model,
+            version=self.version,
+            engine=loaded.engine,
+            load_s=round(time.monotonic() - started_s, 4),
+            waiting=len(self._waiting),
+        )
+        self._set("warm")
+        waiting, self._waiting = self._waiting, {}
+        for one in waiting:
+            self.submit(one)
+
+    def _fail(self, detail: str) -> None:
+        self._failures += 1
+        pause_s = min(BACKOFF_S_MIN * 2 ** (self._failures - 1), BACKOFF_S_MAX)
+        self._retry_at_s = time.monotonic() + pause_s
+        self.detail = detail
+        _log.error("engine_failed", model=self.model, version=self.version, error=detail)
+        self._set("failed")
+        self._refuse_waiting(f"the model cannot be loaded: {detail}")
+
+    def _refuse_waiting(self, why: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for one in waiting:
+            one.settle(Failed(503, why))
+
+    def _set(self, state: str) -> None:
+        self.state = state
+        if state != "failed":
+            self.detail = ""
+        self._on_change()
+
+
+def load_session(load: Callable[[], Session]) -> Session:
+    """Load and warm up; raises `CannotLoad` with a text for the caller."""
+    try:
+        session = load()
+        session.warmup()
+    except EngineError as error:
+        raise CannotLoad(str(error)) from None
+    return session

@@ -1,0 +1,143 @@
+"""What `tidepool status --json` and `GET /admin/pool` show: a pure view of the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pool.wire.control import EngineState, VariantCount
+from registry_sync.documents import EndpointSpec, EndpointState
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A live worker as its last heartbeat showed it."""
+
+    id: str
+    pid: int
+    device: str
+    address: str
+    draining: bool
+    wait_us: int
+    calls: int
+    engines: Sequence[EngineState]
+
+    @property
+    def state(self) -> str:
+        """starting | parked | ready | draining, as DESIGN calls them."""
+        if self.draining:
+            return "draining"
+        if any(engine.state == "warm" for engine in self.engines):
+            return "ready"
+        return "starting" if any(e.state == "loading" for e in self.engines) else "parked"
+
+
+def add_counts(
+    counts: Iterable[Iterable[VariantCount]],
+) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """Sum cumulative counts over edges and their incarnations.
+
+    Returns:
+        By endpoint and variant: requests, errors, hits.
+    """
+    total: dict[tuple[str, str], tuple[int, int, int]] = {}
+    for one in counts:
+        for count in one:
+            key = (count.endpoint, count.variant)
+            requests, errors, hits = total.get(key, (0, 0, 0))
+            total[key] = (requests + count.requests, errors + count.errors, hits + count.hits)
+    return total
+
+
+def status(
+    *,
+    epoch: int,
+    leader: bool,
+    workers: Sequence[WorkerStatus],
+    edges: Sequence[tuple[str, int]],
+    specs: Mapping[str, EndpointSpec],
+    states: Mapping[str, EndpointState],
+    counts: Mapping[tuple[str, str], tuple[int, int, int]],
+    rejected: Mapping[str, str],
+    registry_error: str,
+) -> dict[str, Any]:
+    """Return the document that both commands print; only live processes are in it."""
+    return {
+        "controller": {"epoch": epoch, "leader": leader, "registry_error": registry_error},
+        "workers": [_worker(worker) for worker in workers],
+        "edges": [{"id": id, "pid": pid} for id, pid in edges],
+        "endpoints": [
+            _endpoint(spec, states.get(name), workers, counts)
+            for name, spec in sorted(specs.items())
+        ],
+        "rejected": dict(rejected),
+    }
+
+
+def _worker(worker: WorkerStatus) -> dict[str, Any]:
+    return {
+        "id": worker.id,
+        "pid": worker.pid,
+        "device": worker.device,
+        "address": worker.address,
+        "state": worker.state,
+        "wait_ms": worker.wait_us / 1000,
+        "calls": worker.calls,
+        "engines": [
+            {
+                "model": engine.model,
+                "version": engine.version,
+                "engine": engine.engine,
+                "state": engine.state,
+                "bytes": engine.bytes,
+                "calls": engine.calls,
+                "loads": engine.loads,
+                "detail": engine.detail,
+            }
+            for engine in worker.engines
+        ],
+    }
+
+
+def _endpoint(
+    spec: EndpointSpec,
+    state: EndpointState | None,
+    workers: Sequence[WorkerStatus],
+    counts: Mapping[tuple[str, str], tuple[int, int, int]],
+) -> dict[str, Any]:
+    refs = {(variant.model, variant.version) for variant in spec.variants}
+    engines = [
+        engine
+        for worker in workers
+        for engine in worker.engines
+        if (engine.model, engine.version) in refs
+    ]
+    weights = state.weights if state is not None and state.revision == spec.revision else {}
+    variants = []
+    for variant in spec.variants:
+        ref = (variant.model, variant.version)
+        requests, errors, hits = counts.get((spec.endpoint, variant.name), (0, 0, 0))
+        variants.append(
+            {
+                "name": variant.name,
+                "model": variant.model,
+                "version": variant.version,
+                "weight": weights.get(variant.name, variant.weight),
+                "replicas": sum(
+                    1
+                    for engine in engines
+                    if (engine.model, engine.version) == ref and engine.state == "warm"
+                ),
+                "requests": requests,
+                "errors": errors,
+                "hits": hits,
+            }
+        )
+    return {
+        "name": spec.endpoint,
+        "revision": spec.revision,
+        "held": sum(engine.calls for engine in engines if engine.state == "loading"),
+        "wakes": sum(engine.loads for engine in engines),
+        "variants": variants,
+    }

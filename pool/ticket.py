@@ -1,0 +1,77 @@
+"""One call that waits in an engine's queue, and what can become of it.
+
+Owns the promise that a call is answered exactly once.  Knows neither the wire nor engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from pool.engines.base import Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The model answered; of a stream, it ended well."""
+
+    outputs: Tensors  # what the ticket asked for, in its order; empty for a stream
+    queue_s: float  # from arrival to the start of the run
+    infer_s: float  # of the whole run, which several tickets may have shared
+    batch_rows: int  # of the whole run
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The model raised, or the queue would not take the ticket; an HTTP status and a text."""
+
+    status: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """The deadline passed while the ticket waited, or it could no longer be met."""
+
+    waited_s: float
+    was_shed: bool  # True: given up before the deadline, because no run would meet it
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The caller went away; nobody waits for an answer."""
+
+
+Outcome: TypeAlias = Answer | Failed | Overdue | Cancelled
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One call that waits; compared and hashed by identity."""
+
+    rows: int  # >= 1; 1 when the model has no batch axis
+    shape_key: Hashable  # names, datatypes and shapes without the first axis
+    arrived_s: float  # `time.monotonic()`, as is
+    deadline_s: float
+    inputs: Tensors
+    on_settled: Callable[[Outcome], None]  # called on the loop, exactly once
+    outputs: tuple[str, ...] = ()  # empty: all
+    priority: int = 0
+    bytes: int = 0  # of the inputs; for the bound on what may wait
+    # For engines that stream: takes each piece on the loop.  What it returns is awaited
+    # before much more is taken from the engine, so a slow reader slows the engine down.
+    on_chunk: Callable[[Tensors], Awaitable[None] | None] | None = None
+    settled: bool = field(default=False, init=False)
+
+    def settle(self, outcome: Outcome) -> bool:
+        """Give the outcome, if none was given before; return whether this one counted.
+
+        Lets go of the inputs, so that what keeps a ticket does not keep its tensors.
+        """
+        if self.settled:
+            return False
+        self.settled = True
+        self.inputs = {}
+        self.on_settled(outcome)
+        return True

@@ -1,0 +1,234 @@
+"""The messages between the controller and everybody else, who dial it.
+
+    worker → controller   RegisterWorker [1, …]  Heartbeat [2, …]
+    edge → controller     RegisterEdge [3, …]  Counters [4, …]  Ack [5, …]  Resolve [6, …]
+    client → controller   Ask [7, …]
+    controller → any      Welcome [10, …]  Documents [11, …]  Routes [12, …]  Command [13, …]
+                          Resolved [14, …]  Answer [15, …]
+
+Positional; fields are only ever appended, each with a default.  Everything from the controller
+carries the epoch of its leadership: whoever has seen a higher one ignores it.  Documents and routes
+are full snapshots, so that a lost or doubled message changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from pool.wire import frames
+from pool.wire.frames import Buffer, WireError
+
+WIRE = 1
+
+_Short = Annotated[str, msgspec.Meta(max_length=512)]
+_Text = Annotated[str, msgspec.Meta(max_length=4096)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=2**53)]  # not NaN either
+_Many = msgspec.Meta(max_length=1 << 16)  # of anything in one message
+_Ids = Annotated[tuple[_Short, ...], _Many]
+
+
+class EngineState(msgspec.Struct, array_like=True, frozen=True):
+    """One engine in one worker."""
+
+    model: _Short
+    version: _Short
+    engine: _Short
+    state: _Short  # loading | warm | draining | failed
+    bytes: _Count = 0
+    calls: _Count = 0  # waiting or running
+    idle_s: _Seconds = 0.0  # since the last call
+    detail: _Text = ""
+    loads: _Count = 0  # how often this process has loaded it
+
+
+class RegisterWorker(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """A worker is there."""
+
+    wire: _Count
+    id: _Short
+    incarnation: _Short
+    pid: _Count
+    address: _Short  # what edges dial
+    device: _Short
+    engines: Annotated[tuple[EngineState, ...], _Many] = ()
+
+
+class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """A worker is still there; its engines, all of them."""
+
+    wait_us: _Count
+    calls: _Count
+    engines: Annotated[tuple[EngineState, ...], _Many] = ()
+    draining: bool = False
+
+
+class RegisterEdge(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """An edge is there."""
+
+    wire: _Count
+    id: _Short
+    incarnation: _Short
+    pid: _Count
+
+
+class VariantCount(msgspec.Struct, array_like=True, frozen=True):
+    """Cumulative counts of one arm since the edge's incarnation began."""
+
+    endpoint: _Short
+    revision: _Count
+    variant: _Short
+    version: _Short
+    requests: _Count
+    errors: _Count
+    hits: _Count
+
+
+class Counters(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """What an edge has counted; cumulative, so that a lost message loses nothing."""
+
+    incarnation: _Short
+    counts: Annotated[tuple[VariantCount, ...], _Many] = ()
+
+
+class Ack(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """This edge now serves by the documents of `seq`."""
+
+    epoch: _Count
+    seq: _Count
+
+
+class Resolve(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """Is there such a published version?"""
+
+    model: _Short
+    version: _Short
+
+
+class Ask(msgspec.Struct, array_like=True, frozen=True, tag=7):
+    """A client's question: status | poke | warm | ready; answered by one Answer."""
+
+    what: _Short
+    argument: _Text = ""
+    id: _Count = 0  # comes back in the answer
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=10):
+    """The controller has taken note of a registration."""
+
+    wire: _Count
+    epoch: _Count
+
+
+class Documents(msgspec.Struct, array_like=True, frozen=True, tag=11):
+    """Every document that the data plane goes by, as JSON."""
+
+    epoch: _Count
+    seq: _Count
+    specs: Annotated[dict[_Text, bytes], _Many]  # endpoint → spec
+    states: Annotated[dict[_Text, bytes], _Many]  # endpoint → state
+    manifests: Annotated[dict[_Text, bytes], _Many]  # "model/version" → manifest
+    keys: bytes  # empty: the registry has none
+    # document → why the last good one still serves
+    rejected: Annotated[dict[_Text, str], _Many] = {}
+
+
+class WorkerRoute(msgspec.Struct, array_like=True, frozen=True):
+    """A live worker and where to dial it."""
+
+    id: _Short
+    incarnation: _Short
+    address: _Short
+    wait_us: _Count = 0
+
+
+class EngineRoute(msgspec.Struct, array_like=True, frozen=True):
+    """Where one version of a model runs, and who is to load it if nobody does."""
+
+    model: _Short
+    version: _Short
+    warm: _Ids  # of workers
+    wake_at: _Ids  # of workers, in the order in which all edges try them
+    state: _Short = "asleep"  # warm | loading | asleep | failed
+    detail: _Text = ""
+
+
+class Routes(msgspec.Struct, array_like=True, frozen=True, tag=12):
+    """The pool as the controller sees it."""
+
+    epoch: _Count
+    seq: _Count
+    workers: Annotated[tuple[WorkerRoute, ...], _Many]
+    engines: Annotated[tuple[EngineRoute, ...], _Many]
+    ready: bool = True  # the expected workers have registered
+
+
+class Command(msgspec.Struct, array_like=True, frozen=True, tag=13):
+    """Load or unload an engine; repeated until the heartbeat shows it done."""
+
+    epoch: _Count
+    op: _Short  # load | unload
+    model: _Short
+    version: _Short
+
+
+class Resolved(msgspec.Struct, array_like=True, frozen=True, tag=14):
+    """The answer to Resolve; a manifest found is in the documents sent before."""
+
+    model: _Short
+    version: _Short
+    found: bool
+    detail: _Text = ""
+
+
+class Answer(msgspec.Struct, array_like=True, frozen=True, tag=15):
+    """The answer to Ask."""
+
+    ok: bool
+    detail: _Text
+    data: bytes = b""  # JSON
+    id: _Count = 0
+
+
+Message = (
+    RegisterWorker
+    | Heartbeat
+    | RegisterEdge
+    | Counters
+    | Ack
+    | Resolve
+    | Ask
+    | Welcome
+    | Documents
+    | Routes
+    | Command
+    | Resolved
+    | Answer
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def pack(message: Message) -> bytes:
+    """Return `message` alone, as a copy to keep; `decode` reads it back."""
+    return _encoder.encode(message)
+
+
+def encode(message: Message) -> list[Buffer]:
+    """Return the buffers of the frame of `message`: the header is empty, the body the message."""
+    return frames.encode_message(pack(message))
+
+
+def decode(body: Buffer) -> Message:
+    """Return the message of a frame's body.
+
+    Raises:
+        WireError: not a message of this wire, or a field of a wrong type or beyond its bound.
+    """
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a message of the control wire: {error}") from None

@@ -1,0 +1,201 @@
+"""The messages between edge and worker.
+
+    Hello   [1, wire, role, id, incarnation]
+    Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
+             [[name, datatype, shape, bytes], ...], [output, ...], stream]        + tensors
+    Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
+             queue_us, infer_us, batch_rows, wait_us, retry_after_ms]             + tensors
+    Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
+    Cancel  [5, call_id]
+    Load    [6, wait_us, calls]
+
+Positional; fields are only ever appended, each with a default, and a reader skips what it does not
+know.  Every field's type and bound is checked on the way in.  `call_id` belongs to one connection.
+A deadline travels as the time left when sent: the clocks of edge and worker are never compared.
+A streamed call is answered by chunks in order of `seq` and then by one reply without tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Protocol
+
+import msgspec
+
+from pool.wire import frames
+from pool.wire.frames import Buffer, WireError
+from registry_sync.datatypes import DATATYPES
+
+WIRE = 1
+
+_Name = Annotated[str, msgspec.Meta(max_length=1024)]
+_Short = Annotated[str, msgspec.Meta(max_length=256)]
+_Detail = Annotated[str, msgspec.Meta(max_length=4096)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Dim = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+class TensorLike(Protocol):
+    """Whatever has a tensor's four parts."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def datatype(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def data(self) -> Buffer: ...
+
+
+class Tensor:
+    """A named tensor as raw bytes: little-endian, row-major, BYTES elements length-prefixed."""
+
+    __slots__ = ("data", "datatype", "name", "shape")
+
+    def __init__(self, name: str, datatype: str, shape: tuple[int, ...], data: Buffer) -> None:
+        self.name = name
+        self.datatype = datatype
+        self.shape = shape
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name!r}, {self.datatype}, {list(self.shape)}, {len(self.data)} B)"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        return (self.name, self.datatype, self.shape, bytes(self.data)) == (
+            other.name,
+            other.datatype,
+            other.shape,
+            bytes(other.data),
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content, which may be mutable
+
+
+class TensorHead(msgspec.Struct, array_like=True, frozen=True):
+    """What a header says of one tensor whose bytes lie in the body."""
+
+    name: _Name
+    datatype: _Short
+    shape: Annotated[tuple[_Dim, ...], msgspec.Meta(max_length=16)]
+    bytes: _Count
+
+
+_Heads = Annotated[tuple[TensorHead, ...], msgspec.Meta(max_length=1024)]
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """The first message of each side."""
+
+    wire: _Count
+    role: _Short
+    id: _Short
+    incarnation: _Short
+
+
+class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """Run these inputs through one version of a model."""
+
+    call_id: _Count
+    request_id: _Short
+    model: _Short
+    version: _Short
+    digest: _Short  # of the artifact: a worker never answers for another one
+    time_left_us: _Count
+    priority: _Count
+    inputs: _Heads
+    outputs: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=1024)] = ()  # empty: all
+    stream: bool = False
+
+
+class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """The one end of a call."""
+
+    call_id: _Count
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    detail: _Detail = ""
+    outputs: _Heads = ()
+    queue_us: _Count = 0
+    infer_us: _Count = 0
+    batch_rows: _Count = 0
+    wait_us: _Count = 0  # how long a call that arrived now would wait: the load report
+    retry_after_ms: _Count = 0
+
+
+class Chunk(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """One part of a streamed answer."""
+
+    call_id: _Count
+    seq: _Count
+    outputs: _Heads = ()
+
+
+class Cancel(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """The caller has gone: drop the call before launch, or its answer after."""
+
+    call_id: _Count
+
+
+class Load(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """A worker's load without an answer to carry it."""
+
+    wait_us: _Count
+    calls: _Count
+
+
+Message = Hello | Call | Reply | Chunk | Cancel | Load
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message, tensors: Iterable[TensorLike] = ()) -> list[Buffer]:
+    """Return the buffers of the frame of `message`; `tensors` must match its heads."""
+    return frames.encode(_encoder.encode(message), [tensor.data for tensor in tensors])
+
+
+def heads(tensors: Iterable[TensorLike]) -> tuple[TensorHead, ...]:
+    """Return what a header says of `tensors`."""
+    return tuple(TensorHead(t.name, t.datatype, tuple(t.shape), len(t.data)) for t in tensors)
+
+
+def decode(header: Buffer) -> Message:
+    """Return the message of a frame's header.
+
+    Raises:
+        WireError: not a message of this wire, or a field of a wrong type or beyond its bound.
+    """
+    try:
+        return _decoder.decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a message of the data wire: {error}") from None
+
+
+def tensors(heads: Sequence[TensorHead], body: Buffer) -> list[Tensor]:
+    """Cut a frame's body into the tensors that its header announced, without copying.
+
+    Raises:
+        WireError: the body is shorter or longer than the heads say, or a datatype is unknown.
+    """
+    if len(heads) == 1 and heads[0].bytes == len(body):
+        head = heads[0]
+        if head.datatype not in DATATYPES:
+            raise WireError(f"tensor {head.name!r}: unknown datatype {head.datatype!r}")
+        return [Tensor(head.name, head.datatype, head.shape, body)]
+    view = memoryview(body)
+    found = []
+    start = 0
+    for head in heads:
+        if head.datatype not in DATATYPES:
+            raise WireError(f"tensor {head.name!r}: unknown datatype {head.datatype!r}")
+        end = start + head.bytes
+        if end > len(view):
+            raise WireError(f"tensor {head.name!r} ends at {end}, the body at {len(view)}")
+        found.append(Tensor(head.name, head.datatype, head.shape, view[start:end]))
+        start += frames.padded(head.bytes)
+    if start != len(view):
+        raise WireError(f"the header announces {start} bytes of tensors, the body has {len(view)}")
+    return found

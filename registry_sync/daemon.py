@@ -1,0 +1,231 @@
+"""The sync process of a node: asked over a unix socket, the only one that talks to the registry.
+
+It owns the socket and the sharing of work between those who ask; bringing files
+is `sync`'s. Everything on disk survives a kill at any time, so ending is quick:
+who still waits is told to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from registry_sync.config import SyncConfig
+from registry_sync.leader import LeaderRecord, look
+from registry_sync.local import LocalStore
+from registry_sync.messages import (
+    LINE_BYTES_MAX,
+    AskLeader,
+    Fetch,
+    Ping,
+    Reply,
+    Request,
+    decode_request,
+    encode,
+)
+from registry_sync.names import BadName
+from registry_sync.open import open_store
+from registry_sync.stores import Store, StoreError, StoreUnavailable
+from registry_sync.sync import FetchError, fetch, present
+
+_FETCHES_MAX = 8  # each holds up to 64 MiB of parts
+_LOOKS_MAX = 2  # apart from the fetches, so that no download delays finding the leader
+_DRAIN_S_MAX = 3.0  # for a part that is being written; then the process ends all the same
+
+_log = structlog.get_logger()
+
+
+class Registry:
+    """The store behind a URL, opened by the first thread that needs it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._lock = threading.Lock()
+        self._store: Store | None = None
+
+    def store(self) -> Store:
+        """Return the store; raises `BadStore`, and then tries again the next time."""
+        with self._lock:
+            if self._store is None:
+                self._store = open_store(self._url)
+            return self._store
+
+
+class Daemon:
+    """Answers requests; equal ones that are under way share one answer."""
+
+    def __init__(self, registry: Registry, local: LocalStore) -> None:
+        self._registry = registry
+        self._local = local
+        self._stop = threading.Event()
+        self._fetch_threads = ThreadPoolExecutor(_FETCHES_MAX, "fetch")
+        self._look_threads = ThreadPoolExecutor(_LOOKS_MAX, "look")
+        # The whole mutable state: the work under way by what was asked, and the connections,
+        # apart by whether they wait for a request or for an answer.
+        self._under_way: dict[Request, asyncio.Task[Reply]] = {}
+        self._idle: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection's requests, one after the other, until it closes."""
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while not self._stop.is_set():
+                self._idle.add(task)
+                try:
+                    line = await reader.readline()
+                except ValueError:
+                    writer.write(encode(_refusal(f"longer than {LINE_BYTES_MAX} bytes")))
+                    await writer.drain()
+                    return
+                finally:
+                    self._idle.discard(task)
+                if not line.endswith(b"\n"):
+                    return
+                self._busy.add(task)
+                writer.write(encode(await self._answer(line)))
+                await writer.drain()
+                self._busy.discard(task)
+        except (ConnectionError, asyncio.CancelledError):
+            # The caller left, or the process ends: either way nobody waits for an answer.
+            pass
+        finally:
+            self._busy.discard(task)
+            writer.close()
+
+    async def end(self) -> None:
+        """Have all work given up, and give those who wait for it a moment to hear so."""
+        self._stop.set()
+        for task in self._idle:
+            task.cancel()
+        if self._busy:
+            await asyncio.wait(self._busy, timeout=_DRAIN_S_MAX)
+        for task in self._busy:
+            task.cancel()
+        self._fetch_threads.shutdown(wait=False, cancel_futures=True)
+        self._look_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _answer(self, line: bytes) -> Reply:
+        try:
+            request = decode_request(line)
+        except msgspec.DecodeError as error:
+            return _refusal(str(error))
+        if isinstance(request, Ping):
+            return Reply(ok=True)
+        task = self._under_way.get(request)
+        if task is None:
+            task = asyncio.create_task(self._work(request))
+            self._under_way[request] = task
+            task.add_done_callback(lambda _: self._under_way.pop(request))
+        # Shielded, because others may wait for the same work when this caller leaves.
+        return await asyncio.shield(task)
+
+    async def _work(self, request: Fetch | AskLeader) -> Reply:
+        loop = asyncio.get_running_loop()
+        try:
+            if isinstance(request, AskLeader):
+                record = await loop.run_in_executor(self._look_threads, self._look)
+                return Reply(ok=True, leader=record)
+            await loop.run_in_executor(
+                self._fetch_threads, self._fetch, request.model, request.version
+            )
+            return Reply(ok=True)
+        except FetchError as error:
+            reply = Reply(ok=False, error=str(error), retry=error.retry)
+        except StoreError as error:
+            reply = Reply(ok=False, error=str(error), retry=isinstance(error, StoreUnavailable))
+        except BadName as error:
+            reply = Reply(ok=False, error=str(error))
+        except OSError as error:
+            # The node's own disk.
+            reply = Reply(ok=False, error=f"the local store failed: {error}", retry=True)
+        _log.warning("request failed", request=msgspec.to_builtins(request), error=reply.error)
+        return reply
+
+    def _fetch(self, model: str, version: str) -> None:
+        # First without the registry, which may be broken or not yet open.
+        if present(self._local, model, version) is None:
+            fetch(self._registry.store(), self._local, model, version, self._stop)
+            _log.info("fetched", model=model, version=version)
+
+    def _look(self) -> LeaderRecord | None:
+        return look(self._registry.store()).record
+
+
+async def serve(config: SyncConfig) -> None:
+    """Answer on the socket until SIGTERM or SIGINT.
+
+    Threads may be left behind: a read of a dead store cannot be called back.
+
+    Raises:
+        OSError: the socket cannot be made, or another process answers on it.
+    """
+    daemon = Daemon(Registry(config.registry), LocalStore(Path(config.data)))
+    path = Path(config.socket)
+    with _listening(path) as listener:
+        server = await asyncio.start_unix_server(
+            daemon.connected, sock=listener, limit=LINE_BYTES_MAX
+        )
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        _log.info("ready", socket=config.socket, registry=config.registry)
+        await ended.wait()
+        server.close()
+        await daemon.end()
+        _log.info("ended")
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """Listen on a socket that only this user can open, in the place of a dead process's one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_answered(path):
+            raise OSError(errno.EADDRINUSE, "another sync process answers here", str(path))
+        path.unlink(missing_ok=True)
+        # The mask is the process's, but nothing else makes files at this time; a chmod afterwards
+        # would leave a moment in which anybody could connect.
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        made = path.lstat()
+        try:
+            yield listener
+        finally:
+            # Unless a later process has put its own there.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(made, path.lstat()):
+                    path.unlink()
+    finally:
+        listener.close()
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
+def _refusal(reason: str) -> Reply:
+    return Reply(ok=False, error=f"the request cannot be read: {reason}")

@@ -1,0 +1,352 @@
+"""The registry's documents: what they hold, what fits, and who is strict about it.
+
+Writers (CLI, admin API, lint: `parse_spec`, `check_spec`, `check_manifest`) refuse fields they
+do not know.  Readers (`read_…`) pass over them and refuse only a higher `schema` or an unknown
+word in `requires`, so that old and new processes run side by side.  Both check every value that
+they do know and name it by its path.  Where a document is kept is not decided here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from registry_sync.fitting import INTEGER_MAX, misfits, rule_of, show
+from registry_sync.names import check_digest, check_name
+from registry_sync.plain import BadText, parse_json, parse_text
+from registry_sync.rules import (
+    check_bytes_hex,
+    check_datatype,
+    check_path,
+    check_scope,
+    check_unit,
+    check_version,
+    files_rule,
+    keys_rule,
+    scale_rule,
+    tensors_rule,
+    variants_rule,
+)
+
+SCHEMA: Final = 1
+REQUIRES_KNOWN: Final[frozenset[str]] = frozenset()  # words that this release understands
+FILES_MAX: Final = 10_000
+
+
+class BadDocument(ValueError):
+    """A document that does not fit; the text holds one line for each problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _named(kind: str) -> Meta:
+    return Meta(extra={"rule": rule_of(lambda value: check_name(kind, value))})
+
+
+_Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
+_Schema = Annotated[int, Meta(ge=1, le=SCHEMA)]
+_Version = Annotated[str, Meta(extra={"rule": rule_of(check_version)})]
+_Digest = Annotated[str, Meta(extra={"rule": rule_of(check_digest)})]
+_Endpoint = Annotated[str, _named("endpoint")]
+_Model = Annotated[str, _named("model")]
+_Arm = Annotated[str, _named("variant")]
+_Weight = Annotated[float, Meta(ge=0)]
+_Rows = Annotated[int, Meta(ge=1, le=4096)]
+_Text = Annotated[str, Meta(max_length=1024)]
+_Label = Annotated[str, Meta(min_length=1, max_length=128)]
+_Hex = Annotated[str, Meta(extra={"rule": rule_of(check_bytes_hex)})]
+_Requires = Annotated[tuple[_Text, ...], Meta(max_length=64)]
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One input or output of a model, in the words of the Open Inference Protocol."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=1024)]
+    datatype: Annotated[str, Meta(extra={"rule": rule_of(check_datatype)})]
+    # -1: any size
+    shape: Annotated[tuple[Annotated[int, Meta(ge=-1, le=INTEGER_MAX)], ...], Meta(max_length=16)]
+
+
+class File(msgspec.Struct, frozen=True):
+    """One file of an artifact; `path` is relative to the artifact's folder, with slashes."""
+
+    path: Annotated[str, Meta(extra={"rule": rule_of(check_path)})]
+    sha256: _Digest
+    bytes: _Count
+
+
+_Tensors = Annotated[tuple[TensorSpec, ...], Meta(max_length=1024, extra={"rule": tensors_rule})]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """A published version of a model; immutable."""
+
+    model: _Model
+    version: _Version
+    created: _Text  # UTC, ISO 8601; for people only
+    format: Annotated[str, _named("format")]
+    files: Annotated[
+        tuple[File, ...], Meta(min_length=1, max_length=FILES_MAX, extra={"rule": files_rule})
+    ]
+    inputs: _Tensors
+    outputs: _Tensors
+    rows_max: _Rows  # 1: never batched
+    deterministic: bool
+    schema: _Schema = SCHEMA
+    labels: Annotated[dict[_Label, _Text], Meta(max_length=64)] = {}
+    requires: _Requires = ()
+    golden: _Digest | None = None  # the blob with recorded inputs and outputs, an npz
+    profile: dict[str, Any] | None = None
+    signature: dict[str, Any] | None = None
+
+    @property
+    def digest(self) -> str:
+        """The artifact digest, see `artifact_digest`."""
+        return artifact_digest(self)
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """One arm of an endpoint."""
+
+    name: _Arm
+    model: _Model
+    version: _Version
+    weight: _Weight  # percent
+
+
+class Assign(msgspec.Struct, frozen=True):
+    """To whom an arm sticks: the first of `by` that a request has, else nobody."""
+
+    by: Annotated[
+        tuple[Annotated[str, Meta(extra={"rule": rule_of(check_unit)})], ...], Meta(max_length=8)
+    ] = ()
+    salt: Annotated[str, Meta(max_length=256)] = ""  # the endpoint's name, once in a spec
+    header_may_pick: bool = False
+
+
+class Cache(msgspec.Struct, frozen=True):
+    """How long answers are kept, and whether on disk as well."""
+
+    ttl_s: Annotated[float, Meta(gt=0)] = 3600.0
+    disk: bool = False
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """The endpoint's own bound on a batch; the model's bound holds besides."""
+
+    rows_max: _Rows = 32
+
+
+class Scale(msgspec.Struct, frozen=True):
+    """How many warm replicas there may be, and when none are needed."""
+
+    replicas_min: Annotated[int, Meta(ge=0, le=1024)] = 0
+    replicas_max: Annotated[int, Meta(ge=1, le=1024)] = 4
+    idle_s: Annotated[float, Meta(gt=0)] | Literal["auto"] = "auto"
+    dedicated: bool = False
+
+
+class EndpointSpec(msgspec.Struct, frozen=True):
+    """What the user wishes an endpoint to be."""
+
+    endpoint: _Endpoint
+    variants: Annotated[
+        tuple[Variant, ...], Meta(min_length=1, max_length=16, extra={"rule": variants_rule})
+    ]
+    schema: _Schema = SCHEMA
+    revision: _Count = 0  # 0: not written yet
+    assign: Assign = Assign()
+    cache: Cache | None = None  # None: no caching
+    batch: Batch = Batch()
+    deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 10_000
+    scale: Annotated[Scale, Meta(extra={"rule": scale_rule})] = Scale()
+    requires: _Requires = ()
+
+    def __post_init__(self) -> None:
+        # Here and not in each reader: an empty salt would give every endpoint the same arms.
+        if not self.assign.salt:
+            salted = msgspec.structs.replace(self.assign, salt=self.endpoint)
+            msgspec.structs.force_setattr(self, "assign", salted)
+
+
+class EndpointState(msgspec.Struct, frozen=True):
+    """What the controller made of a spec."""
+
+    endpoint: _Endpoint
+    revision: _Count  # of the spec that this is about
+    weights: Annotated[dict[_Arm, _Weight], Meta(max_length=16)]
+    schema: _Schema = SCHEMA
+    step: _Count = 0
+    verdict: _Text = "steady"
+    cache_epoch: _Count = 0
+    reason: Annotated[str, Meta(max_length=65_536)] = ""
+    requires: _Requires = ()
+
+
+class KeyRecord(msgspec.Struct, frozen=True):
+    """What is kept of an API key: enough to recognise it, not to use it."""
+
+    id: _Label
+    salt: _Hex
+    sha256: _Digest  # of the salt's bytes and the key's secret, in this order
+    tenant: Annotated[str, _named("tenant")]
+    scopes: Annotated[
+        tuple[Annotated[str, Meta(extra={"rule": rule_of(check_scope)})], ...],
+        Meta(min_length=1, max_length=256),
+    ]
+    quota: Annotated[dict[_Label, _Weight], Meta(max_length=16)] | None = None
+    not_after: float | None = None  # unix seconds
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """The document `keys.json`."""
+
+    keys: Annotated[tuple[KeyRecord, ...], Meta(max_length=10_000, extra={"rule": keys_rule})]
+    schema: _Schema = SCHEMA
+    requires: _Requires = ()
+
+
+def artifact_digest(manifest: Manifest) -> str:
+    """Return the sha256 (hex) of what is served: the format and every (path, sha256).
+
+    The same files give the same digest under any model, version or label, and in any order.
+    """
+    files = sorted([file.path, file.sha256] for file in manifest.files)
+    return hashlib.sha256(json.dumps([manifest.format, files]).encode()).hexdigest()
+
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """Read a manifest by the readers' rules; raises `BadDocument`."""
+    return _read(data, Manifest)
+
+
+def read_spec(data: bytes) -> EndpointSpec:
+    """Read an endpoint's spec by the readers' rules; raises `BadDocument`."""
+    return _read(data, EndpointSpec)
+
+
+def read_state(data: bytes) -> EndpointState:
+    """Read an endpoint's state by the readers' rules; raises `BadDocument`."""
+    return _read(data, EndpointState)
+
+
+def read_keys(data: bytes) -> Keys:
+    """Read the keys' records by the readers' rules; raises `BadDocument`."""
+    return _read(data, Keys)
+
+
+def write(document: msgspec.Struct) -> bytes:
+    """Write a document as JSON; check it before (`check_spec`, …)."""
+    return msgspec.json.encode(document)
+
+
+def parse_spec(text: str | bytes) -> EndpointSpec:
+    """Read a spec that a person wrote, YAML or JSON, by the writers' rules.
+
+    A version may be written as an integer (``version: 1``), since YAML reads it so.
+
+    Raises:
+        BadDocument: with every problem of the spec, not only the first.
+    """
+    return parse_plain(text, EndpointSpec)
+
+
+def parse_plain(text: str | bytes, kind: type[_T]) -> _T:
+    """Read what a person wrote, YAML or JSON, as `kind`, by the writers' rules; see `parse_spec`.
+
+    Raises:
+        BadDocument: with every problem.
+    """
+    try:
+        plain = parse_text(text)
+    except BadText as error:
+        raise BadDocument([f"$: {error}"]) from None
+    return _fit(_with_text_versions(plain), kind, unknown_fields=False)
+
+
+def problems(spec: EndpointSpec | str | bytes) -> list[str]:
+    """Return everything that is wrong with a spec, one line each; empty if nothing is."""
+    try:
+        if isinstance(spec, EndpointSpec):
+            check_spec(spec)
+        else:
+            parse_spec(spec)
+    except BadDocument as error:
+        return error.problems
+    return []
+
+
+def check_spec(spec: EndpointSpec) -> None:
+    """Raise `BadDocument` with every value of a spec that does not fit."""
+    _fit(msgspec.to_builtins(spec), EndpointSpec, unknown_fields=False)
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise `BadDocument` with every value of a manifest that does not fit."""
+    _fit(msgspec.to_builtins(manifest), Manifest, unknown_fields=False)
+
+
+def check_state(state: EndpointState) -> None:
+    """Raise `BadDocument` with every value of a state that does not fit."""
+    _fit(msgspec.to_builtins(state), EndpointState, unknown_fields=False)
+
+
+def check_keys(keys: Keys) -> None:
+    """Raise `BadDocument` with every value of the keys' records that does not fit."""
+    _fit(msgspec.to_builtins(keys), Keys, unknown_fields=False)
+
+
+def _read(data: bytes, kind: type[_T]) -> _T:
+    try:
+        plain = parse_json(data)
+    except BadText as error:
+        raise BadDocument([f"$: {error}"]) from None
+    return _fit(plain, kind, unknown_fields=True)
+
+
+def _fit(plain: Any, kind: type[_T], *, unknown_fields: bool) -> _T:
+    # First: what a newer release wrote is not wrong, and must not be reported as if it were.
+    found = _too_new(plain) or misfits(plain, kind, unknown_fields=unknown_fields)
+    if found:
+        raise BadDocument(found)
+    return msgspec.convert(plain, kind)
+
+
+def _too_new(plain: Any) -> list[str]:
+    if not isinstance(plain, dict):
+        return []
+    found = []
+    schema, requires = plain.get("schema"), plain.get("requires")
+    if isinstance(schema, int) and schema > SCHEMA:
+        found.append(
+            f"$.schema: {show(schema)} is newer than {SCHEMA}, the one read here; upgrade Tidepool"
+        )
+    for index, word in enumerate(requires if isinstance(requires, list | tuple) else ()):
+        if isinstance(word, str) and word not in REQUIRES_KNOWN:
+            found.append(f"$.requires[{index}]: {show(word)} is not known here; upgrade Tidepool")
+    return found
+
+
+def _with_text_versions(plain: Any) -> Any:
+    if not isinstance(plain, dict) or not isinstance(plain.get("variants"), list):
+        return plain
+    variants = [
+        {**variant, "version": str(variant["version"])}
+        if isinstance(variant, dict) and _is_small_natural(variant.get("version"))
+        else variant
+        for variant in plain["variants"]
+    ]
+    return {**plain, "variants": variants}
+
+
+def _is_small_natural(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= INTEGER_MAX

@@ -1,0 +1,262 @@
+"""Endpoint documents in a store: the user's specs with their history, and their state.
+
+    endpoints/<endpoint>.json                     the spec; only users write it
+    endpoints/<endpoint>/history/<revision>.json  what was current; n is written before n + 1
+    endpoints/<endpoint>/state.json               what the controller made of the spec
+
+Every write is a compare-and-swap.  What a spec means is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from registry_sync import catalog, documents
+from registry_sync.documents import BadDocument, EndpointSpec, EndpointState, Manifest, TensorSpec
+from registry_sync.names import BadName, check_name
+from registry_sync.stores import Conflict, NotFound, Object, OutcomeUnknown, Store
+from registry_sync.swap import TRIES_MAX, get_or_none, swap
+
+
+class RevisionConflict(Exception):
+    """The spec to be replaced is not the one that the caller saw."""
+
+    def __init__(self, endpoint: str, current: int, yours: int) -> None:
+        super().__init__(f"at revision {current}, yours is {yours}")
+        self.endpoint = endpoint
+        self.current = current  # 0: there is none
+        self.yours = yours
+
+
+class NoHistory(Exception):
+    """There is no previous spec to go back to."""
+
+
+def spec_key(endpoint: str) -> str:
+    """Return the key of an endpoint's spec; raises `BadName`."""
+    return f"endpoints/{check_name('endpoint', endpoint)}.json"
+
+
+def state_key(endpoint: str) -> str:
+    """Return the key of an endpoint's state; raises `BadName`."""
+    return f"endpoints/{check_name('endpoint', endpoint)}/state.json"
+
+
+def history_key(endpoint: str, revision: int) -> str:
+    """Return the key under which a spec stays after it was current; raises `BadName`."""
+    return f"endpoints/{check_name('endpoint', endpoint)}/history/{revision}.json"
+
+
+def names(store: Store) -> list[str]:
+    """Return the names of all endpoints, sorted."""
+    found = []
+    for entry in store.list("endpoints", recursive=False):
+        name = entry.key.removeprefix("endpoints/").removesuffix(".json")
+        try:
+            if spec_key(name) == entry.key:
+                found.append(name)
+        except BadName:
+            pass  # not ours; a bucket may hold anything
+    return sorted(found)
+
+
+def get_spec(store: Store, name: str) -> tuple[EndpointSpec, str]:
+    """Read an endpoint's current spec and its etag.
+
+    Raises:
+        NotFound: there is no such endpoint.
+        BadDocument: what is stored does not fit.
+    """
+    stored = store.get(spec_key(name))
+    return _spec_of(stored, name), stored.etag
+
+
+def set_spec(store: Store, spec: EndpointSpec, if_revision: int | None = None) -> int:
+    """Make `spec` current and return its revision, which is the replaced one's plus 1.
+
+    All variants must be published and have equal signatures.
+
+    Args:
+        store: the registry.
+        spec: its own `revision`, unless 0, counts as `if_revision` where that is None.
+        if_revision: the revision to be replaced; 0 for a new endpoint.  None replaces
+            whatever is there.
+
+    Raises:
+        BadDocument: names every value of the spec that does not fit.
+        RevisionConflict: another revision than `if_revision` is current.
+    """
+    documents.check_spec(spec)
+    _check_variants(store, spec)
+    expected = (spec.revision or None) if if_revision is None else if_revision
+    return _put(store, spec, expected)
+
+
+def create(store: Store, spec: EndpointSpec) -> bool:
+    """Write an endpoint's first spec; False, and nothing is changed, if it has one already."""
+    documents.check_spec(spec)
+    try:
+        store.put_new(spec_key(spec.endpoint), documents.write(replace(spec, revision=1)))
+    except (Conflict, OutcomeUnknown):
+        return False
+    return True
+
+
+def history(store: Store, name: str) -> list[EndpointSpec]:
+    """Return every spec that was ever current, oldest first; the current one is the last.
+
+    Raises:
+        NotFound: there is no such endpoint.
+    """
+    current, _ = get_spec(store, name)
+    folder = history_key(name, 0).removesuffix("0.json")
+    past: list[EndpointSpec] = []
+    for entry in store.list(folder, recursive=False):
+        number = entry.key.removeprefix(folder).removesuffix(".json")
+        # The current spec's copy may be there already: it is written before its successor.
+        if number.isdecimal() and int(number) < current.revision:
+            past.append(documents.read_spec(store.get(entry.key).data))
+    return [*sorted(past, key=lambda spec: spec.revision), current]
+
+
+def rollback(store: Store, name: str) -> int:
+    """Make the previous spec current again, as a new revision, and return that.
+
+    Two rollbacks in a row end where they began: each goes back to what was current before.
+
+    Raises:
+        NotFound: there is no such endpoint.
+        NoHistory: the current spec is the first.
+        RevisionConflict: somebody replaced the spec meanwhile.
+    """
+    current, _ = get_spec(store, name)
+    if current.revision <= 1:
+        raise NoHistory(f"{name} is at revision {current.revision}: there is no previous spec")
+    previous = documents.read_spec(store.get(history_key(name, current.revision - 1)).data)
+    return set_spec(store, previous, if_revision=current.revision)
+
+
+def read_state(store: Store, name: str) -> tuple[EndpointState, str] | None:
+    """Read an endpoint's state and its etag; None before the controller wrote one."""
+    stored = get_or_none(store, state_key(name))
+    return None if stored is None else (documents.read_state(stored.data), stored.etag)
+
+
+def write_state(store: Store, state: EndpointState, etag: str | None) -> str:
+    """Replace the state whose etag is `etag` (None: there is none yet); returns the new etag.
+
+    Raises:
+        Conflict: another state is there.
+    """
+    documents.check_state(state)
+    key, data = state_key(state.endpoint), documents.write(state)
+    return store.put_new(key, data) if etag is None else store.put_if(key, data, etag)
+
+
+def update_state(
+    store: Store, name: str, change: Callable[[EndpointState | None], EndpointState]
+) -> EndpointState:
+    """Replace an endpoint's state by what `change` makes of it, and return that.
+
+    `change` is called again if another writer was faster, so two of them lose nothing.
+    """
+    written: list[EndpointState] = []
+
+    def changed(current: Object | None) -> bytes:
+        state = change(None if current is None else documents.read_state(current.data))
+        documents.check_state(state)
+        written.append(state)
+        return documents.write(state)
+
+    swap(store, state_key(name), changed)
+    return written[-1]
+
+
+def _put(store: Store, spec: EndpointSpec, expected: int | None) -> int:
+    name = spec.endpoint
+    tried: list[EndpointSpec] = []
+
+    def changed(current: Object | None) -> bytes:
+        at = 0 if current is None else _spec_of(current, name).revision
+        if expected is not None and at != expected:
+            raise RevisionConflict(name, at, expected)
+        if current is not None:
+            _keep(store, history_key(name, at), current.data)
+        tried.append(replace(spec, revision=at + 1))
+        return documents.write(tried[-1])
+
+    for _ in range(TRIES_MAX):
+        try:
+            swap(store, spec_key(name), changed, again_if_unknown=False)
+        except OutcomeUnknown:
+            # Ours may have landed and been replaced since: to write it once more would then
+            # undo a spec that somebody set after it.
+            if not _has_landed(store, tried[-1]):
+                continue
+        return tried[-1].revision
+    raise Conflict(spec_key(name), f"the outcome was lost {TRIES_MAX} times; try again")
+
+
+def _has_landed(store: Store, spec: EndpointSpec) -> bool:
+    keys = (spec_key(spec.endpoint), history_key(spec.endpoint, spec.revision))
+    stored = (get_or_none(store, key) for key in keys)
+    return any(found is not None and found.data == documents.write(spec) for found in stored)
+
+
+def _keep(store: Store, key: str, data: bytes) -> None:
+    try:
+        store.put_new(key, data)
+    except (Conflict, OutcomeUnknown):
+        pass  # a writer before us kept the same spec, and then lost the race or died
+
+
+def _spec_of(stored: Object, name: str) -> EndpointSpec:
+    spec = documents.read_spec(stored.data)
+    if spec.endpoint != name:
+        raise BadDocument([f"$.endpoint: {spec_key(name)} is about {spec.endpoint}"])
+    return spec
+
+
+def _check_variants(store: Store, spec: EndpointSpec) -> None:
+    found: list[str] = []
+    manifests: list[tuple[str, Manifest]] = []
+    for index, variant in enumerate(spec.variants):
+        try:
+            manifest = catalog.load_manifest(store, variant.model, variant.version)
+        except NotFound:
+            published = ", ".join(catalog.versions(store, variant.model)) or "none"
+            found.append(
+                f"$.variants[{index}].version: {variant.model} version {variant.version} is not "
+                f"published; published are {published}"
+            )
+        else:
+            manifests.append((f"$.variants[{index}]", manifest))
+    for path, manifest in manifests[1:]:
+        first_path, first = manifests[0]
+        for kind, theirs, ours in (
+            ("input", manifest.inputs, first.inputs),
+            ("output", manifest.outputs, first.outputs),
+        ):
+            found += [
+                f"{path}: {kind} {difference} in {first_path}"
+                for difference in _differences(theirs, ours)
+            ]
+    if found:
+        raise BadDocument(found)
+
+
+def _differences(theirs: tuple[TensorSpec, ...], ours: tuple[TensorSpec, ...]) -> list[str]:
+    # By name: the protocol names tensors, their order means nothing.
+    left = {tensor.name: _form(tensor) for tensor in theirs}
+    right = {tensor.name: _form(tensor) for tensor in ours}
+    return [
+        f"{name} is {left.get(name, 'absent')}, but {right.get(name, 'absent')}"
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name)
+    ]
+
+
+def _form(tensor: TensorSpec) -> str:
+    return f"{tensor.datatype} {list(tensor.shape)}"

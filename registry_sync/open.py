@@ -1,0 +1,45 @@
+"""From a registry URL to its store. The only place that knows which stores exist."""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+
+from registry_sync.directory import DirectoryStore
+from registry_sync.stores import BadStore, Store, check_folder
+
+
+def open_store(url: str) -> Store:
+    """Open the store behind `s3://bucket/prefix`, `file:///path` or a plain path.
+
+    A directory is made if it does not exist; a bucket is not touched before the
+    first use. S3 takes everything else (endpoint, region, credentials) from
+    boto3's own environment and files.
+
+    Raises:
+        BadStore: the URL names no store, or the directory cannot be made.
+    """
+    if "://" not in url:
+        if not url:
+            raise BadStore("the registry URL is empty; give s3://bucket/prefix or a path")
+        return DirectoryStore(Path(url).expanduser())
+    parts = urllib.parse.urlsplit(url)
+    if parts.query or parts.fragment:
+        raise BadStore(f"registry URL {url!r}: '?' and '#' have no meaning here")
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or not parts.path:
+            raise BadStore(f"registry URL {url!r}: a file URL has three slashes, file:///path")
+        return DirectoryStore(Path(urllib.parse.unquote(parts.path)))
+    if parts.scheme == "s3":
+        if not parts.netloc or "@" in parts.netloc or ":" in parts.netloc:
+            raise BadStore(f"registry URL {url!r}: expected s3://bucket or s3://bucket/prefix")
+        try:
+            prefix = check_folder(parts.path.strip("/"))
+        except ValueError as error:
+            raise BadStore(f"registry URL {url!r}: {error}") from error
+        # Here and not above, because boto3 takes a third of a second to import and a directory
+        # needs none of it.
+        from registry_sync.s3 import S3Store  # noqa: PLC0415
+
+        return S3Store(parts.netloc, prefix)
+    raise BadStore(f"registry URL {url!r}: {parts.scheme}:// is not known; use s3:// or a path")

@@ -1,0 +1,222 @@
+"""Puts a model version into a store: blobs, then the manifest, then a first endpoint.
+
+The manifest is written last and create-only, so a publish that dies leaves nothing to see, and
+two at once never share a version.  What a version's traffic is stays the user's: only a model
+that has no endpoint yet gets one.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from msgspec.structs import replace
+
+from registry_sync import artifact, catalog, documents, endpoints
+from registry_sync.artifact import BadArtifact, Source
+from registry_sync.documents import (
+    BadDocument,
+    Cache,
+    EndpointSpec,
+    File,
+    Manifest,
+    TensorSpec,
+    Variant,
+)
+from registry_sync.names import check_name
+from registry_sync.onnx_signature import BadModel, read_signature
+from registry_sync.plain import TEXT_BYTES_MAX
+from registry_sync.rules import WEIGHTS_TOTAL, check_version
+from registry_sync.stores import Conflict, NotFound, OutcomeUnknown, Store
+
+ROWS_MAX_DEFAULT: Final = 32
+GOLDEN_BYTES_MAX: Final = 64 * 1024**2
+SIDECAR_BYTES_MAX: Final = TEXT_BYTES_MAX
+TRIES_MAX: Final = 1_000  # each lost try means that another publish of the model went through
+
+__all__ = ["BadArtifact", "BadModel", "Sidecar", "VersionExists", "publish"]
+
+
+class VersionExists(Exception):
+    """The version is published already; versions are immutable."""
+
+    def __init__(self, model: str, version: str) -> None:
+        super().__init__(
+            f"{model} version {version} is published already and cannot change: "
+            "choose another version, or none for the next"
+        )
+        self.model = model
+        self.version = version
+
+
+class Sidecar(msgspec.Struct, frozen=True):
+    """`tidepool.json`: what a folder in a format other than onnx says of itself."""
+
+    format: Annotated[str, Meta(min_length=1)]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    rows_max: int | None = None
+    deterministic: bool = False  # nobody can see it from outside
+
+
+def publish(
+    store: Store,
+    model: str,
+    path: Path,
+    version: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    nondeterministic: bool = False,
+    golden: Path | None = None,
+) -> str:
+    """Publish a file or folder as a version of a model, and return the version.
+
+    A model that has no endpoint yet gets one of its own name with all its traffic on this
+    version; otherwise no traffic moves.
+
+    Args:
+        store: the registry.
+        model: its name.
+        path: an ``.onnx`` file; a folder with one and whatever it needs; or a folder with a
+            ``tidepool.json`` (see `Sidecar`) for other formats.
+        version: None takes the one after the highest.
+        labels: any words, for people.
+        nondeterministic: answers are not to be cached, though no random operator was found.
+        golden: an ``.npz`` with recorded inputs and outputs.
+
+    Raises:
+        VersionExists: `version` is taken.
+        BadName: the model's name or the version is not one.
+        BadArtifact: see `artifact.find_sources`; or the golden file is not one.
+        BadModel: see `onnx_signature.read_signature`.
+        BadDocument: the sidecar, the signature or the labels do not fit.
+    """
+    check_name("model", model)
+    if version is not None and check_version(version) in catalog.versions(store, model):
+        raise VersionExists(model, version)
+    sources = artifact.find_sources(path)
+    says = _sidecar_of(sources)
+    sources = [source for source in sources if source.path != artifact.SIDECAR]
+    recorded = None if golden is None else _golden(golden)
+    draft = Manifest(
+        model=model,
+        version=version or "1",  # the next one is taken when everything else is there
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        format=says.format,
+        files=tuple(File(source.path, "0" * 64, source.bytes) for source in sources),
+        inputs=says.inputs,
+        outputs=says.outputs,
+        rows_max=_rows_max(says),
+        deterministic=says.deterministic and not nondeterministic,
+        labels=dict(labels or {}),
+    )
+    documents.check_manifest(draft)  # before gigabytes are hashed and sent
+    draft = replace(
+        draft,
+        files=tuple(_upload(store, source) for source in sources),
+        golden=None if recorded is None else _upload(store, recorded).sha256,
+    )
+    published = _write_manifest(store, draft, version)
+    endpoints.create(store, _first_spec(published))
+    return published.version
+
+
+def _sidecar_of(sources: Sequence[Source]) -> Sidecar:
+    by_path = {source.path: source for source in sources}
+    if artifact.SIDECAR in by_path:
+        return _read_sidecar(by_path[artifact.SIDECAR])
+    beside = {path: source.bytes for path, source in by_path.items() if path != artifact.GRAPH}
+    found = read_signature(by_path[artifact.GRAPH].at, beside)
+    return Sidecar("onnx", found.inputs, found.outputs, None, found.deterministic)
+
+
+def _read_sidecar(source: Source) -> Sidecar:
+    if source.bytes > SIDECAR_BYTES_MAX:
+        raise BadArtifact(f"{source.path}: {source.bytes} bytes; at most {SIDECAR_BYTES_MAX}")
+    try:
+        sidecar = documents.parse_plain(source.at.read_bytes(), Sidecar)
+    except BadDocument as error:
+        raise BadDocument([f"{source.path}: {problem}" for problem in error.problems]) from None
+    if sidecar.format == "onnx":
+        raise BadArtifact(
+            f"{source.path}: an onnx model's signature is read from its graph; remove the file"
+        )
+    return sidecar
+
+
+def _rows_max(says: Sidecar) -> int:
+    if says.rows_max is not None:
+        return says.rows_max
+    # Outputs as well: rows that come back without an axis of their own cannot be told apart.
+    firsts = {tensor.shape[:1] for tensor in (*says.inputs, *says.outputs)}
+    return ROWS_MAX_DEFAULT if says.inputs and firsts == {(-1,)} else 1
+
+
+def _golden(path: Path) -> Source:
+    """Check that a file holds arrays, not pickles, and is small enough to keep."""
+    source = artifact.find_file(path)
+    try:
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file) as archive:
+                unpacked_bytes = sum(member.file_size for member in archive.infolist())
+            if unpacked_bytes > GOLDEN_BYTES_MAX:
+                raise BadArtifact(
+                    f"{path.name}: {unpacked_bytes} bytes unpacked; at most {GOLDEN_BYTES_MAX}"
+                )
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                shapes = {name: arrays[name].shape for name in arrays.files}
+    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        if isinstance(error, BadArtifact):
+            raise
+        raise BadArtifact(f"{path.name}: not an .npz file without pickles: {error}") from None
+    if not shapes:
+        raise BadArtifact(f"{path.name}: holds no arrays")
+    return source
+
+
+def _upload(store: Store, source: Source) -> File:
+    sha256 = artifact.digest(source)
+    key = catalog.blob_key(sha256)
+    try:
+        if store.size(key) == source.bytes:
+            return File(source.path, sha256, source.bytes)
+        # Of another size, it is not what its name says; nobody can have used it.
+        store.delete(key)
+    except NotFound:
+        pass
+    store.put_file_new(key, source.at)
+    try:
+        artifact.check_unchanged(source)
+    except BadArtifact:
+        store.delete(key)
+        raise
+    return File(source.path, sha256, source.bytes)
+
+
+def _write_manifest(store: Store, draft: Manifest, version: str | None) -> Manifest:
+    for _ in range(TRIES_MAX):
+        if version is None:
+            highest = max(map(int, catalog.versions(store, draft.model)), default=0)
+            draft = replace(draft, version=str(highest + 1))
+        try:
+            store.put_new(catalog.manifest_key(draft.model, draft.version), documents.write(draft))
+        except (Conflict, OutcomeUnknown):
+            if version is not None:
+                raise VersionExists(draft.model, version) from None
+        else:
+            return draft
+    raise Conflict(draft.model, f"other publishes were faster {TRIES_MAX} times; try again")
+
+
+def _first_spec(manifest: Manifest) -> EndpointSpec:
+    return EndpointSpec(
+        endpoint=manifest.model,
+        variants=(Variant("stable", manifest.model, manifest.version, WEIGHTS_TOTAL),),
+        cache=Cache() if manifest.deterministic else None,
+    )

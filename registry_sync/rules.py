@@ -1,0 +1,146 @@
+"""What a single value of a document, or a few that belong together, must satisfy.
+
+Types and plain bounds stand in `documents` beside the fields; here is what they cannot say.
+Rules over lists and mappings also see values that do not fit, and pass over them: they were
+reported already.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+from registry_sync.datatypes import DATATYPES
+from registry_sync.fitting import INTEGER_MAX, show
+from registry_sync.names import BadName, check_name
+
+WEIGHTS_TOTAL: Final = 100.0
+WEIGHTS_TOLERANCE: Final = 1e-6
+
+
+def check_version(value: str) -> str:
+    """Return `value` if it is a version: a decimal number from 1 on, as a text.
+
+    Raises:
+        BadName: it is not.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,15}", value):
+        raise BadName(f'version {show(value)} is not one: use "1", "2", …')
+    return value
+
+
+def check_path(value: str) -> str:
+    """Return `value` if it names a file inside an artifact's folder.
+
+    Raises:
+        BadName: absolute, with an empty, `.` or `..` part, a backslash, a control character, or
+            too long for a file system.
+    """
+    parts = value.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in value or not value.isprintable():
+        raise BadName(f"path {show(value)} is not one inside the artifact's folder")
+    if len(value.encode()) > 1024 or any(len(part.encode()) > 255 for part in parts):
+        raise BadName(f"path {show(value)} is too long: at most 1024 bytes, 255 for each part")
+    return value
+
+
+def check_datatype(value: str) -> None:
+    """Raise ValueError unless `value` is a datatype of the Open Inference Protocol."""
+    if value not in DATATYPES:
+        raise ValueError(f"datatype {show(value)} is not one of {', '.join(sorted(DATATYPES))}")
+
+
+def check_scope(value: str) -> str:
+    """Return `value` if it is a scope: ``admin``, ``infer:*`` or ``infer:<endpoint>``.
+
+    Raises:
+        BadName: it is not.
+    """
+    if value not in ("admin", "infer:*"):
+        kind, _, endpoint = value.partition(":")
+        if kind != "infer":
+            raise BadName(f"scope {show(value)} is not one: use admin, infer:* or infer:<endpoint>")
+        check_name("endpoint", endpoint)
+    return value
+
+
+def check_unit(value: str) -> None:
+    """Raise ValueError unless `value` says what an arm may stick to: ``key`` or ``header:…``."""
+    # The header's name is an RFC 9110 token; lower case, because that is what the edge sees.
+    if value != "key" and not re.fullmatch(r"header:[!#$%&'*+.^_`|~0-9a-z-]{1,64}", value):
+        raise ValueError(f"{show(value)} is no unit: use key or header:<name in lower case>")
+
+
+def check_bytes_hex(value: str) -> None:
+    """Raise ValueError unless `value` is 8 to 64 bytes in lower-case hexadecimal."""
+    if not re.fullmatch(r"(?:[0-9a-f]{2}){8,64}", value):
+        raise ValueError(f"{show(value)} is not 8 to 64 bytes in lower-case hexadecimal")
+
+
+def files_rule(files: Any) -> Iterator[tuple[str, str]]:
+    """Find paths that are there twice, or are a file and a folder at once."""
+    yield from _repeated(files, "path")
+    paths = _texts(files, "path")
+    taken = set(paths)
+    for index, path in enumerate(paths):
+        parts = path.split("/")
+        folders = {"/".join(parts[:length]) for length in range(1, len(parts))}
+        for folder in sorted(taken & folders):
+            yield f"[{index}].path", f"{show(folder)} is a file and a folder at once"
+
+
+def tensors_rule(tensors: Any) -> Iterator[tuple[str, str]]:
+    """Find tensors of one name."""
+    yield from _repeated(tensors, "name")
+
+
+def variants_rule(variants: Any) -> Iterator[tuple[str, str]]:
+    """Find variants of one name, and weights that do not add up to 100."""
+    yield from _repeated(variants, "name")
+    weights: list[Any] = [
+        item.get("weight") if isinstance(item, dict) else None for item in _items(variants)
+    ]
+    if not weights or not all(_is_weight(weight) for weight in weights):
+        return
+    total = math.fsum(weights)
+    if abs(total - WEIGHTS_TOTAL) > WEIGHTS_TOLERANCE:
+        yield "", f"weights add up to {total:.9g}, not {WEIGHTS_TOTAL:g}"
+
+
+def scale_rule(scale: Any) -> Iterator[tuple[str, str]]:
+    """Find a lower bound above the upper one."""
+    if not isinstance(scale, dict):
+        return
+    least, most = scale.get("replicas_min", 0), scale.get("replicas_max", 4)
+    if isinstance(least, int) and isinstance(most, int) and least > most:
+        yield ".replicas_min", f"{show(least)} is more than replicas_max, which is {show(most)}"
+
+
+def keys_rule(keys: Any) -> Iterator[tuple[str, str]]:
+    """Find keys of one id."""
+    yield from _repeated(keys, "id")
+
+
+def _repeated(values: Any, field: str) -> Iterator[tuple[str, str]]:
+    texts = _texts(values, field)
+    seen = Counter(texts)
+    for index, text in enumerate(texts):
+        if text and seen[text] > 1:
+            yield f"[{index}].{field}", f"{show(text)} is there {seen[text]} times"
+
+
+def _texts(values: Any, field: str) -> list[str]:
+    found = [item.get(field) if isinstance(item, dict) else None for item in _items(values)]
+    return [text if isinstance(text, str) else "" for text in found]
+
+
+def _items(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | tuple) else []
+
+
+def _is_weight(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= INTEGER_MAX

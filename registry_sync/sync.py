@@ -1,0 +1,249 @@
+"""Bringing a model's files from the registry to a node, verified, once, and resumed.
+
+A blob is downloaded into `<hex>.partial`, which is always a prefix of it,
+hashed on the way, and renamed only when size and digest fit. The partial file
+is also the lock: whoever holds its flock downloads, everybody else of the node
+waits for them. A process that dies lets the lock go and leaves the prefix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from registry_sync.documents import BadDocument, File, Manifest, read_manifest
+from registry_sync.local import LocalStore
+from registry_sync.names import check_name, check_version
+from registry_sync.stores import Store
+
+PART_BYTES = 8 << 20  # below this, S3's time to the first byte dominates
+PARTS_AHEAD_MAX = 8  # bounds memory to 64 MiB a blob
+MANIFEST_BYTES_MAX = 16 << 20
+_HASH_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FetchError(Exception):
+    """A model could not be brought here, and the store is not to blame for not answering."""
+
+    retry = False  # whether the same call may succeed later with nothing changed in the registry
+
+
+class BadBlob(FetchError):
+    """The registry's bytes are not those of the manifest."""
+
+    def __init__(self, sha256: str, reason: str) -> None:
+        super().__init__(f"blob {sha256}: {reason}")
+        self.sha256 = sha256
+
+
+class BadManifest(FetchError):
+    """The registry's manifest cannot be used."""
+
+
+class DiskFull(FetchError):
+    """The node has no room for the blob; what had been written of it was removed."""
+
+    retry = True
+
+    def __init__(self, sha256: str, size: int, folder: Path) -> None:
+        super().__init__(f"blob {sha256}: no room for its {size} bytes in {folder}; free some")
+        self.sha256 = sha256
+
+
+class Stopped(FetchError):
+    """The caller's `stop` was set; what had been written is kept for the next time."""
+
+    retry = True
+
+
+def present(local: LocalStore, model: str, version: str) -> Manifest | None:
+    """Return the manifest if it and all its files are already on this node."""
+    manifest = local.load_manifest(check_name("model", model), check_version(version))
+    return manifest if manifest is not None and local.has(manifest) else None
+
+
+def fetch(
+    store: Store,
+    local: LocalStore,
+    model: str,
+    version: str,
+    stop: threading.Event | None = None,
+) -> Manifest:
+    """Bring a version's manifest and files to this node and return the manifest.
+
+    What is here already is not asked for again, so a broken registry does not
+    touch it. Blocks; several threads and processes may call it for the same
+    version, and one of them downloads.
+
+    Args:
+        stop: set by another thread to have it given up between two parts.
+
+    Raises:
+        BadName: `model` or `version` cannot be names.
+        BadManifest, BadBlob: the registry's content is at fault.
+        DiskFull: this node is.
+        Stopped: `stop` was set.
+        StoreError: the store is, see there; `NotFound` if it lacks the version
+            or one of its blobs.
+    """
+    manifest = present(local, model, version)
+    if manifest is not None:
+        return manifest
+    key = f"models/{model}/{version}/manifest.json"
+    data = store.read(key, 0, MANIFEST_BYTES_MAX + 1)
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise BadManifest(f"{key}: longer than {MANIFEST_BYTES_MAX} bytes")
+    try:
+        manifest = read_manifest(data)
+    except BadDocument as error:
+        raise BadManifest(f"{key}: {error}") from error
+    if (manifest.model, manifest.version) != (model, version):
+        raise BadManifest(f"{key}: is about {manifest.model} {manifest.version}")
+    for file in manifest.files:
+        fetch_blob(store, local, file, stop)
+    # Last, so that a kept manifest tells of a fetch that was once complete.
+    local.save_manifest(manifest, data)
+    return manifest
+
+
+def fetch_blob(
+    store: Store, local: LocalStore, file: File, stop: threading.Event | None = None
+) -> None:
+    """Bring one file's blob to this node; raises as `fetch` does."""
+    stop = threading.Event() if stop is None else stop
+    blob = local.blob_path(file.sha256)
+    partial = blob.with_name(f"{blob.name}.partial")
+    while not local.has_blob(file.sha256, file.bytes):
+        with _locked(partial) as descriptor:
+            # While this process waited, the file that it opened may have become the blob.
+            if not _is_still(descriptor, partial):
+                continue
+            try:
+                _complete(store, file, descriptor, partial, stop)
+                os.rename(partial, blob)
+                _fsync_folder(blob.parent)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                partial.unlink(missing_ok=True)
+                raise DiskFull(file.sha256, file.bytes, blob.parent) from error
+
+
+def _complete(
+    store: Store, file: File, descriptor: int, partial: Path, stop: threading.Event
+) -> None:
+    """Make the open partial file the whole blob, verified and durable."""
+    key = f"blobs/sha256/{file.sha256}"
+    size = store.size(key)
+    if size != file.bytes:
+        partial.unlink()
+        raise BadBlob(file.sha256, f"{size} bytes in {store.url}, the manifest says {file.bytes}")
+    digest = hashlib.sha256()
+    begun = _hash_prefix(descriptor, file.bytes, digest)
+    _require_room(partial, file.bytes - begun)
+    _append(store, key, descriptor, begun, file, digest, stop)
+    if begun and digest.hexdigest() != file.sha256:
+        # A prefix left by a machine that lost power may be anything: it is believed only once.
+        os.ftruncate(descriptor, 0)
+        digest = hashlib.sha256()
+        _append(store, key, descriptor, 0, file, digest, stop)
+    if digest.hexdigest() != file.sha256:
+        partial.unlink()
+        raise BadBlob(file.sha256, f"its bytes in {store.url} have the sha256 {digest.hexdigest()}")
+    os.fchmod(descriptor, 0o444)
+    os.fsync(descriptor)
+
+
+def _append(
+    store: Store,
+    key: str,
+    descriptor: int,
+    begun: int,
+    file: File,
+    digest: hashlib._Hash,
+    stop: threading.Event,
+) -> None:
+    """Download from byte `begun` to the end: parts in parallel, written and hashed in order."""
+    offsets = deque(range(begun, file.bytes, PART_BYTES))
+    if not offsets:
+        return
+    threads = ThreadPoolExecutor(min(PARTS_AHEAD_MAX, len(offsets)), "part")
+    parts: deque[tuple[int, int, Future[bytes]]] = deque()
+    try:
+        while offsets or parts:
+            while offsets and len(parts) < PARTS_AHEAD_MAX:
+                offset = offsets.popleft()
+                length = min(PART_BYTES, file.bytes - offset)
+                parts.append((offset, length, threads.submit(store.read, key, offset, length)))
+            offset, length, part = parts.popleft()
+            data = part.result()
+            if stop.is_set():
+                raise Stopped(f"blob {file.sha256}: stopped at {offset} of {file.bytes} bytes")
+            if len(data) != length:
+                raise BadBlob(file.sha256, f"ends at byte {offset + len(data)} of {file.bytes}")
+            _write_all(descriptor, data, offset)
+            digest.update(data)
+    finally:
+        # Not waited for: a read that hangs must not keep its caller from hearing of the failure.
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _hash_prefix(descriptor: int, size: int, digest: hashlib._Hash) -> int:
+    """Hash what an earlier download left and return its length; too much counts as nothing."""
+    begun = os.fstat(descriptor).st_size
+    if begun > size:
+        os.ftruncate(descriptor, 0)
+        return 0
+    for offset in range(0, begun, _HASH_BYTES):
+        digest.update(os.pread(descriptor, min(_HASH_BYTES, begun - offset), offset))
+    return begun
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _require_room(partial: Path, missing: int) -> None:
+    """Fail before filling a disk that others use as well."""
+    disk = os.statvfs(partial.parent)
+    if disk.f_bavail * disk.f_frsize < missing:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial))
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[int]:
+    """Open (or make) the partial file and hold its lock meanwhile."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(partial, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_still(descriptor: int, partial: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), partial.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

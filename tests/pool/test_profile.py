@@ -1,0 +1,121 @@
+"""What an engine's profile learns, and what it says when it knows little."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pool.profile import FORGET_HALF_S, ArrivalRate, LatencyProfile
+
+
+def learned(*runs: tuple[int, float], times: int = 50) -> LatencyProfile:
+    profile = LatencyProfile()
+    profile.record(1, 99.0, 0.0)  # cold
+    for _ in range(times):
+        for rows, run_s in runs:
+            profile.record(rows, run_s, 0.0)
+    return profile
+
+
+def test_nothing_is_predicted_before_the_first_run() -> None:
+    assert LatencyProfile().run_s(8) == 0.0
+
+
+def test_the_first_run_after_a_load_is_not_counted() -> None:
+    profile = LatencyProfile()
+    profile.record(1, 99.0, 0.0)
+    assert profile.run_s(1) == 0.0
+    assert not profile.runs_known
+
+
+def test_one_run_is_enough_for_a_prediction() -> None:
+    assert learned((1, 0.010), times=1).run_s(1) == pytest.approx(0.010, rel=0.5)
+
+
+def test_runs_of_equal_duration_are_predicted_as_they_are() -> None:
+    assert learned((1, 0.010)).run_s(1) == pytest.approx(0.010, rel=1e-3)
+
+
+def test_between_two_sizes_it_is_linear() -> None:
+    assert learned((1, 0.010), (9, 0.026)).run_s(5) == pytest.approx(0.018, rel=1e-3)
+
+
+def test_beyond_the_largest_size_it_grows_in_proportion() -> None:
+    assert learned((1, 0.010), (4, 0.012)).run_s(16) == pytest.approx(0.048, rel=1e-3)
+
+
+def test_below_the_smallest_size_the_smallest_holds() -> None:
+    assert learned((8, 0.012)).run_s(1) == pytest.approx(0.012, rel=1e-3)
+
+
+def test_a_larger_batch_is_never_predicted_to_be_faster() -> None:
+    profile = learned((1, 0.010), (2, 0.004), (4, 0.011), (16, 0.005))
+    predictions = [profile.run_s(rows) for rows in range(1, 64)]
+    assert predictions == sorted(predictions)
+
+
+def test_a_change_is_followed_within_a_few_dozen_runs() -> None:
+    profile = learned((1, 0.010))
+    for _ in range(48):
+        profile.record(1, 0.002, 0.0)
+    assert profile.run_s(1) < 0.003
+
+
+def test_a_prediction_is_about_the_99th_percentile() -> None:
+    noise = random.Random(5)
+    profile = LatencyProfile()
+    late = 0
+    for count in range(20_000):
+        run_s = noise.gauss(0.010, 0.001)
+        late += count > 100 and run_s > profile.run_s(1)
+        profile.record(1, run_s, 0.0)
+    assert 0.002 < late / 20_000 < 0.04
+
+
+def test_a_prediction_is_fully_trusted_while_the_engine_runs() -> None:
+    profile = learned((1, 0.010))
+    assert profile.trust(FORGET_HALF_S) == 1.0
+
+
+def test_trust_halves_while_nothing_runs() -> None:
+    profile = learned((1, 0.010))
+    assert profile.trust(2 * FORGET_HALF_S) == pytest.approx(0.5)
+    assert profile.trust(11 * FORGET_HALF_S) < 0.001
+
+
+def test_nothing_arrives_at_first() -> None:
+    assert ArrivalRate().rows_per_s(5.0) == 0.0
+
+
+@pytest.mark.parametrize("slo_s", [0.05, 1.0, 60.0])
+def test_a_steady_rate_is_found(slo_s: float) -> None:
+    rate = ArrivalRate()
+    for i in range(30_000):
+        rate.add(2, i / 1000, slo_s)
+    assert rate.rows_per_s(30.0) == pytest.approx(2000, rel=0.05)
+
+
+def test_the_rate_falls_to_zero_when_nothing_comes() -> None:
+    rate = ArrivalRate()
+    for i in range(1000):
+        rate.add(1, i / 1000, 0.1)
+    assert rate.rows_per_s(1.3) == 0.0
+
+
+def test_the_rate_follows_a_change_within_two_deadlines() -> None:
+    rate = ArrivalRate()
+    for i in range(1000):
+        rate.add(1, i / 1000, 0.1)
+    for i in range(2000):
+        rate.add(1, 1.0 + i / 10_000, 0.1)
+    assert rate.rows_per_s(1.2) == pytest.approx(10_000, rel=0.05)
+
+
+def test_a_window_that_gets_longer_or_shorter_keeps_the_rate() -> None:
+    rate = ArrivalRate()
+    noise = random.Random(2)
+    for i in range(20_000):
+        rate.add(1, i / 1000, noise.choice([0.1, 0.5, 1.0]))
+        if i > 4000:
+            assert rate.rows_per_s(i / 1000) == pytest.approx(1000, rel=0.25)

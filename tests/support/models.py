@@ -1,0 +1,131 @@
+"""Tiny ONNX models for tests, written with `onnx.helper`; the same bytes each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+# Old enough for onnxruntime 1.23, which reads IR versions up to 11 and opsets up to 23.
+IR_VERSION = 10
+OPSET = 21
+
+ELEMENT_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BF16": TensorProto.BFLOAT16,
+    "BYTES": TensorProto.STRING,
+}
+
+
+def mlp(
+    path: Path, features: int = 16, hidden: int = 64, classes: int = 10, *, seed: int = 0
+) -> Path:
+    """Write ``y = relu(x @ w1 + b1) @ w2 + b2``; x is FP32 [N, features], y FP32 [N, classes]."""
+    random = np.random.default_rng(seed)
+    weights = [
+        _weights(random, "w1", (features, hidden)),
+        _weights(random, "b1", (hidden,)),
+        _weights(random, "w2", (hidden, classes)),
+        _weights(random, "b2", (classes,)),
+    ]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["y"]),
+    ]
+    inputs = [tensor("x", TensorProto.FLOAT, ["N", features])]
+    outputs = [tensor("y", TensorProto.FLOAT, ["N", classes])]
+    return save(path, nodes, inputs, outputs, weights)
+
+
+def conv(path: Path, size: int = 224, classes: int = 10, *, seed: int = 0) -> Path:
+    """Write a small image classifier; x is FP32 [N, 3, size, size], y FP32 [N, classes]."""
+    random = np.random.default_rng(seed)
+    weights = [
+        _weights(random, "k1", (8, 3, 3, 3)),
+        _weights(random, "k2", (16, 8, 3, 3)),
+        _weights(random, "w", (16, classes)),
+        _weights(random, "b", (classes,)),
+    ]
+    thinned = {"strides": [4, 4], "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "k1"], ["c1"], **thinned),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "k2"], ["c2"], **thinned),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["y"]),
+    ]
+    inputs = [tensor("x", TensorProto.FLOAT, ["N", 3, size, size])]
+    outputs = [tensor("y", TensorProto.FLOAT, ["N", classes])]
+    return save(path, nodes, inputs, outputs, weights)
+
+
+def identity(path: Path, datatype: str = "FP32", shape: Sequence[int | str] = ("N", 4)) -> Path:
+    """Write ``y = x`` for an OIP datatype; a text in `shape` is a symbolic size, () a scalar."""
+    element = ELEMENT_TYPES[datatype]
+    return save(
+        path,
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [tensor("x", element, shape)],
+        [tensor("y", element, shape)],
+    )
+
+
+def tensor(name: str, element: int, shape: Sequence[int | str] | None) -> Any:
+    """Describe an input or output; a `shape` of None leaves its rank out."""
+    return helper.make_tensor_value_info(name, element, shape)
+
+
+def save(
+    path: Path,
+    nodes: Sequence[Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    weights: Sequence[Any] = (),
+    *,
+    functions: Sequence[Any] = (),
+    external: str | None = None,
+) -> Path:
+    """Write a graph; `external` names the file beside it that takes the weights."""
+    graph = helper.make_graph(list(nodes), path.stem, list(inputs), list(outputs), list(weights))
+    domains = sorted({function.domain for function in functions})
+    model = helper.make_model(
+        graph,
+        functions=list(functions),
+        ir_version=IR_VERSION,
+        opset_imports=[
+            helper.make_opsetid("", OPSET),
+            *(helper.make_opsetid(domain, 1) for domain in domains),
+        ],
+    )
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=external is not None,
+        location=external,
+        size_threshold=0,
+    )
+    return path
+
+
+def _weights(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
+    scale = 1 / np.sqrt(np.prod(shape[:-1]) or 1)
+    values = (random.standard_normal(shape) * scale).astype(np.float32)
+    return numpy_helper.from_array(values, name)

@@ -97,14 +97,15 @@ async def run(config: EdgeConfig) -> None:
     stop = asyncio.Event()
     secrets = load_secrets(Path(config.data))
     pool = Pool(config.id, secrets)
+    metrics = Metrics(Path(config.data) / "run" / "metrics", config.id)
     world = World(
         edge_id=config.id,
         folder=Path(config.data) / "edge",
         pool=pool,
         find=finder(config),
         secrets=secrets,
+        metrics=metrics,
     )
-    metrics = Metrics(Path(config.data) / "run" / "metrics", config.id)
     service = Service(
         world=world,
         pool=pool,
@@ -123,7 +124,7 @@ async def run(config: EdgeConfig) -> None:
     tasks = [
         loop.create_task(world.run()),
         loop.create_task(pool.sweep_forever()),
-        loop.create_task(app.notice_departures_forever()),
+        loop.create_task(app.watch_forever()),
         loop.create_task(_save_forever(metrics)),
     ]
     servers = [loop.create_task(public.serve()), loop.create_task(admin.serve())]

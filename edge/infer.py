@@ -62,6 +62,8 @@ class Trace:
     cache_status: str = ""
     answer: Answer | None = None
     dispatched: bool = False
+    has_body: bool = False
+    is_body_late: bool = False
 
 
 class Service:
@@ -169,7 +171,7 @@ class Service:
                 f"Request for unknown model: {target.name!r} version {target.version!r} "
                 "is not found"
             )
-        return of_version(version)
+        return of_version(version, self.metrics)
 
     def headers(self, trace: Trace) -> list[tuple[str, str]]:
         """Return the headers that every answer carries."""
@@ -193,23 +195,22 @@ class Service:
 
     def end(self, trace: Trace, status: int) -> None:
         """Count a request that has ended."""
-        endpoint, arm = trace.endpoint, trace.arm
-        if endpoint is None or arm is None:
+        arm = trace.arm
+        if arm is None:
             self.metrics.count("tidepool_requests", "", "", str(status))
             return
-        self.metrics.count("tidepool_requests", endpoint.name, arm.name, str(status))
-        histograms = self.metrics.arm(endpoint.name, arm.name)
-        histograms.request_s.observe(self._now() - trace.started_s)
-        counts = self.world.count(endpoint.name, endpoint.revision, arm.name, arm.version.ref[1])
+        metrics = arm.metrics
+        metrics.statuses[status] = metrics.statuses.get(status, 0) + 1
+        metrics.request_s.observe(self._now() - trace.started_s)
         answer = trace.answer
         if answer is not None and trace.dispatched:
-            histograms.queue_s.observe(answer.queue_us / 1e6)
-            histograms.infer_s.observe(answer.infer_us / 1e6)
-            histograms.batch_rows.observe(answer.batch_rows)
+            metrics.queue_s.observe(answer.queue_us / 1e6)
+            metrics.infer_s.observe(answer.infer_us / 1e6)
+            metrics.batch_rows.observe(answer.batch_rows)
         if status == 200 or status == 500:
-            counts[0] += 1
-            counts[1] += status == 500
-            counts[2] += not trace.dispatched
+            metrics.requests += 1
+            metrics.errors += status == 500
+            metrics.hits += not trace.dispatched
 
     # the steps
 

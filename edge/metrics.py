@@ -27,7 +27,8 @@ from prometheus_client.registry import Collector
 BOUNDS_S = (
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
-BOUNDS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ArmKey = tuple[str, int, str, str]  # endpoint, revision, variant, version
+BOUNDS_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 _COUNTERS = {
     "tidepool_requests": ("Requests by their end.", ("endpoint", "variant", "status")),
@@ -59,11 +60,19 @@ class Histogram:
 
 
 class ArmMetrics:
-    """The histograms of one arm, held by the request's way so that nothing is looked up."""
+    """What is counted of one arm, held by the snapshot so that the request's way looks nothing up.
 
-    __slots__ = ("batch_rows", "infer_s", "queue_s", "request_s")
+    Cumulative since the process began.
+    """
+
+    __slots__ = ("batch_rows", "errors", "hits", "infer_s", "queue_s", "request_s", "requests",
+                 "statuses")  # fmt: skip
 
     def __init__(self) -> None:
+        self.requests = 0  # answered, or failed by the model
+        self.errors = 0  # failed by the model
+        self.hits = 0  # answered without a call of their own
+        self.statuses: dict[int, int] = {}
         self.request_s = Histogram(BOUNDS_S)
         self.queue_s = Histogram(BOUNDS_S)
         self.infer_s = Histogram(BOUNDS_S)
@@ -93,14 +102,14 @@ class Metrics:
         self._folder = folder
         self._file = folder / f"{name}.{os.getpid()}.json"
         self._counters: dict[tuple[str, tuple[str, ...]], float] = {}
-        self._arms: dict[tuple[str, str], ArmMetrics] = {}
+        self.arms: dict[ArmKey, ArmMetrics] = {}
         self.in_flight = 0
 
-    def arm(self, endpoint: str, variant: str) -> ArmMetrics:
-        """Return the histograms of an arm."""
-        found = self._arms.get((endpoint, variant))
+    def arm(self, key: ArmKey) -> ArmMetrics:
+        """Return what is counted of an arm."""
+        found = self.arms.get(key)
         if found is None:
-            found = self._arms[endpoint, variant] = ArmMetrics()
+            found = self.arms[key] = ArmMetrics()
         return found
 
     def count(self, name: str, *labels: str) -> None:
@@ -111,13 +120,18 @@ class Metrics:
     def save(self) -> None:
         """Write this process's totals for its siblings."""
         total = _Total(
-            [(name, labels, value) for (name, labels), value in self._counters.items()],
-            [
-                (name, arm, histogram.counts, histogram.sum)
-                for arm, metrics in self._arms.items()
-                for name, histogram in metrics.by_name().items()
-            ],
+            [(name, labels, value) for (name, labels), value in self._counters.items()], []
         )
+        for (endpoint, _, variant, _), arm in self.arms.items():
+            for status, count in arm.statuses.items():
+                labels = (endpoint, variant, str(status))
+                total.counters.append(("tidepool_requests", labels, count))
+            for outcome, count in (("hit", arm.hits), ("miss", arm.requests - arm.hits)):
+                total.counters.append(("tidepool_cache", (endpoint, outcome), count))
+            for name, histogram in arm.by_name().items():
+                total.histograms.append(
+                    (name, (endpoint, variant), histogram.counts, histogram.sum)
+                )
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._file.with_suffix(".partial")
         partial.write_bytes(msgspec.json.encode(total))

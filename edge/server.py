@@ -25,6 +25,7 @@ from edge.infer import Service, Target, Trace
 from pool.wire.data import Tensor
 
 NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
+PATHS_MAX = 1024  # remembered; then all are read anew
 STREAM_CHUNKS_MAX = 256  # unsent parts of a stream, after which its client counts as gone
 
 _CALL = re.compile(
@@ -64,14 +65,16 @@ class App:
     """One edge process as granian sees it."""
 
     def __init__(
-        self, service: Service, rest: ASGIApp, body_bytes_max: int, body_read_timeout_s: float
+        self, service: Service, rest: ASGIApp, body_bytes_max: int, body_read_s_max: float
     ) -> None:
         self._service = service
         self._rest = bridge.Bridge(rest, body_bytes_max)
         self._body_bytes_max = body_bytes_max
-        self._body_read_timeout_s = body_read_timeout_s
-        # The whole mutable state: the requests under way whose clients might leave.
-        self._under_way: dict[asyncio.Task[Any], tuple[float, Any]] = {}
+        self._body_read_s_max = body_read_s_max
+        self._loop = asyncio.get_running_loop()
+        # The whole mutable state: the requests under way, and what was made of the last paths.
+        self._under_way: dict[asyncio.Task[Any], tuple[Trace, Any]] = {}
+        self._calls: dict[str, tuple[Target, str] | None] = {}
 
     @property
     def in_flight(self) -> int:
@@ -81,10 +84,9 @@ class App:
     async def __rsgi__(self, scope: Scope, proto: Any) -> None:
         path = scope.path
         if scope.method == "POST" and path.startswith("/v2/models/"):
-            match = _CALL.fullmatch(path)
-            if match is not None:
-                name, version, what = match.groups()
-                target = Target(name, version)
+            call = self._calls[path] if path in self._calls else self._read_path(path)
+            if call is not None:
+                target, what = call
                 if what == "infer":
                     await self._infer(scope, proto, target)
                 else:
@@ -95,22 +97,33 @@ class App:
             return
         await self._rest(scope, proto)
 
+    def _read_path(self, path: str) -> tuple[Target, str] | None:
+        match = _CALL.fullmatch(path)
+        call = None if match is None else (Target(match[1], match[2]), match[3])
+        if len(self._calls) >= PATHS_MAX:
+            self._calls.clear()
+        self._calls[path] = call
+        return call
+
     async def _infer(self, scope: Scope, proto: Any, target: Target) -> None:
         service = self._service
         header = scope.headers.get
         trace = service.begin(header)
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
-        self._under_way[task] = (trace.started_s, proto)
+        self._under_way[task] = (trace, proto)
         try:
             status, headers, body = await service.infer(
-                trace, target, header, lambda: self._body(header, proto)
+                trace, target, header, lambda: self._body(trace, header, proto)
             )
         except Refusal as refusal:
             status, headers, body = self._refused(trace, refusal)
         except asyncio.CancelledError:
-            service.end(trace, ClientGone.status)
-            return
+            if not trace.is_body_late:
+                service.end(trace, ClientGone.status)
+                return
+            late = BodyTooSlow(f"no body within {self._body_read_s_max} s")
+            status, headers, body = self._refused(trace, late)
         except Exception:
             # Our own bug must end as an answer, and in the log with all that is known.
             _log.exception("bug", request_id=trace.request_id)
@@ -126,13 +139,13 @@ class App:
         trace = service.begin(header)
         chunks: asyncio.Queue[Sequence[Tensor] | None] = asyncio.Queue()
         call: Call | None = None
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
-        self._under_way[task] = (trace.started_s, proto)
+        self._under_way[task] = (trace, proto)
         status = 200
         try:
             request, call = await service.stream(
-                trace, target, header, lambda: self._body(header, proto), chunks.put_nowait
+                trace, target, header, lambda: self._body(trace, header, proto), chunks.put_nowait
             )
             call.future.add_done_callback(lambda _: chunks.put_nowait(None))
             if is_stream:
@@ -222,44 +235,46 @@ class App:
         headers = [_JSON, *refusal.headers, *self._service.headers(trace)]
         return status, headers, msgspec.json.encode({"error": refusal.text})
 
-    async def _body(self, header: Any, proto: Any) -> bytes:
-        """Read the body whole, within its bounds in bytes and time."""
+    async def _body(self, trace: Trace, header: Any, proto: Any) -> bytes:
+        """Read the body whole and within its bound; how long it may take is `watch_forever`'s."""
         length = header("content-length")
         try:
             if length is not None:
                 if int(length) > self._body_bytes_max:
                     raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
-                async with asyncio.timeout(self._body_read_timeout_s):
-                    body: bytes = await proto()
+                body: bytes = await proto()
+                trace.has_body = True
                 if len(body) != int(length):
                     raise BadRequest("the body ended before its Content-Length")
                 return body
-            async with asyncio.timeout(self._body_read_timeout_s):
-                parts, size_bytes = [], 0
-                async for part in proto:
-                    size_bytes += len(part)
-                    if size_bytes > self._body_bytes_max:
-                        raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
-                    parts.append(bytes(part))
-                return b"".join(parts)
-        except TimeoutError:
-            raise BodyTooSlow(f"no body within {self._body_read_timeout_s} s") from None
+            parts, size_bytes = [], 0
+            async for part in proto:
+                size_bytes += len(part)
+                if size_bytes > self._body_bytes_max:
+                    raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
+                parts.append(bytes(part))
+            trace.has_body = True
+            return b"".join(parts)
         except RuntimeError:  # granian: the client left, or its framing broke
             raise BadRequest("the body did not arrive whole") from None
 
-    async def notice_departures_forever(self) -> None:
-        """Cancel the requests of clients that have left.
+    async def watch_forever(self) -> None:
+        """Cancel the requests whose client has left, or whose body takes too long.
 
         Only requests that are not answered at once are looked at, so that the others cost nothing.
         """
-        loop = asyncio.get_running_loop()
         watched: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
         while True:
             await asyncio.sleep(NOTICE_S)
             now_s = time.monotonic()
-            for task, (started_s, proto) in list(self._under_way.items()):
-                if task not in watched and now_s - started_s >= NOTICE_S:
-                    watched[task] = loop.create_task(_cancel_with_client(task, proto))
+            for task, (trace, proto) in list(self._under_way.items()):
+                age_s = now_s - trace.started_s
+                if not trace.has_body:
+                    if age_s >= self._body_read_s_max and not trace.is_body_late:
+                        trace.is_body_late = True
+                        task.cancel()
+                elif age_s >= NOTICE_S and task not in watched:
+                    watched[task] = self._loop.create_task(_cancel_with_client(task, proto))
             for task in [task for task in watched if task not in self._under_way]:
                 watched.pop(task).cancel()
 

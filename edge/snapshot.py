@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from edge.body import Signature
+from edge.metrics import ArmMetrics, Metrics
 from edge.variants import Arm, Arms
 from pool.wire.control import Documents
 from registry_sync import keys as key_rules
@@ -51,6 +52,7 @@ class ArmOf:
 
     name: str
     version: Version
+    metrics: ArmMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Snapshot:
     rejected: Mapping[str, str] = field(default_factory=dict)
 
 
-def compile_snapshot(documents: Documents, old: Snapshot) -> Snapshot:
+def compile_snapshot(documents: Documents, old: Snapshot, metrics: Metrics) -> Snapshot:
     """Build the snapshot of `documents`, taking over from `old` what has not changed.
 
     The controller has checked the documents; what this (maybe older) release cannot read stays out
@@ -104,7 +106,7 @@ def compile_snapshot(documents: Documents, old: Snapshot) -> Snapshot:
         try:
             state_data = documents.states.get(name)
             state = read_state(state_data) if state_data else None
-            endpoints[name] = _endpoint(read_spec(data), state, versions)
+            endpoints[name] = _endpoint(read_spec(data), state, versions, metrics)
         except (BadDocument, KeyError) as error:
             rejected[f"endpoints/{name}.json"] = str(error)
             if name in old.endpoints:
@@ -120,13 +122,13 @@ def compile_snapshot(documents: Documents, old: Snapshot) -> Snapshot:
     return Snapshot(endpoints, versions, keys, rejected)
 
 
-def of_version(version: Version) -> Endpoint:
+def of_version(version: Version, metrics: Metrics) -> Endpoint:
     """Return the endpoint by which one version is called by its number."""
     model = version.ref[0]
     return Endpoint(
         name=model,
         revision=0,
-        arms=(ArmOf("", version),),
+        arms=(ArmOf("", version, metrics.arm((model, 0, "", version.ref[1]))),),
         assignment=Arms([Arm("", 100.0)], model),
         spec=None,
         deadline_s=DEADLINE_S_DEFAULT,
@@ -148,12 +150,22 @@ def _version(manifest: Manifest) -> Version:
 
 
 def _endpoint(
-    spec: EndpointSpec, state: EndpointState | None, versions: Mapping[Ref, Version]
+    spec: EndpointSpec,
+    state: EndpointState | None,
+    versions: Mapping[Ref, Version],
+    metrics: Metrics,
 ) -> Endpoint:
     weights: Mapping[str, float] = {}
     if state is not None and state.revision == spec.revision:
         weights = state.weights
-    arms = tuple(ArmOf(v.name, versions[v.model, v.version]) for v in spec.variants)
+    arms = tuple(
+        ArmOf(
+            v.name,
+            versions[v.model, v.version],
+            metrics.arm((spec.endpoint, spec.revision, v.name, v.version)),
+        )
+        for v in spec.variants
+    )
     return Endpoint(
         name=spec.endpoint,
         revision=spec.revision,

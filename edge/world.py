@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from edge.dispatch import Pool
+from edge.metrics import Metrics
 from edge.snapshot import Ref, Snapshot, Version, compile_snapshot
 from pool.wire import control
 from pool.wire.control import Documents, Routes, VariantCount
@@ -42,13 +43,13 @@ class World:
         pool: Pool,
         find: Callable[[], Awaitable[str | None]],
         secrets: Secrets | None,
+        metrics: Metrics,
     ) -> None:
+        self.metrics = metrics
         self.snapshot = Snapshot()
         self.has_routes = False
         self.is_pool_ready = False
         self.incarnation = random_secrets.token_hex(8)
-        # endpoint, revision, variant, version → [requests, errors, hits], since this start
-        self.counts: dict[tuple[str, int, str, str], list[int]] = {}
         self._edge_id = edge_id
         self._pool = pool
         self._folder = folder
@@ -59,14 +60,6 @@ class World:
         self._resolving: dict[Ref, asyncio.Future[control.Resolved]] = {}
         self._unknown_until_s: dict[Ref, float] = {}
         self.link = ControlLink(find, secrets, self._register, self._on_message)
-
-    def count(self, endpoint: str, revision: int, variant: str, version: str) -> list[int]:
-        """Return the cumulative counts of an arm: requests, errors, hits."""
-        key = (endpoint, revision, variant, version)
-        found = self.counts.get(key)
-        if found is None:
-            found = self.counts[key] = [0, 0, 0]
-        return found
 
     def boot(self) -> None:
         """Take over the last good copies, so that a start needs no controller."""
@@ -89,7 +82,10 @@ class World:
 
     def report(self) -> None:
         """Tell the controller what was counted so far."""
-        counts = tuple(VariantCount(*key, *values) for key, values in self.counts.items())
+        counts = tuple(
+            VariantCount(*key, arm.requests, arm.errors, arm.hits)
+            for key, arm in self.metrics.arms.items()
+        )
         self.link.send(control.Counters(self.incarnation, counts))
 
     async def ask(self, what: str, argument: str = "") -> control.Answer:
@@ -166,7 +162,7 @@ class World:
                 raise WireError(f"a controller does not send an edge {type(message).__name__}")
 
     def _take_documents(self, documents: Documents, *, keep: bool) -> None:
-        self.snapshot = compile_snapshot(documents, self.snapshot)
+        self.snapshot = compile_snapshot(documents, self.snapshot, self.metrics)
         self._unknown_until_s.clear()
         self._documents = documents
         if keep:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from infra import stack
 from infra.client import get
-from infra.stack import CannotStart, Node, ProcessSpec, StackFile
-from infra.supervisor import Supervisor
+from infra.stack import CannotStart, Node, StackFile
+from infra.supervisor import ProcessSpec, Supervisor
 from pool.wire.fleet_secret import make_secrets
 from registry_sync import keys
 from registry_sync.open import open_store
@@ -80,7 +80,7 @@ def sole_owner(folder: Path, name: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotStart(
-                f"another `tidepool {name}` runs on --data {folder}; end it or choose another folder"
+                f"another `tidepool {name}` runs on --data {folder}; end it or choose another"
             ) from None
         yield
 
@@ -135,8 +135,7 @@ async def running(options: UpOptions) -> AsyncIterator[Supervisor]:
             yield supervisor
         finally:
             await supervisor.stop()
-            for name in ("stack.json",):
-                (node.data / name).unlink(missing_ok=True)
+            (node.data / "stack.json").unlink(missing_ok=True)
             _remove_sockets(node)
 
 

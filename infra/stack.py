@@ -137,7 +137,10 @@ def free_port(host: str = "127.0.0.1") -> int:
 def sync_process(node: Node, registry: str, log_level: str) -> ProcessSpec:
     """Return the node's sync process."""
     config = SyncConfig(
-        data=str(node.data / "store"), registry=registry, socket=node.sync_socket, log_level=log_level
+        data=str(node.data / "store"),
+        registry=registry,
+        socket=node.sync_socket,
+        log_level=log_level,
     )
     return ProcessSpec("sync", "registry_sync", config, STAGE_SYNC)
 

@@ -15,8 +15,13 @@ MEAN_GAIN: Final = 1 / 8
 DEVIATION_GAIN: Final = 1 / 4
 # A normal distribution's p99 lies 2.33 σ above its mean, and its mean deviation is 0.8 σ.
 DEVIATIONS: Final = 3.0
-# Without a run, a prediction loses half of itself in this time.  One outlier could otherwise
-# make every call look hopeless; all would be shed, nothing would run, nothing be learned.
+# A hiccup counts as no more than this times the prediction; a lasting change is still
+# followed within a few runs, as every one of them may double it.
+OUTLIER_FACTOR: Final = 2.0
+# Rows in a larger batch are seldom dearer than in a smaller one, and never by more than this.
+DEARER_FACTOR: Final = 2.0
+# Without a run, a prediction loses half of itself in this time.  One wrong figure could
+# otherwise make every call look hopeless; all would be shed, nothing run, nothing learned.
 FORGET_HALF_S: Final = 1.0
 # Bounds of the window in which arrivals are counted: below, one arrival more or less is all
 # one would see; above, a load of a minute ago would still count.
@@ -66,11 +71,18 @@ class LatencyProfile:
         if self._is_cold:
             self._is_cold = False
             return
+        trust = self.trust(now_s - run_s)
         self._last_run_s = now_s
+        if self._buckets:
+            run_s = min(run_s, OUTLIER_FACTOR * self.run_s(rows))
         bucket = self._buckets.get((rows - 1).bit_length())
         if bucket is None:
             self._buckets[(rows - 1).bit_length()] = _Bucket(rows, run_s, run_s / 8)
         else:
+            if run_s < bucket.run_s_mean:
+                # What is not trusted any more gives way to better news.
+                bucket.run_s_mean += (run_s - bucket.run_s_mean) * (1.0 - trust)
+                bucket.run_s_deviation *= trust
             error_s = run_s - bucket.run_s_mean
             bucket.rows_mean += (rows - bucket.rows_mean) * MEAN_GAIN
             bucket.run_s_mean += error_s * MEAN_GAIN
@@ -80,11 +92,16 @@ class LatencyProfile:
     def _draw_curve(self) -> None:
         self._curve_rows.clear()
         self._curve_s.clear()
-        highest_s = 0.0
+        before_s, before_rows = 0.0, 0.0
         for _, bucket in sorted(self._buckets.items()):
-            highest_s = max(highest_s, bucket.run_s_mean + DEVIATIONS * bucket.run_s_deviation)
-            self._curve_rows.append(bucket.rows_mean)
-            self._curve_s.append(highest_s)
+            high_s = bucket.run_s_mean + DEVIATIONS * bucket.run_s_deviation
+            if before_rows:
+                # A size that looks too slow is not run, so only the others can correct it.
+                dearest_s = DEARER_FACTOR * before_s * bucket.rows_mean / before_rows
+                high_s = min(max(high_s, before_s), dearest_s)
+            before_s, before_rows = high_s, bucket.rows_mean
+            self._curve_rows.append(before_rows)
+            self._curve_s.append(before_s)
 
     def run_s(self, rows: int) -> float:
         """Predict the duration of a run of so many rows, pessimistically (about p99)."""

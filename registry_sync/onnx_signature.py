@@ -214,7 +214,7 @@ def _external_file(tensor: Any, beside: Mapping[str, int], where: str) -> str:
         # CVE-2026-34445: onnx set any name it found here as an attribute of its own object.
         if entry.key not in EXTERNAL_FIELDS or entry.key in fields:
             raise BadModel(f"{where} have an unknown or repeated field {entry.key!r:.80}")
-        fields[entry.key] = entry.value
+        fields[entry.key] = _text(entry.value, where)
     location = fields.get("location", "")
     parts = location.split("/")
     if not location or location.startswith("/") or ".." in parts or "\\" in location:

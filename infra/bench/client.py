@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.parse
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import uvloop
@@ -71,8 +72,8 @@ class Connection(asyncio.Protocol):
         self._sent_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transport does what asyncio.Transport says but is no subclass of it.
+        self._transport = cast(asyncio.Transport, transport)
         self._send()
 
     def _send(self) -> None:

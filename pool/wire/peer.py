@@ -7,7 +7,6 @@ written.  Knows no message but the handshake's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -180,8 +179,10 @@ class Peer(asyncio.BufferedProtocol):
         try:
             for header, body in early:
                 self._frame(header, body)
-        except WireError as error:
+        except Exception as error:
             self.close(error)
+            if not isinstance(error, WireError):
+                raise  # to the loop, as out of any other callback
         if early and self.is_open and self._transport is not None:
             self._transport.resume_reading()
 
@@ -265,8 +266,7 @@ async def _prove(peer: Peer, secrets: Secrets, limits: PeerLimits) -> None:
 
     def on_lost(error: Exception | None) -> None:
         if not isinstance(error, HandshakeFailed):
-            why = error or "the peer closed the connection"
-            error = HandshakeFailed(f"the handshake was not finished: {why}")
+            error = HandshakeFailed(f"the handshake was not finished: {error or 'closed'}")
         if not proved.done():
             proved.set_exception(error)
 
@@ -285,8 +285,7 @@ class Server:
         """Stop listening; open connections stay."""
         self._server.close()
         if self.address.path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.address.path)
+            Path(self.address.path).unlink(missing_ok=True)
 
 
 async def serve(
@@ -349,8 +348,7 @@ def _remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            Path(path).unlink(missing_ok=True)
             return
         except (BlockingIOError, TimeoutError):
             pass  # its queue is full, so somebody listens
@@ -393,11 +391,10 @@ class _Accepted(Peer):
 
     def _on_proof(self, header: bytes, body: Buffer) -> None:
         proof = handshake.decode(header)
-        if not isinstance(proof, handshake.Proof) or self._secrets is None:
+        if not isinstance(proof, handshake.Proof) or not (self._secrets and self._silence):
             raise HandshakeFailed("expected a proof")
         accepted = handshake.accept(self._secrets, self._nonce, proof)
-        if self._silence is not None:
-            self._silence.cancel()
+        self._silence.cancel()
         self._trust(self._limits)
         # Before the owner can say anything, which the peer would take for the acceptance.
         self.send(encode(handshake.encode(accepted)))

@@ -25,7 +25,7 @@ def test_bytes_survive_the_round_trip(elements: list[bytes]) -> None:
 def test_every_truncation_of_a_bytes_tensor_is_refused() -> None:
     joined = join_bytes([b"ab", b"", b"cde"])
     for end in range(len(joined)):
-        with pytest.raises(ValueError, match="element|bytes"):
+        with pytest.raises(ValueError, match=r"element|bytes"):
             split_bytes(joined[:end], 3)
 
 

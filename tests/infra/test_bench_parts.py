@@ -70,9 +70,11 @@ def server(
     with Server(("127.0.0.1", 0), Handler) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{running.server_port}"
+        finally:
+            running.shutdown()
+            thread.join()
 
 
 def ours() -> list[int]:
@@ -193,6 +195,17 @@ def test_every_bad_status_is_an_error(client: str) -> None:
         call = Call(url, method="GET")
         sample = load.measure(call, clients=1, duration_s=1, pids=ours, client=client)
     assert sample.errors == pytest.approx(sample.requests / 2, abs=2)
+
+
+@pytest.mark.parametrize("ending", ["sys.stderr.write('script: broken')", "sys.exit(3)"])
+def test_figures_of_a_client_that_complains_are_not_believed(
+    ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = tally.MARK + msgspec.json.encode(FIGURES).decode()
+    script = f"import sys; print({line!r}); {ending}"
+    monkeypatch.setattr(load, "own_command", lambda *_: [sys.executable, "-c", script])
+    with pytest.raises(tally.LoadFailed, match="failed"):
+        load.measure(Call("http://x"), clients=1, duration_s=1, pids=ours, client="own")
 
 
 @pytest.mark.parametrize("client", CLIENTS)

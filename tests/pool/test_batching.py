@@ -132,9 +132,7 @@ def test_an_empty_queue_is_the_callers_mistake() -> None:
     ("rate", "rows"),
     [(0.0, 1), (10.0, 1), (1000.0, 8), (5000.0, 13), (1e9, 16)],
 )
-def test_the_size_that_keeps_up_grows_with_the_load_up_to_what_fits(
-    rate: float, rows: int
-) -> None:
+def test_the_size_that_keeps_up_grows_with_the_load_up_to_what_fits(rate: float, rows: int) -> None:
     # b = λ(SLO − β) / (1 + λα) with α = 1 ms, β = 4 ms, SLO = 20 ms.
     assert target_rows(limits(rows_max=64), 0.0201, rate) == rows
 

@@ -62,6 +62,34 @@ def test_a_change_is_followed_within_a_few_dozen_runs() -> None:
     assert profile.run_s(1) < 0.003
 
 
+def test_a_hiccup_moves_a_prediction_little() -> None:
+    profile = learned((1, 0.010))
+    profile.record(1, 60.0, 0.0)
+    assert profile.run_s(1) < 0.025
+
+
+def test_a_slower_engine_is_believed_within_a_few_runs() -> None:
+    profile = learned((1, 0.010))
+    for _ in range(20):
+        profile.record(1, 1.0, 0.0)
+    assert profile.run_s(1) > 0.9
+
+
+def test_a_figure_that_is_no_longer_trusted_is_replaced_by_the_next_run() -> None:
+    profile = learned((1, 60.0))
+    profile.record(1, 0.010, 11 * FORGET_HALF_S)
+    assert profile.run_s(1) < 0.5
+
+
+def test_a_size_that_looked_too_slow_is_corrected_by_the_others() -> None:
+    profile = LatencyProfile()
+    profile.record(1, 99.0, 0.0)
+    profile.record(8, 60.0, 0.0)
+    for _ in range(50):
+        profile.record(1, 0.010, 0.0)
+    assert profile.run_s(8) <= 2 * 8 * 0.0101
+
+
 def test_a_prediction_is_about_the_99th_percentile() -> None:
     noise = random.Random(5)
     profile = LatencyProfile()

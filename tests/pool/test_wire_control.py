@@ -98,6 +98,31 @@ def test_every_message_has_an_example() -> None:
     assert set(get_args(control.Message)) == set(BY_KIND)
 
 
+FIELDS = {
+    RegisterWorker: "wire id incarnation pid address device engines",
+    Heartbeat: "wait_us calls engines draining",
+    RegisterEdge: "wire id incarnation pid",
+    Counters: "incarnation counts",
+    Ack: "epoch seq",
+    Resolve: "model version",
+    Ask: "what argument id",
+    Welcome: "wire epoch",
+    Documents: "epoch seq specs states manifests keys rejected",
+    Routes: "epoch seq workers engines ready",
+    Command: "epoch op model version",
+    Resolved: "model version found detail",
+    Answer: "ok detail data id",
+    EngineState: "model version engine state bytes calls idle_s detail loads",
+    VariantCount: "endpoint revision variant version requests errors hits",
+    WorkerRoute: "id incarnation address wait_us",
+    EngineRoute: "model version warm wake_at state detail",
+}
+
+
+def test_fields_keep_their_places() -> None:
+    assert {kind: " ".join(kind.__struct_fields__) for kind in FIELDS} == FIELDS
+
+
 @each
 def test_body_is_the_documented_array(
     message: control.Message, array: list[Any], required: int

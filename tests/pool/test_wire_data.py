@@ -80,6 +80,21 @@ def test_every_message_has_an_example() -> None:
     assert set(get_args(data.Message)) == set(BY_KIND)
 
 
+FIELDS = {
+    Hello: "wire role id incarnation",
+    Call: "call_id request_id model version digest time_left_us priority inputs outputs stream",
+    Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms",
+    Chunk: "call_id seq outputs",
+    Cancel: "call_id",
+    Load: "wait_us calls",
+    TensorHead: "name datatype shape bytes",
+}
+
+
+def test_fields_keep_their_places() -> None:
+    assert {kind: " ".join(kind.__struct_fields__) for kind in FIELDS} == FIELDS
+
+
 @each
 def test_header_is_the_documented_array(
     message: data.Message, array: list[Any], required: int

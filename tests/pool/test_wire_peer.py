@@ -176,6 +176,26 @@ def test_frames_before_anybody_takes_them_wait(run: Run, address: Address) -> No
     run(main())
 
 
+def test_frames_that_nobody_takes_wait_at_their_sender(run: Run, folder: str) -> None:
+    async def main() -> None:
+        accepted = Accepted()
+        async with serving(Address(path=f"{folder}/s"), accepted) as server:
+            peer = await dial(server.address, None)
+            theirs = await accepted.ears.get()
+            for _ in range(1000):
+                theirs.peer.send(encode(b"x", [bytes(16_000)]))
+            await asyncio.sleep(0.1)
+            assert theirs.peer._transport is not None
+            assert theirs.peer._transport.get_write_buffer_size() > 8_000_000
+            ears = Ears(peer)
+            for _ in range(1000):
+                await ears.frames.get()
+            peer.close()
+            await theirs.lost()
+
+    run(main())
+
+
 def test_frames_that_waited_may_change_who_takes_the_next(run: Run, folder: str) -> None:
     def greet(peer: Peer) -> None:
         for number in range(3):
@@ -213,6 +233,29 @@ def test_frame_that_waited_and_is_refused_closes_with_that_error(run: Run, folde
             ears = Ears(peer)
             peer.on_frame = refuse
             assert str(await ears.lost()) == "not this one"
+            await theirs.lost()
+
+    run(main())
+
+
+def test_any_error_over_a_frame_that_waited_closes_the_connection(run: Run, folder: str) -> None:
+    def fail(header: bytes, body: Buffer) -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        reported: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+        accepted = Accepted()
+        async with serving(Address(path=f"{folder}/s"), accepted) as server:
+            peer = await dial(server.address, None)
+            theirs = await accepted.ears.get()
+            theirs.peer.send(encode(b"x"))
+            await asyncio.sleep(0.05)
+            ears = Ears(peer)
+            peer.on_frame = fail
+            assert type(await ears.lost()) is ZeroDivisionError
+            assert [type(error) for error in reported] == [ZeroDivisionError]
             await theirs.lost()
 
     run(main())

@@ -35,6 +35,9 @@ class TestSession:
     batch_rows: list[int] = field(default_factory=list)  # of every `infer`, in order
     is_closed: bool = False
 
+    def __post_init__(self) -> None:
+        """For subclasses."""
+
     def infer(self, tensors: Tensors, outputs: Sequence[str] = ()) -> Tensors:
         """Give every input back under the outputs' names, in order."""
         self.batch_rows.append(len(next(iter(tensors.values()))))
@@ -71,6 +74,7 @@ class CountingSession(TestSession):
     """Streams `value` 0 … n-1, each `delay_ms` after the last."""
 
     def __post_init__(self) -> None:
+        """Set up what is counted."""
         self.streams = True
         self.stopped_at: int | None = None  # how far a stream had come that was stopped
 

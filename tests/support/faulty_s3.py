@@ -18,6 +18,7 @@ LOSE_ANSWER = "the server carries it out, the caller never hears of it"
 RESET = "the connection is cut before the server sees anything"
 SLOW_DOWN = "503 SlowDown without asking the server"
 CUT_BODY = "half of the answer's body, then the connection is cut"
+HOLD = "no answer before `release` is set"
 RACE = "409 ConditionalRequestConflict without asking the server"
 
 
@@ -28,6 +29,7 @@ class FaultyS3:
         self.target = urllib.parse.urlsplit(target)
         self.faults: list[str | None] = []
         self.requests: list[str] = []
+        self.release = threading.Event()
         self._lock = threading.Lock()
         self.endpoint = ""
 
@@ -52,6 +54,7 @@ def faulty_s3(target: str) -> Iterator[FaultyS3]:
     try:
         yield proxy
     finally:
+        proxy.release.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -81,6 +84,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             text = f"<Error><Code>{code}</Code><Message>.</Message></Error>".encode()
             self._answer(status, [("Content-Length", str(len(text)))], text)
             return
+        if fault == HOLD:
+            self.faulty.release.wait()
         status, headers, data = self._forward(body)
         if fault == LOSE_ANSWER:
             return

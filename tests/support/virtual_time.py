@@ -30,12 +30,8 @@ class TookTooLong(RuntimeError):
     """A task never gave the loop back."""
 
 
-class _Alarm(KeyboardInterrupt):
-    """Rings in whatever runs.
-
-    No `Exception`, so that no task can swallow it; and of this class, because asyncio lets
-    only it and SystemExit out of a task or callback that nobody awaits.
-    """
+class _Alarm(BaseException):
+    """Rings in whatever runs.  No `Exception`, so that no task can swallow it."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -45,8 +41,13 @@ class _JumpingSelector(selectors.DefaultSelector):
         super().__init__()
         self.now_s = 0.0
         self.turns = 0
+        self.problem: TookTooLong | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.problem is not None:
+            # The alarm ended the task that it rang in, which perhaps nobody awaits.
+            problem, self.problem = self.problem, None
+            raise problem
         ready = super().select(0)
         if ready:
             return ready
@@ -64,14 +65,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop that begins at 0 s and never sleeps."""
 
     def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
+        self.jumping = _JumpingSelector()
+        super().__init__(self.jumping)
         # Timers that lie closer together than this run in one turn; rounding errors are less.
         self._clock_resolution = 1e-9
 
     def time(self) -> float:
         """Return the time that would have passed, in seconds."""
-        return self._jumping.now_s
+        return self.jumping.now_s
 
 
 def run(main: Coroutine[Any, Any, T], *, wall_s_max: float = 60.0) -> T:
@@ -82,16 +83,22 @@ def run(main: Coroutine[Any, Any, T], *, wall_s_max: float = 60.0) -> T:
         Livelock: the clock stood still for `TURNS_MAX` turns.
         TookTooLong: a task did not give the loop back within `wall_s_max` of real time.
     """
-    try:
-        with _alarm(wall_s_max), asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-            return runner.run(main)
-    except _Alarm:
-        raise TookTooLong(f"still running after {wall_s_max} s of real time") from None
+    loop = VirtualTimeLoop()
+    loop.set_exception_handler(_report)
+    with _alarm(wall_s_max, loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(main)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # `run` raises for the alarm; the task in which it rang needs no word of its own.
+    if not isinstance(context.get("exception"), _Alarm):
+        loop.default_exception_handler(context)
 
 
 @contextmanager
-def _alarm(wall_s: float) -> Iterator[None]:
+def _alarm(wall_s: float, loop: VirtualTimeLoop) -> Iterator[None]:
     def ring(_signal: int, _frame: FrameType | None) -> None:
+        loop.jumping.problem = TookTooLong(f"still running after {wall_s} s of real time")
         raise _Alarm
 
     # Somebody else, such as pytest-timeout, may use the same timer; it gets it back.

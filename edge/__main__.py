@@ -7,7 +7,6 @@ processes of a node listen on the same ports (SO_REUSEPORT); the kernel spreads 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -37,7 +36,9 @@ from edge.world import World
 from pool.wire.fleet_secret import load_secrets
 from registry_sync.leader import look
 from registry_sync.logs import configure
+from registry_sync.memory import calm_collector
 from registry_sync.open import open_store
+from registry_sync.stores import StoreError
 
 METRICS_S = 1.0
 CONNECTIONS_MAX = 8192  # granian's backpressure counts connections, not requests
@@ -59,7 +60,10 @@ def finder(config: EdgeConfig) -> Callable[[], Awaitable[str | None]]:
     store = open_store(config.registry)
 
     async def by_record() -> str | None:
-        seen = await asyncio.to_thread(look, store)
+        try:
+            seen = await asyncio.to_thread(look, store)
+        except StoreError as error:
+            raise ConnectionError(f"the leader record cannot be read: {error}") from None
         return None if seen.record is None else seen.record.url
 
     return by_record
@@ -120,6 +124,8 @@ async def run(config: EdgeConfig) -> None:
     admin = granian(
         _Admin(Admin(service, stop.is_set)), config.admin_host, config.admin_port, config
     )
+    metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
+    metrics.in_flight = lambda: app.in_flight
     world.boot()
     tasks = [
         loop.create_task(world.run()),
@@ -130,13 +136,12 @@ async def run(config: EdgeConfig) -> None:
     servers = [loop.create_task(public.serve()), loop.create_task(admin.serve())]
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    gc.collect()
-    gc.freeze()  # what start-up made is never garbage: do not walk it again
+    calm_collector()
     _log.info("edge_up", edge=config.id, port=config.port, admin_port=config.admin_port)
     stopped = loop.create_task(stop.wait())
-    done, _ = await asyncio.wait([stopped, *servers], return_when=asyncio.FIRST_COMPLETED)
-    for task in done & set(servers):
-        task.result()  # a port that is taken ends the process here
+    done, _ = await asyncio.wait([stopped, *servers, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in done - {stopped}:
+        task.result()  # a port that is taken, or a bug in a round, ends the process here
     await asyncio.sleep(config.lame_duck_s)
     deadline_s = time.monotonic() + config.drain_s_max
     while app.in_flight and time.monotonic() < deadline_s:  # noqa: ASYNC110  # ends by itself

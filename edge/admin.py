@@ -45,8 +45,9 @@ class Admin:
         return Response("ok\n", media_type="text/plain")
 
     async def readyz(self, request: Request) -> Response:
-        """The edge has routes and is not draining."""
-        is_ready = self._service.world.has_routes and not self._is_draining()
+        """The edge has routes and documents and is not draining."""
+        world = self._service.world
+        is_ready = world.has_routes and world.has_documents and not self._is_draining()
         return Response("ok\n" if is_ready else "not ready\n", 200 if is_ready else 503)
 
     async def metrics(self, request: Request) -> Response:

@@ -6,10 +6,16 @@ sent whole.  No websockets, no streams; those have the fast path.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
+import structlog
 from starlette.types import ASGIApp
+
+BODY_S_MAX = 10.0
+
+_log = structlog.get_logger()
 
 
 class Bridge:
@@ -21,21 +27,19 @@ class Bridge:
 
     async def __call__(self, scope: Any, proto: Any) -> None:
         """Answer one request."""
-        headers = [(name.encode(), value.encode("latin-1")) for name, value in _items(scope)]
+        headers = [(name.encode(), _latin(value)) for name, value in _items(scope)]
         body = bytearray()
-        is_too_large = False
         try:
-            async for part in proto:
-                body += part
-                if len(body) > self._body_bytes_max:
-                    is_too_large = True
-                    break
-        except RuntimeError:  # granian: the client left
+            async with asyncio.timeout(BODY_S_MAX):
+                async for part in proto:
+                    body += part
+                    if len(body) > self._body_bytes_max:
+                        _refuse(proto, 413, b'{"error":"the body is too large"}')
+                        return
+        except TimeoutError:
+            _refuse(proto, 408, b'{"error":"the body did not arrive in time"}')
             return
-        if is_too_large:
-            proto.response_bytes(
-                413, [("content-type", "application/json")], b'{"error":"the body is too large"}'
-            )
+        except RuntimeError:  # granian: the client left
             return
         asgi_scope = {
             "type": "http",
@@ -52,7 +56,11 @@ class Bridge:
             "server": None,
         }
         answer = _Answer(bytes(body))
-        await self._app(asgi_scope, answer.receive, answer.send)
+        try:
+            await self._app(asgi_scope, answer.receive, answer.send)
+        except Exception:
+            # Starlette raises what its handler for bugs has answered already.
+            _log.exception("bug", path=scope.path)
         proto.response_bytes(answer.status, answer.headers, b"".join(answer.parts))
 
 
@@ -81,6 +89,14 @@ class _Answer:
             ]
         elif message["type"] == "http.response.body":
             self.parts.append(bytes(message.get("body", b"")))
+
+
+def _refuse(proto: Any, status: int, body: bytes) -> None:
+    proto.response_bytes(status, [("content-type", "application/json")], body)
+
+
+def _latin(value: str) -> bytes:
+    return value.encode("latin-1", "replace")
 
 
 def _items(scope: Any) -> list[tuple[str, str]]:

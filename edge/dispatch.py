@@ -24,6 +24,7 @@ from edge.errors import (
     ModelFailed,
     NotFound,
     Refusal,
+    TooLarge,
     Unavailable,
     Unprocessable,
     WorkerLost,
@@ -38,9 +39,13 @@ from pool.wire.peer import Address, Peer, dial
 Ref = tuple[str, str]  # model, version
 
 REDIAL_S_MIN = 0.02
-REDIAL_S_MAX = 1.0
+REDIAL_S_MAX = (
+    0.25  # a worker that came back is not kept waiting; one that is gone leaves the routes
+)
+SHORT_S = 1.0  # a connection that ends within this is not dialled again at once
 LATE_S = 0.25  # how long after its deadline a worker may still answer, before the edge does
 SWEEP_S = 0.02  # deadlines and departed clients are noticed within this
+RETRY_AFTER_S_MAX = 120.0
 LOST_RETRIES = 1  # a call is sent again so often, and only when its worker broke
 
 _log = structlog.get_logger()
@@ -67,7 +72,8 @@ def refusal_of(reply: data.Reply) -> Refusal:
             return Unprocessable(reply.detail)
         case 503:
             jitter = random.uniform(1.0, 1.5)  # so that those refused together do not return so
-            return Unavailable(reply.detail, retry_after_s=reply.retry_after_ms / 1000 * jitter)
+            after_s = min(reply.retry_after_ms / 1000 * jitter, RETRY_AFTER_S_MAX)
+            return Unavailable(reply.detail, retry_after_s=after_s)
         case 504:
             return DeadlineExceeded(reply.detail)
         case 500:
@@ -88,6 +94,7 @@ class Call:
         "inputs",
         "on_chunk",
         "outputs",
+        "pool",
         "priority",
         "ref",
         "request_id",
@@ -116,10 +123,16 @@ class Call:
         self.priority = priority
         self.on_chunk = on_chunk
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.pool: Pool | None = None
         self.conn: WorkerConn | None = None
         self.id = 0
         self.sent = 0
         self.sent_s = 0.0
+
+    def cancel(self) -> None:
+        """End the call because nobody waits for it any more."""
+        if self.pool is not None:
+            self.pool.cancel(self)
 
     def fail(self, error: Refusal) -> None:
         """End the call with `error` unless it has ended."""
@@ -160,30 +173,27 @@ class WorkerConn:
         call.conn = self
         call.sent += 1
         call.sent_s = now_s
-        self.calls[call.id] = call
         inputs = call.inputs
-        self.peer.send(
-            data.encode(
-                data.Call(
-                    call.id,
-                    call.request_id,
-                    call.ref[0],
-                    call.ref[1],
-                    call.digest,
-                    max(0, int((call.deadline_s - now_s) * 1e6)),
-                    call.priority,
-                    tuple(
-                        [
-                            TensorHead(t.name, t.datatype, tuple(t.shape), len(t.data))
-                            for t in inputs
-                        ]
-                    ),
-                    call.outputs,
-                    call.on_chunk is not None,
-                ),
-                inputs,
-            )
+        heads = [TensorHead(t.name, t.datatype, tuple(t.shape), len(t.data)) for t in inputs]
+        message = data.Call(
+            call.id,
+            call.request_id,
+            call.ref[0],
+            call.ref[1],
+            call.digest,
+            max(0, int((call.deadline_s - now_s) * 1e6)),
+            call.priority,
+            tuple(heads),
+            call.outputs,
+            call.on_chunk is not None,
         )
+        try:
+            buffers = data.encode(message, inputs)
+        except ValueError as error:  # decoded, a body may be larger than a frame may be
+            call.fail(TooLarge(f"the inputs are too large: {error}"))
+            return
+        self.calls[call.id] = call
+        self.peer.send(buffers)
 
     def forget(self, call: Call) -> None:
         """Drop a call that nobody waits for any more, here and at the worker."""
@@ -214,7 +224,10 @@ class WorkerConn:
             self.peer = peer
             peer.send(data.encode(data.Hello(data.WIRE, "edge", self._pool.edge_id, "")))
             self._pool.on_up()
+            began_s = time.monotonic()
             await self._lost.wait()
+            if time.monotonic() - began_s < SHORT_S:
+                await asyncio.sleep(redial_s)
 
     def _on_lost(self, error: Exception | None) -> None:
         self.peer = None
@@ -266,7 +279,8 @@ class Pool:
         self._conns: dict[str, WorkerConn] = {}
         self._engines: dict[Ref, EngineRoute] = {}
         self._waiting: set[Call] = set()
-        self._sweeper: asyncio.Task[None] | None = None
+        self.retries = 0  # calls sent again because their worker broke
+        self._leaving: set[WorkerConn] = set()  # out of the routes, with calls under way
 
     def update(self, routes: Routes) -> None:
         """Go by new routes: dial who is new, leave who is gone, try who waits."""
@@ -276,7 +290,7 @@ class Pool:
                 del self._conns[worker_id]
                 if conn.calls:
                     # Routes move before a worker drains: its calls may still come to their end.
-                    asyncio.get_running_loop().call_later(30.0, conn.close)
+                    self._leaving.add(conn)
                 else:
                     conn.close()
         for worker_id, address in wanted.items():
@@ -296,6 +310,7 @@ class Pool:
 
     def start(self, call: Call) -> None:
         """Send `call`, or let it wait for a worker; its future ends soon after its deadline."""
+        call.pool = self
         now_s = time.monotonic()
         conn = self._pick(call.ref)
         if conn is None:
@@ -348,6 +363,7 @@ class Pool:
         if call.sent > LOST_RETRIES or call.on_chunk is not None:
             call.fail(WorkerLost("the worker that had this call broke"))
             return
+        self.retries += 1
         self.start(call)
 
     async def sweep_forever(self) -> None:
@@ -357,7 +373,10 @@ class Pool:
             now_s = time.monotonic()
             for call in [c for c in self._waiting if now_s > c.deadline_s]:
                 self.cancel(call, self._too_late(call))
-            for conn in self._conns.values():
+            for conn in [conn for conn in self._leaving if not conn.calls]:
+                self._leaving.discard(conn)
+                conn.close()
+            for conn in (*self._conns.values(), *self._leaving):
                 if conn.calls:
                     late = [c for c in conn.calls.values() if now_s > c.deadline_s + LATE_S]
                     for call in late:
@@ -370,6 +389,7 @@ class Pool:
 
     async def close(self) -> None:
         """Close every connection."""
-        for conn in self._conns.values():
+        for conn in (*self._conns.values(), *self._leaving):
             conn.close()
         self._conns.clear()
+        self._leaving.clear()

@@ -1,8 +1,8 @@
 """Single flight: of identical requests that miss at the same time, one is computed.
 
-The computation is a task of the flight, not of the caller that came first, so no caller's
-departure disturbs the others; it ends early only when nobody waits for it any more.  Every caller
-waits by its own deadline.
+The computation belongs to the flight, not to the caller that came first, so no caller's departure
+disturbs the others; it is cancelled only when nobody waits for it any more.  Every caller waits by
+its own deadline: who leads by that of the computation that it began, a follower by a timer.
 
 What a failure does:
     the body's or the model's fault (400, 404, 422, 500)
@@ -20,8 +20,8 @@ once in each.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, Protocol, TypeVar
 
 from edge.errors import (
     BadRequest,
@@ -35,6 +35,18 @@ from edge.errors import (
 )
 
 V = TypeVar("V")
+
+
+class Run(Protocol[V]):
+    """A computation under way, such as a call to a worker."""
+
+    @property
+    def future(self) -> asyncio.Future[V]:
+        """Its result; ends soon after its deadline at the latest."""
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+
 
 RUNS_MAX = 8  # of one flight; each run on a deadline takes at least that long, so few are needed
 FAILURES_MAX = 2  # that are nobody's own
@@ -50,7 +62,7 @@ class _Waiter(Generic[V]):
         self,
         future: asyncio.Future[V],
         deadline_s: float,
-        start: Callable[[], Coroutine[Any, Any, V]],
+        start: Callable[[], Run[V]],
     ) -> None:
         self.future = future
         self.deadline_s = deadline_s
@@ -58,12 +70,12 @@ class _Waiter(Generic[V]):
 
 
 class _Flight(Generic[V]):
-    __slots__ = ("failures", "leader", "runs", "task", "waiters")
+    __slots__ = ("failures", "leader", "run", "runs", "waiters")
 
     def __init__(self) -> None:
         self.waiters: dict[asyncio.Future[V], _Waiter[V]] = {}  # in order of arrival
         self.leader: asyncio.Future[V] | None = None
-        self.task: asyncio.Task[V] | None = None
+        self.run: Run[V] | None = None
         self.runs = 0
         self.failures = 0
 
@@ -85,15 +97,13 @@ class Flights(Generic[V]):
         waiting = sum(len(flight.waiters) for flight in self._flights.values())
         return f"<Flights {len(self)} under way, {waiting} callers>"
 
-    async def run(
-        self, key: Hashable, deadline_s: float, start: Callable[[], Coroutine[Any, Any, V]]
-    ) -> V:
+    async def run(self, key: Hashable, deadline_s: float, start: Callable[[], Run[V]]) -> V:
         """Join the flight of `key`, or lead one.
 
         Args:
             key: equal keys mean equal answers.
             deadline_s: of this caller, on the loop's clock.
-            start: makes the computation under this caller's deadline; called only if this caller
+            start: begins the computation under this caller's deadline; called only if this caller
                 leads.
 
         Returns:
@@ -107,44 +117,44 @@ class Flights(Generic[V]):
         waiter: _Waiter[V] = _Waiter(loop.create_future(), deadline_s, start)
         future = waiter.future
         flight = self._flights.get(key)
+        timer: asyncio.TimerHandle | None = None
         if flight is None:
             flight = self._flights[key] = _Flight()
             flight.waiters[future] = waiter
             self._launch(key, flight, waiter)
         else:
             flight.waiters[future] = waiter
-        timer = loop.call_at(deadline_s, _expire, future)
+            timer = loop.call_at(deadline_s, _expire, future)
         try:
             return await future
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._leave(key, flight, future)
 
     def _launch(self, key: Hashable, flight: _Flight[V], waiter: _Waiter[V]) -> None:
         flight.leader = waiter.future
         flight.runs += 1
-        task = flight.task = asyncio.create_task(waiter.start())
-        task.add_done_callback(lambda task: self._land(key, flight, task))
+        run = flight.run = waiter.start()
+        run.future.add_done_callback(lambda _: self._land(key, flight, run))
 
     def _leave(self, key: Hashable, flight: _Flight[V], future: asyncio.Future[V]) -> None:
         flight.waiters.pop(future, None)
-        if future.done() and not future.cancelled():
-            future.exception()  # a caller cancelled in the very turn of a failure never reads it
-        if flight.waiters or flight.task is None:
+        if flight.waiters or flight.run is None:
             return
         if self._flights.get(key) is flight:
             del self._flights[key]
-        flight.task.cancel()
-        flight.task = None
+        run, flight.run = flight.run, None
+        run.cancel()
 
-    def _land(self, key: Hashable, flight: _Flight[V], task: asyncio.Task[V]) -> None:
-        error = _error_of(task)
-        if flight.task is not task:
+    def _land(self, key: Hashable, flight: _Flight[V], run: Run[V]) -> None:
+        error = _error_of(run.future)
+        if flight.run is not run:
             return  # everybody had left
-        flight.task = None
+        flight.run = None
         if error is None:
             self._finish(key, flight)
-            result = task.result()
+            result = run.future.result()
             for future in flight.waiters:
                 if not future.done():
                     future.set_result(result)
@@ -176,10 +186,10 @@ class Flights(Generic[V]):
             future.set_exception(error)
 
 
-def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
-    if task.cancelled():
+def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
+    if future.cancelled():
         return WorkerLost("the computation was given up")
-    return task.exception()
+    return future.exception()
 
 
 def _expire(future: asyncio.Future[Any]) -> None:

@@ -12,7 +12,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -293,13 +293,14 @@ class Service:
         else:
             trace.cache_status = "tidepool; fwd=uri-miss"
 
-            def lead() -> Coroutine[None, None, Answer]:
-                return self._compute(trace, self._call(trace, arm, request, deadline_s))
+            def lead() -> Call:
+                call = self._call(trace, arm, request, deadline_s)
+                self.pool.start(call)
+                return call
 
-            answer = await self.flights.run(key, deadline_s, lead)
+            answer = trace.answer = await self.flights.run(key, deadline_s, lead)
             if not trace.dispatched:
                 trace.cache_status = "tidepool; fwd=uri-miss; collapsed"
-                trace.answer = answer
                 return answer
         self._store(key, endpoint, answer)
         return answer

@@ -1,19 +1,19 @@
 """What one edge process counts, cheaply; shown for all edge processes of a node as Prometheus text.
 
 The hot path adds to plain lists.  Every second, and when it ends, a process writes its totals to a
-file of its own; whichever process is scraped adds up the files of its siblings, ended ones too, so
-that no counter ever falls.  (prometheus_client's own multiprocess mode locks and writes a shared
+file of its own; whichever process is scraped adds up the files of its siblings.  A process goes on
+from the file of the one before it that had its name, so that no counter ever falls.  (prometheus_client's own multiprocess mode locks and writes a shared
 page for each observation, several of them per request.)
 """
 
 from __future__ import annotations
 
 import bisect
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -27,6 +27,8 @@ from prometheus_client.registry import Collector
 BOUNDS_S = (
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
+_log = structlog.get_logger()
+
 ArmKey = tuple[str, int, str, str]  # endpoint, revision, variant, version
 BOUNDS_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
@@ -100,10 +102,13 @@ class Metrics:
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
-        self._file = folder / f"{name}.{os.getpid()}.json"
+        self._file = folder / f"{name}.json"
+        # What the process of this name before this one had counted; a counter never falls.
+        self._before = _read(self._file) or _Total([], [])
         self._counters: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._followed: dict[str, Callable[[], float]] = {}
         self.arms: dict[ArmKey, ArmMetrics] = {}
-        self.in_flight = 0
+        self.in_flight: Callable[[], int] = lambda: 0
 
     def arm(self, key: ArmKey) -> ArmMetrics:
         """Return what is counted of an arm."""
@@ -117,11 +122,15 @@ class Metrics:
         key = (name, labels)
         self._counters[key] = self._counters.get(key, 0) + 1
 
-    def save(self) -> None:
-        """Write this process's totals for its siblings."""
+    def follow(self, name: str, read: Callable[[], float]) -> None:
+        """Show what somebody else counts as a counter without labels."""
+        self._followed[name] = read
+
+    def _total(self) -> _Total:
         total = _Total(
             [(name, labels, value) for (name, labels), value in self._counters.items()], []
         )
+        total.counters += [(name, (), read()) for name, read in self._followed.items()]
         for (endpoint, _, variant, _), arm in self.arms.items():
             for status, count in arm.statuses.items():
                 labels = (endpoint, variant, str(status))
@@ -132,42 +141,63 @@ class Metrics:
                 total.histograms.append(
                     (name, (endpoint, variant), histogram.counts, histogram.sum)
                 )
-        self._folder.mkdir(parents=True, exist_ok=True)
+        return _merged([self._before, total])
+
+    def save(self) -> None:
+        """Write this process's totals for its siblings; a full disk costs them, not the service."""
         partial = self._file.with_suffix(".partial")
-        partial.write_bytes(msgspec.json.encode(total))
-        partial.replace(self._file)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(msgspec.json.encode(self._total()))
+            partial.replace(self._file)
+        except OSError as error:
+            _log.warning("metrics_not_saved", error=str(error))
 
     def text(self) -> bytes:
         """Return the totals of all edge processes of this node as Prometheus text."""
         self.save()
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Merged(self._folder, self.in_flight))
+        paths = [path for path in sorted(self._folder.glob("*.json")) if path != self._file]
+        siblings = [total for total in map(_read, paths) if total is not None]
+        registry.register(_Merged(_merged([self._total(), *siblings]), self.in_flight()))
         return generate_latest(registry)
 
 
-class _Merged(Collector):
-    """The sum over all files of a node."""
+def _read(path: Path) -> _Total | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Total)
+    except (OSError, msgspec.DecodeError):
+        return None  # written by another release, or gone
 
-    def __init__(self, folder: Path, in_flight: int) -> None:
-        self._folder = folder
+
+def _merged(totals: Sequence[_Total]) -> _Total:
+    counters: dict[tuple[str, tuple[str, ...]], float] = {}
+    histograms: dict[tuple[str, tuple[str, ...]], tuple[list[int], float]] = {}
+    for total in totals:
+        for name, labels, value in total.counters:
+            counters[name, labels] = counters.get((name, labels), 0) + value
+        for name, labels, counts, sum_ in total.histograms:
+            old_counts, old_sum = histograms.get((name, labels), ([0] * len(counts), 0.0))
+            merged = [a + b for a, b in zip(old_counts, counts, strict=False)]
+            histograms[name, labels] = (merged, old_sum + sum_)
+    return _Total(
+        [(*key, value) for key, value in counters.items()],
+        [(*key, *found) for key, found in histograms.items()],
+    )
+
+
+class _Merged(Collector):
+    """The sum over all edge processes of a node."""
+
+    def __init__(self, total: _Total, in_flight: int) -> None:
+        self._total = total
         self._in_flight = in_flight
 
     def collect(self) -> Iterator[Metric]:
-        counters: dict[tuple[str, tuple[str, ...]], float] = {}
-        histograms: dict[tuple[str, tuple[str, ...]], tuple[list[int], float]] = {}
-        for path in sorted(self._folder.glob("*.json")):
-            try:
-                total = msgspec.json.decode(path.read_bytes(), type=_Total)
-            except (OSError, msgspec.DecodeError):
-                continue  # written by another release, or gone
-            for name, labels, value in total.counters:
-                counters[name, labels] = counters.get((name, labels), 0) + value
-            for name, labels, counts, sum_ in total.histograms:
-                old_counts, old_sum = histograms.get((name, labels), ([0] * len(counts), 0.0))
-                merged = [a + b for a, b in zip(old_counts, counts, strict=False)]
-                histograms[name, labels] = (merged, old_sum + sum_)
-        yield from _counter_families(counters)
-        yield from _histogram_families(histograms)
+        yield from _counter_families({(n, labels): v for n, labels, v in self._total.counters})
+        yield from _histogram_families(
+            {(n, labels): (counts, sum_) for n, labels, counts, sum_ in self._total.histograms}
+        )
         gauge = GaugeMetricFamily("tidepool_in_flight", "Requests under way in this process.")
         gauge.add_metric([], self._in_flight)
         yield gauge

@@ -107,13 +107,16 @@ def compile_snapshot(documents: Documents, old: Snapshot, metrics: Metrics) -> S
             state_data = documents.states.get(name)
             state = read_state(state_data) if state_data else None
             endpoints[name] = _endpoint(read_spec(data), state, versions, metrics)
-        except (BadDocument, KeyError) as error:
+        except (ValueError, KeyError) as error:  # a document, its weights, or what it names
             rejected[f"endpoints/{name}.json"] = str(error)
             if name in old.endpoints:
                 endpoints[name] = old.endpoints[name]
     keys = old.keys
     try:
-        keys = key_rules.by_id(read_keys(documents.keys)) if documents.keys else {}
+        if documents.keys:
+            keys = key_rules.by_id(read_keys(documents.keys))
+        elif "keys.json" not in documents.rejected:
+            keys = {}  # the registry has none: every call is refused
     except BadDocument as error:
         rejected["keys.json"] = str(error)
     for document, why in rejected.items():

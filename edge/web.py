@@ -60,9 +60,13 @@ class Web:
         return answer({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """The edge has routes, and the expected workers have registered."""
+        """The edge has routes, and the expected workers have registered.
+
+        It also knows whose keys are good: before that it would refuse everybody.
+        """
         world = self._service.world
-        is_ready = world.has_routes and world.is_pool_ready and not self._is_draining()
+        is_told = world.has_routes and world.has_documents
+        is_ready = is_told and world.is_pool_ready and not self._is_draining()
         return answer({"ready": is_ready}, 200 if is_ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:

@@ -26,6 +26,7 @@ from pool.wire.link import ControlLink
 
 COUNTERS_S = 1.0
 RESOLVE_S_MAX = 2.0
+RESOLVES_MAX = 64  # under way at once; each may cost the controller a read of the registry
 UNKNOWN_S = 2.0  # for so long a version that the registry does not have is not asked for again
 UNKNOWN_MAX = 10_000
 
@@ -48,6 +49,7 @@ class World:
         self.metrics = metrics
         self.snapshot = Snapshot()
         self.has_routes = False
+        self.has_documents = False
         self.is_pool_ready = False
         self.incarnation = random_secrets.token_hex(8)
         self._edge_id = edge_id
@@ -58,6 +60,7 @@ class World:
         self._asked: dict[int, asyncio.Future[control.Answer]] = {}
         self._ask_ids = itertools.count(1)
         self._resolving: dict[Ref, asyncio.Future[control.Resolved]] = {}
+        self._resolvers: dict[Ref, asyncio.Task[control.Resolved]] = {}
         self._unknown_until_s: dict[Ref, float] = {}
         self.link = ControlLink(find, secrets, self._register, self._on_message)
 
@@ -75,7 +78,9 @@ class World:
         link = asyncio.create_task(self.link.run())
         try:
             while True:
-                await asyncio.sleep(COUNTERS_S)
+                await asyncio.wait([link], timeout=COUNTERS_S)
+                if link.done():
+                    link.result()  # it never ends but by a bug
                 self.report()
         finally:
             link.cancel()
@@ -116,20 +121,14 @@ class World:
         loop = asyncio.get_running_loop()
         if self._unknown_until_s.get(ref, 0.0) > loop.time():
             return None
-        future = self._resolving.get(ref)
-        if future is None:
-            future = self._resolving[ref] = loop.create_future()
-            if not self.link.send(control.Resolve(*ref)):
-                del self._resolving[ref]
-                raise ConnectionError("no controller can be reached")
-        try:
-            async with asyncio.timeout(RESOLVE_S_MAX):
-                found = await asyncio.shield(future)
-        except TimeoutError:
-            raise ConnectionError("the controller does not answer") from None
-        finally:
-            if self._resolving.get(ref) is future:
-                del self._resolving[ref]
+        task = self._resolvers.get(ref)
+        if task is None:
+            if len(self._resolvers) >= RESOLVES_MAX:
+                raise ConnectionError("too many unknown versions are asked for")
+            task = self._resolvers[ref] = loop.create_task(self._resolve(ref))
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Not the task of whoever came first: one who leaves must not take the answer from others.
+        found = await asyncio.shield(task)
         if found.detail:
             raise ConnectionError(found.detail)
         if not found.found:
@@ -137,6 +136,19 @@ class World:
                 self._unknown_until_s.clear()
             self._unknown_until_s[ref] = loop.time() + UNKNOWN_S
         return self.snapshot.versions.get(ref)
+
+    async def _resolve(self, ref: Ref) -> control.Resolved:
+        future: asyncio.Future[control.Resolved] = asyncio.get_running_loop().create_future()
+        self._resolving[ref] = future
+        try:
+            if not self.link.send(control.Resolve(*ref)):
+                raise ConnectionError("no controller can be reached")
+            async with asyncio.timeout(RESOLVE_S_MAX):
+                return await future
+        except TimeoutError:
+            raise ConnectionError("the controller does not answer") from None
+        finally:
+            del self._resolving[ref], self._resolvers[ref]
 
     def _register(self) -> control.Message:
         return control.RegisterEdge(control.WIRE, self._edge_id, self.incarnation, os.getpid())
@@ -163,6 +175,7 @@ class World:
 
     def _take_documents(self, documents: Documents, *, keep: bool) -> None:
         self.snapshot = compile_snapshot(documents, self.snapshot, self.metrics)
+        self.has_documents = True
         self._unknown_until_s.clear()
         self._documents = documents
         if keep:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from infra.supervisor import ProcessSpec, Supervisor
 from pool.wire.fleet_secret import make_secrets
 from registry_sync import keys
 from registry_sync.open import open_store
-from registry_sync.stores import Store
+from registry_sync.stores import Store, StoreUnavailable
 
 KEY_VARIABLE = "TIDEPOOL_API_KEY"
 READY_S_MAX = 60.0
 POLL_S = 0.02
+LEFTOVERS_S_MAX = 5.0  # processes of a killed `up` are gone, and with them their ports, within this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class TierOptions:
     node: Node
     processes: tuple[ProcessSpec, ...]
     name: str
+    before: Callable[[], None] | None = None  # done once the folder is this tier's alone
 
 
 @contextlib.contextmanager
@@ -99,7 +101,8 @@ def ensure_key(store: Store) -> str | None:
     own = os.environ.get(KEY_VARIABLE)
     known = keys.list_keys(store)
     if own is not None:
-        if keys.verify(own, {record.id: record for record in known}, time.time()) is None:
+        found = keys.verify(own, {record.id: record for record in known}, time.time())
+        if found is None or set(found.scopes) < set(keys.ALL_SCOPES) or found.quota is not None:
             record = keys.record_of(own, "default", keys.ALL_SCOPES)
             keys.add_key(store, record, replace=True)
         return None
@@ -111,8 +114,14 @@ def ensure_key(store: Store) -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def running(options: UpOptions) -> AsyncIterator[Supervisor]:
+async def running(
+    options: UpOptions, before: Callable[[], Awaitable[None]] | None = None
+) -> AsyncIterator[Supervisor]:
     """Run the whole system; on entering it is ready, on leaving it has ended.
+
+    Args:
+        options: what `up` was told.
+        before: done once nothing of another stack is in the way, and before anything starts.
 
     Raises:
         CannotStart: a port is taken, another stack has the folder, or it does not get ready.
@@ -120,9 +129,11 @@ async def running(options: UpOptions) -> AsyncIterator[Supervisor]:
     node = options.node
     node.prepare()
     with sole_owner(node.data, "up"):
-        stack.require_free(options.host, options.port, "--port")
-        stack.require_free(options.admin_host, options.admin_port, "--admin-port")
+        await _require_ports(options)
+        node.forget_metrics()
         make_secrets(node.data)
+        if before is not None:
+            await before()
         supervisor = Supervisor(options.log_folder)
         try:
             supervisor.start(_processes(options))
@@ -137,6 +148,21 @@ async def running(options: UpOptions) -> AsyncIterator[Supervisor]:
             await supervisor.stop()
             (node.data / "stack.json").unlink(missing_ok=True)
             _remove_sockets(node)
+
+
+async def _require_ports(options: UpOptions) -> None:
+    """Check that both ports are free, once what a killed `up` left behind has ended."""
+    was_killed = (options.node.data / "stack.json").exists()
+    deadline_s = time.monotonic() + (LEFTOVERS_S_MAX if was_killed else 0.0)
+    while True:
+        try:
+            stack.require_free(options.host, options.port, "--port")
+            stack.require_free(options.admin_host, options.admin_port, "--admin-port")
+            return
+        except CannotStart:
+            if time.monotonic() >= deadline_s:
+                raise
+        await asyncio.sleep(POLL_S)
 
 
 def _processes(options: UpOptions) -> list[ProcessSpec]:
@@ -180,17 +206,15 @@ def _remove_sockets(node: Node) -> None:
         path.unlink(missing_ok=True)
     if node.run != node.data / "run":
         with contextlib.suppress(OSError):
-            for path in (node.run / "metrics").glob("*"):
-                path.unlink()
-            (node.run / "metrics").rmdir()
             node.run.rmdir()
 
 
 async def _until_ready(options: UpOptions, supervisor: Supervisor) -> None:
     deadline_s = time.monotonic() + READY_S_MAX
     while time.monotonic() < deadline_s:
-        if supervisor.failed.is_set():
-            raise CannotStart(supervisor.why_failed)
+        if supervisor.failed.is_set() or supervisor.hopeless():
+            why = supervisor.why_failed or supervisor.hopeless()
+            raise CannotStart(f"{why}; the log says why")
         status, _ = await asyncio.to_thread(get, f"{options.url}/v2/health/ready")
         if status == 200:
             return
@@ -221,23 +245,33 @@ async def up(options: UpOptions) -> None:
     stop = stop_event()
 
     async def serve() -> None:
-        node = options.node
-        node.prepare()
-        store = await asyncio.to_thread(open_store, options.registry)
-        made = await asyncio.to_thread(ensure_key, store)
-        async with running(options):
-            if made is not None:
-                print(f"admin key (shown only now): {made}", file=sys.stderr, flush=True)
+        async with running(options, lambda: _prepare_key(options)):
             print(f"ready {options.url}", flush=True)
             await asyncio.Event().wait()
 
     await until(stop, asyncio.create_task(serve()))
 
 
+async def _prepare_key(options: UpOptions) -> None:
+    """Make sure of an admin key, and show at once one that was made: nothing can show it again."""
+    try:
+        store = await asyncio.to_thread(open_store, options.registry)
+        made = await asyncio.to_thread(ensure_key, store)
+    except StoreUnavailable as error:
+        if not (options.node.data / "edge" / "documents.last").exists():
+            raise
+        print(f"starting from the last good documents: {error}", file=sys.stderr, flush=True)
+        return
+    if made is not None:
+        print(f"admin key (shown only now): {made}", file=sys.stderr, flush=True)
+
+
 async def run_tier(options: TierOptions) -> None:
     """Run one tier's processes until SIGTERM or SIGINT."""
     stop = stop_event()
     with sole_owner(options.node.data, options.name):
+        if options.before is not None:
+            options.before()
         supervisor = Supervisor()
         supervisor.start(options.processes)
         failed = asyncio.create_task(supervisor.failed.wait())

@@ -75,10 +75,13 @@ class Node:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.run.stat().st_uid != os.getuid():
                 raise CannotStart(f"{self.run} belongs to another user; choose another --data")
-            for leftover in (self.run / "metrics").glob("*.json"):
-                leftover.unlink()  # totals of a former start
         except OSError as error:
             raise CannotStart(f"--data {self.data}: {error.strerror}") from None
+
+    def forget_metrics(self) -> None:
+        """Remove the totals that edges of a former start left; none of them may live."""
+        for leftover in (self.data / "run" / "metrics").glob("*.json"):
+            leftover.unlink(missing_ok=True)
 
     def id(self) -> str:
         """Return this node's id, made on its first start."""
@@ -88,6 +91,16 @@ class Node:
         except FileNotFoundError:
             path.write_text(f"{socket.gethostname()[:40].lower()}-{secrets.token_hex(4)}\n")
             return path.read_text().strip()
+
+    def has_controller(self) -> bool:
+        """Tell whether a controller of this machine listens."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(self.control.removeprefix("unix:"))
+            except OSError:
+                return False
+            return True
 
     def write_stack(self, stack: StackFile) -> None:
         """Say where everything is."""
@@ -128,7 +141,8 @@ def require_free(host: str, port: int, flag: str) -> None:
 
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a port that is free now."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port

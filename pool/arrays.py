@@ -30,15 +30,21 @@ def to_array(tensor: TensorLike) -> Array:
     shape = tuple(tensor.shape)
     count = math.prod(shape)  # Python ints: no overflow
     if tensor.datatype == "BYTES":
-        return _elements(tensor, count).reshape(shape)
+        return _shaped(tensor, _elements(tensor, count))
     if len(tensor.data) != count * dtype.itemsize:
         raise BadTensor(
             f"{tensor.name!r}: {len(tensor.data)} bytes for shape {list(shape)} of "
             f"{tensor.datatype}, expected {count * dtype.itemsize}"
         )
-    if not count:
-        return np.empty(shape, dtype)
-    return np.frombuffer(tensor.data, dtype).reshape(shape)
+    return _shaped(tensor, np.frombuffer(tensor.data, dtype) if count else np.empty(0, dtype))
+
+
+def _shaped(tensor: TensorLike, array: Array) -> Array:
+    try:
+        return array.reshape(tensor.shape)
+    except ValueError:
+        # numpy multiplies the other sizes of an empty tensor too, and they may be anything.
+        raise BadTensor(f"{tensor.name!r}: the shape {list(tensor.shape)} is too large") from None
 
 
 def _elements(tensor: TensorLike, count: int) -> Array:
@@ -63,14 +69,18 @@ def to_tensors(arrays: Tensors, datatypes: dict[str, str]) -> list[Tensor]:
     """Return what an engine answered as tensors of the wire.
 
     Args:
-        arrays: by output name; any real shape.
+        arrays: by output name; any real shape.  What is not declared is left out.
         datatypes: the declared datatype of each output, by which an array is cast if the engine
             answered another one.
 
     Raises:
         BadTensor: an array cannot be said in its datatype.
     """
-    return [_to_tensor(name, datatypes[name], array) for name, array in arrays.items()]
+    return [
+        _to_tensor(name, datatypes[name], array)
+        for name, array in arrays.items()
+        if name in datatypes
+    ]
 
 
 def _to_tensor(name: str, datatype: str, array: Array) -> Tensor:

@@ -9,7 +9,6 @@ Decides nothing itself: `placement` does, `leadership` says whether it may act.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from pool import placement
+from pool import last_good, placement
 from pool.placement import Ref, WorkerView
 from pool.registry_watch import RegistryWatch, Snapshot
-from pool.status import WorkerStatus, add_counts, status
+from pool.status import WorkerStatus, status
+from pool.tally import Tally
 from pool.wire import control
 from pool.wire.frames import Buffer, WireError
 from pool.wire.peer import Peer
@@ -32,10 +32,13 @@ from registry_sync.stores import StoreError
 HEARTBEAT_S = 0.5
 WORKER_SILENCE_S_MAX = 1.5  # three heartbeats
 KEEPALIVE_S = 1.0
+EDGE_SILENCE_S_MAX = 5.0  # an edge reports every second
+STALL_S = 1.0  # a round that comes so late says nothing about who was silent meanwhile
 SETTLE_S = 3.0  # a new leader waits so long for the workers of the old one to dial it
 COMMAND_AGAIN_S = 2.0  # a command is repeated until a heartbeat shows it done
+COMMANDS_MAX = 256  # remembered of one worker; older ones are due again anyway
 ACKS_S_MAX = 10.0
-DOCUMENTS = "documents.last"  # what holds, for a start while the registry does not answer
+LEADS_S = 0.02  # who does not lead yet looks so often whether it does: edges wait for documents
 
 _log = structlog.get_logger()
 
@@ -48,6 +51,7 @@ class _Worker:
     register: control.RegisterWorker
     heard_s: float
     heartbeat: control.Heartbeat
+    is_connected: bool = True
     commanded_s: dict[tuple[str, Ref], float] = field(default_factory=dict)
 
     def view(self) -> WorkerView:
@@ -73,6 +77,7 @@ class _Edge:
 
     peer: Peer
     register: control.RegisterEdge
+    heard_s: float
     acked_seq: int = 0
 
 
@@ -102,11 +107,13 @@ class Controller:
         # The whole mutable state: who is registered, what they have counted, what was sent last.
         self._workers: dict[str, _Worker] = {}
         self._edges: dict[str, _Edge] = {}
-        self._counts: dict[str, tuple[control.VariantCount, ...]] = {}
+        self._tally = Tally()
         self._seq = 0
         self._documents: control.Documents | None = None
         self._routes: control.Routes | None = None
         self._registry_error = ""
+        self._acting_epoch = 0
+        self._was_complete = False  # all expected workers have registered, once is enough
         self._acked = asyncio.Event()
         self._polling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,6 +129,9 @@ class Controller:
         message = control.decode(body)
         if not self._may_act():
             raise WireError("this controller does not lead")
+        wire = getattr(message, "wire", control.WIRE)
+        if wire != control.WIRE:
+            raise WireError(f"this controller speaks wire {control.WIRE}, not {wire}")
         match message:
             case control.RegisterWorker():
                 self._add_worker(peer, message)
@@ -142,10 +152,20 @@ class Controller:
             old.peer.close(WireError("another connection of the same worker took over"))
         self._workers[register.id] = worker
         peer.on_frame = lambda header, body: self._from_worker(worker, control.decode(body))
-        peer.on_lost = lambda error: self._drop_worker(worker, "connection lost")
+        peer.on_lost = lambda error: self._lost_worker(worker)
         peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
         _log.info("worker_registered", worker=register.id, worker_pid=register.pid)
         self.act()
+
+    def _lost_worker(self, worker: _Worker) -> None:
+        """Take note of a lost connection.
+
+        The worker stays in the routes for as long as one that is silent: edges notice by their own
+        connections whether it lives, and it may dial again at once, itself or its successor.
+        """
+        worker.is_connected = False
+        if worker.heartbeat.draining:
+            self._drop_worker(worker, "it has ended")
 
     def _drop_worker(self, worker: _Worker, why: str) -> None:
         if self._workers.get(worker.register.id) is worker:
@@ -161,7 +181,7 @@ class Controller:
         self.act()
 
     def _add_edge(self, peer: Peer, register: control.RegisterEdge) -> None:
-        edge = _Edge(peer, register)
+        edge = _Edge(peer, register, asyncio.get_running_loop().time())
         self._edges[f"{register.id}/{register.incarnation}"] = edge
         peer.on_frame = lambda header, body: self._from_edge(edge, control.decode(body))
         peer.on_lost = lambda error: self._drop_edge(edge)
@@ -180,15 +200,16 @@ class Controller:
             _log.info("edge_gone", edge=edge.register.id)
 
     def _from_edge(self, edge: _Edge, message: control.Message) -> None:
+        edge.heard_s = asyncio.get_running_loop().time()
         match message:
             case control.Ack(epoch, seq):
                 if epoch == self._epoch():
                     edge.acked_seq = seq
                     self._acked.set()
             case control.Counters(incarnation, counts):
-                self._counts[f"{edge.register.id}/{incarnation}"] = counts
+                self._tally.report(f"{edge.register.id}/{incarnation}", counts)
             case control.Resolve(model, version):
-                self._later(self._resolve(edge.peer, model, version))
+                self._later(self._resolve(edge.peer, model, version), edge.peer)
             case control.Ask():
                 self._client(edge.peer, message)
             case _:
@@ -197,12 +218,14 @@ class Controller:
     def _client(self, peer: Peer, message: control.Message) -> None:
         if not isinstance(message, control.Ask):
             raise WireError(f"a client does not send {type(message).__name__}")
+        if not self._may_act():
+            raise WireError("this controller does not lead")
         match message.what:
             case "status":
                 data = msgspec.json.encode(self.status())
                 peer.send(control.encode(control.Answer(True, "", data, message.id)))
             case "poke":
-                self._later(self._poke(peer, message.id))
+                self._later(self._poke(peer, message.id), peer)
             case "warm":
                 detail = self._warm(message.argument)
                 peer.send(control.encode(control.Answer(not detail, detail, b"{}", message.id)))
@@ -210,8 +233,16 @@ class Controller:
                 detail = f"unknown question {what!r}"
                 peer.send(control.encode(control.Answer(False, detail, b"", message.id)))
 
-    def _later(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _later(self, work: Coroutine[object, object, None], peer: Peer) -> None:
+        async def answered() -> None:
+            try:
+                await work
+            except Exception as error:
+                # A bug must not leave the one who asked without an end.
+                _log.exception("bug")
+                peer.close(WireError(f"the controller failed: {type(error).__name__}"))
+
+        task = asyncio.get_running_loop().create_task(answered())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -223,11 +254,15 @@ class Controller:
         return status(
             epoch=self._epoch(),
             leader=self._may_act(),
-            workers=[worker.status() for _, worker in sorted(self._workers.items())],
+            workers=[
+                worker.status()
+                for _, worker in sorted(self._workers.items())
+                if worker.is_connected
+            ],
             edges=[(edge.register.id, edge.register.pid) for edge in self._edges.values()],
             specs=snapshot.specs,
             states=snapshot.states,
-            counts=add_counts(self._counts.values()),
+            counts=self._tally.totals(),
             rejected=snapshot.rejected,
             registry_error=self._registry_error,
         )
@@ -236,30 +271,33 @@ class Controller:
         """Look at the registry now; answer when every live edge goes by what is there."""
         await self.poll()
         seq = self._seq
-        ok = True
-        try:
-            async with asyncio.timeout(ACKS_S_MAX):
-                while self._lagging(seq):
-                    self._acked.clear()
-                    await self._acked.wait()
-        except TimeoutError:
-            ok = False
-        detail = "" if ok else f"edges {self._lagging(seq)} have not confirmed in {ACKS_S_MAX} s"
+        detail = f"the registry cannot be read: {self._registry_error}"
+        if not self._registry_error:
+            detail = ""
+            try:
+                async with asyncio.timeout(ACKS_S_MAX):
+                    while self._lagging(seq):
+                        self._acked.clear()
+                        await self._acked.wait()
+            except TimeoutError:
+                lagging = ", ".join(self._lagging(seq))
+                detail = f"not within {ACKS_S_MAX:.0f} s: edges {lagging}"
         data = msgspec.json.encode({"edges": len(self._edges), "error": self._registry_error})
-        ok = ok and not self._registry_error
-        peer.send(control.encode(control.Answer(ok, detail, data, ask_id)))
+        peer.send(control.encode(control.Answer(not detail, detail[:4000], data, ask_id)))
 
     def _lagging(self, seq: int) -> list[str]:
         return sorted(name for name, edge in self._edges.items() if edge.acked_seq < seq)
 
     async def _resolve(self, peer: Peer, model: str, version: str) -> None:
         found, detail = False, ""
+        known = self._watch.snapshot
         try:
             async with self._polling:
+                known = self._watch.snapshot
                 found = await asyncio.to_thread(self._watch.resolve, model, version) is not None
         except (StoreError, BadDocument, BadName) as error:
             detail = str(error)
-        if found:
+        if found and self._watch.snapshot is not known:
             self._publish_documents()
             self.act()
         peer.send(control.encode(control.Resolved(model, version, found, detail)))
@@ -272,9 +310,12 @@ class Controller:
         views = [worker.view() for worker in self._workers.values()]
         for variant in spec.variants:
             ref = (variant.model, variant.version)
-            for worker_id in placement.route(ref, views).wake_at[:1]:
-                self._command(placement.Load(worker_id, ref))
-        return "" if views else "there is no worker"
+            route = placement.route(ref, views)
+            if not route.wake_at:
+                return "there is no worker"
+            if not route.warm:
+                self._command(placement.Load(route.wake_at[0], ref))
+        return ""
 
     # rounds
 
@@ -289,37 +330,60 @@ class Controller:
                 if not self._registry_error:
                     _log.warning("registry_unreachable", error=str(error))
                 self._registry_error = str(error)
-        if changed or self._documents is None:
+            except Exception as error:
+                # Our own bug must not end the rounds, and must be seen.
+                changed = False
+                _log.exception("bug")
+                self._registry_error = f"{type(error).__name__}: {error}"
+        if not self._may_act():
+            return
+        # What was never read is not empty: edges keep what they have until it is.
+        is_news = self._documents is None and self._watch.is_known
+        if changed or is_news:
             self._publish_documents()
             self.act()
 
     async def poll_forever(self, interval_s: float) -> None:
         """Poll every `interval_s` ± 20 %, so that many controllers never beat in time."""
         while True:
-            if self._may_act():
-                await self.poll()
+            if not self._may_act():
+                await asyncio.sleep(min(LEADS_S, interval_s))
+                continue
+            await self.poll()
             await asyncio.sleep(interval_s * random.uniform(0.8, 1.2))
 
     async def tick_forever(self) -> None:
         """Notice who has gone silent, repeat what was not done, show that we live."""
         loop = asyncio.get_running_loop()
-        spoke_s = 0.0
+        spoke_s = looked_s = 0.0
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            acting = self._may_act()
-            if not acting:
-                if self._acting_since_s is not None:
-                    self._stand_down()
+            if self._acting_since_s is not None and not self._is_same_reign():
+                self._stand_down()
+            now_s, before_s = loop.time(), looked_s
+            looked_s = now_s
+            if not self._may_act():
                 continue
-            now_s = loop.time()
+            if now_s - before_s > HEARTBEAT_S + STALL_S:
+                for member in self._members():
+                    member.heard_s = now_s  # this process stood still; they may have spoken
+            for edge in list(self._edges.values()):
+                if now_s - edge.heard_s > EDGE_SILENCE_S_MAX:
+                    edge.peer.close(WireError("it has gone silent"))
+                    self._drop_edge(edge)
             for worker in list(self._workers.values()):
                 if now_s - worker.heard_s > WORKER_SILENCE_S_MAX:
-                    worker.peer.close(WireError("no heartbeat"))
-                    self._drop_worker(worker, "no heartbeat")
+                    why = "no heartbeat" if worker.is_connected else "connection lost"
+                    worker.peer.close(WireError(why))
+                    self._drop_worker(worker, why)
             if now_s - spoke_s >= KEEPALIVE_S:
                 spoke_s = now_s
                 self._tell_all(control.Welcome(control.WIRE, self._epoch()))
             self.act()
+
+    def _is_same_reign(self) -> bool:
+        """Tell whether this process leads, and has led without a break since it began to act."""
+        return self._may_act() and self._epoch() == self._acting_epoch
 
     def _stand_down(self) -> None:
         """Somebody else leads, or may: let everybody find them."""
@@ -331,6 +395,7 @@ class Controller:
         self._documents = None
         self._routes = None
         self._acting_since_s = None
+        self._acked.set()
 
     def _members(self) -> list[_Worker | _Edge]:
         return [*self._workers.values(), *self._edges.values()]
@@ -342,14 +407,14 @@ class Controller:
         """
         now_s = asyncio.get_running_loop().time()
         if self._acting_since_s is None:
-            self._acting_since_s = now_s
+            self._acting_since_s, self._acting_epoch = now_s, self._epoch()
         if 0 < self._workers_expected <= len(self._workers):
             return True
         return self._routes is not None or now_s - self._acting_since_s >= SETTLE_S
 
     def act(self) -> None:
         """Carry out what placement says, and push routes if they are others now."""
-        if not self._may_act() or not self._is_settled():
+        if not self._may_act() or not self._is_settled() or self._documents is None:
             return
         snapshot = self._watch.snapshot
         views = [worker.view() for _, worker in sorted(self._workers.items())]
@@ -370,10 +435,15 @@ class Controller:
         now_s = asyncio.get_running_loop().time()
         if now_s - worker.commanded_s.get((op, step.ref), float("-inf")) < COMMAND_AGAIN_S:
             return
+        worker.commanded_s.pop((op, step.ref), None)
         worker.commanded_s[op, step.ref] = now_s
+        if len(worker.commanded_s) > COMMANDS_MAX:
+            del worker.commanded_s[next(iter(worker.commanded_s))]
         worker.peer.send(control.encode(control.Command(self._epoch(), op, *step.ref)))
 
     def _publish_routes(self, snapshot: Snapshot, views: list[WorkerView]) -> None:
+        # A worker that breaks later must not make every edge of the fleet unready.
+        self._was_complete |= len(self._workers) >= self._workers_expected
         routes = control.Routes(
             epoch=self._epoch(),
             seq=0,
@@ -383,7 +453,7 @@ class Controller:
                 if not w.heartbeat.draining
             ),
             engines=tuple(placement.route(ref, views) for ref in sorted(snapshot.manifests)),
-            ready=len(self._workers) >= self._workers_expected,
+            ready=self._was_complete,
         )
         last = self._routes
         if last is not None and msgspec.structs.replace(last, seq=0) == routes:
@@ -404,8 +474,7 @@ class Controller:
             rejected=dict(snapshot.rejected),
         )
         self._tell_edges(self._documents)
-        with contextlib.suppress(OSError):  # a full disk costs the copy, not the service
-            self._local.save_document(DOCUMENTS, control.pack(self._documents))
+        last_good.save(self._local, self._documents)
 
     def _tell_edges(self, message: control.Message) -> None:
         buffers = control.encode(message)

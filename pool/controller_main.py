@@ -15,6 +15,7 @@ import msgspec
 import structlog
 import uvloop
 
+from pool import last_good
 from pool.config import ControllerConfig
 from pool.controller import Controller
 from pool.registry_watch import RegistryWatch
@@ -24,7 +25,7 @@ from registry_sync.leader import Leadership, Wait, step
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
 from registry_sync.open import open_store
-from registry_sync.stores import Store, StoreError
+from registry_sync.stores import Store, StoreError, StoreUnavailable
 
 SYNC_INTERVAL_S_DIRECTORY = 1.0
 SYNC_INTERVAL_S_S3 = 10.0
@@ -48,6 +49,17 @@ async def lead_forever(store: Store, leadership: Leadership) -> None:
         await asyncio.sleep(wait_s)
 
 
+def require_folder(registry: str) -> None:
+    """See that a registry's folder is there, which opening would make anew, and empty.
+
+    Raises:
+        StoreUnavailable: it is not; this node has seen it with documents in it.
+    """
+    folder = Path(registry.removeprefix("file://"))
+    if not folder.is_dir():
+        raise StoreUnavailable(f"{registry}: the registry's folder is gone; is it mounted?")
+
+
 def hold_lock(path: Path) -> TextIO:
     """Take this node's controller lock, which its holder's death gives back.
 
@@ -69,8 +81,12 @@ async def run(config: ControllerConfig) -> None:
     data = Path(config.data)
     lock = hold_lock(data / "control" / "controller.lock")
     secrets = load_secrets(data)
-    store = await asyncio.to_thread(open_store, config.registry)
     is_s3 = config.registry.startswith("s3://")
+    local = LocalStore(data / "control")
+    start = last_good.load(local)
+    if start is not None and not is_s3:
+        require_folder(config.registry)
+    store = await asyncio.to_thread(open_store, config.registry)
     servers = []
     # The lock shows that no former controller of this node can act any more.
     url = config.advertise
@@ -83,11 +99,11 @@ async def run(config: ControllerConfig) -> None:
     leadership = Leadership(config.id, url or str(servers[-1].address), predecessor_is_dead=True)
     leader_store = store if is_s3 else open_store(str(data))
     controller = Controller(
-        RegistryWatch(store),
+        RegistryWatch(store, start),
         may_act=lambda: leadership.may_act(time.monotonic()),
         epoch=lambda: leadership.reign.epoch if leadership.reign else 0,
         workers_expected=config.workers_expected,
-        local=LocalStore(data / "control"),
+        local=local,
     )
     controller_of.append(controller)
     interval_s = config.sync_interval_s or (
@@ -99,7 +115,10 @@ async def run(config: ControllerConfig) -> None:
         loop.create_task(controller.tick_forever()),
     ]
     _log.info("controller_up", addresses=[str(server.address) for server in servers])
-    await stop.wait()
+    stopped = loop.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in done - {stopped}:
+        task.result()  # a round never ends but by a bug: better a new process than half of one
     for server in servers:
         await server.close()
     for task in tasks:
@@ -116,6 +135,9 @@ def main() -> None:
         uvloop.run(run(config))
     except (ValueError, OSError, StoreError) as error:
         _log.error("controller_cannot_start", error=str(error) or type(error).__name__)
+        os._exit(1)
+    except Exception:
+        _log.exception("bug")
         os._exit(1)
     os._exit(0)  # a thread may still wait for a registry that does not answer
 

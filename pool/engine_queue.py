@@ -17,11 +17,11 @@ import structlog
 
 from pool.batching import Limits, Run, Shed, decide
 from pool.counters import QueueCounters
-from pool.engines.base import Session, Tensors, reason_of
+from pool.engines.base import Session, reason_of
 from pool.expiry import Expiries
 from pool.inline import InlineRule
 from pool.profile import ArrivalRate, LatencyProfile
-from pool.runner import Runner, ThreadRunner
+from pool.runner import Runner, ThreadRunner, run_here
 from pool.running import Ran, run_tickets
 from pool.streaming import Stream
 from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Ticket
@@ -127,10 +127,6 @@ class EngineQueue:
         """Whether nothing waits and nothing runs."""
         return not self._waiting and self._running is None
 
-    def run_s(self, rows: int = 1) -> float:
-        """Predict the duration of a run of so many rows; 0 while nothing is known."""
-        return self._profile.run_s(rows)
-
     def wait_s(self) -> float:
         """Predict how long a ticket that came now would wait for its run, in seconds."""
         wait_s = 0.0
@@ -138,8 +134,8 @@ class EngineQueue:
             ran_s = self._clock() - self._running.started_s
             wait_s = max(0.0, self._running.expected_s - ran_s)
         batches, rest = divmod(self._rows_waiting, self._rows_max)
-        wait_s += batches * self._profile.run_s(self._rows_max)
-        return wait_s + (self._profile.run_s(rest) if rest else 0.0)
+        last_s = self._profile.run_s(rest) if rest else 0.0
+        return wait_s + batches * self._profile.run_s(self._rows_max) + last_s
 
     def __repr__(self) -> str:
         running = f"{self._running.rows} rows running" if self._running else "idle"
@@ -289,10 +285,13 @@ class EngineQueue:
             return
         inputs = [ticket.inputs for ticket in tickets]
         if self._inline.allows(rows):
-            ran = run_tickets(self._session, tickets, inputs)
+            ran, run_s, own_s = run_here(
+                lambda: run_tickets(self._session, tickets, inputs), self._clock
+            )
             self.counters.runs_inline += 1
-            self._learn(running, ran, self._clock() - now_s, was_inline=True)
-            self._answer(running, ran, self._clock() - now_s)
+            self._inline.record(rows, own_s, was_inline=True)
+            self._learn(running, ran, run_s)
+            self._answer(running, ran, run_s)
             return
         self._running = running
         self._runner.start(
@@ -301,19 +300,21 @@ class EngineQueue:
         )
 
     def _finish(self, running: _Running, ran: Ran, run_s: float) -> None:
-        self._learn(running, ran, run_s, was_inline=False)
+        self._inline.record(running.rows, run_s, was_inline=False)
+        self._learn(running, ran, run_s)
         self._running = None
         # Before the answers go out, so that the engine works meanwhile.
         self._launch_next()
         self._answer(running, ran, run_s)
-        self._after_run()
+        if self._closed is not None:
+            self._close_session()
+        self._report_idle()
 
-    def _learn(self, running: _Running, ran: Ran, run_s: float, *, was_inline: bool) -> None:
+    def _learn(self, running: _Running, ran: Ran, run_s: float) -> None:
         self.counters.runs += 1
         self.counters.rows_run += running.rows
         self.counters.run_s += run_s
         if ran.was_one_run:
-            self._inline.record(running.rows, run_s, was_inline=was_inline)
             self._profile.record(running.rows, run_s, self._clock())
         if ran.unsplit:
             self._rows_max = 1
@@ -328,11 +329,6 @@ class EngineQueue:
             queue_s = running.started_s - ticket.arrived_s
             if self._settle(ticket, Answer(result, queue_s, run_s, running.rows)):
                 self.counters.late += now_s > ticket.deadline_s
-
-    def _after_run(self) -> None:
-        if self._closed is not None:
-            self._close_session()
-        self._report_idle()
 
     # Streams.
 
@@ -350,9 +346,7 @@ class EngineQueue:
     def _finish_stream(self, running: _Running, failed: Failed | None, run_s: float) -> None:
         assert running.stream_timer is not None
         running.stream_timer.cancel()
-        no_outputs: Tensors = {}
-        ran = Ran([failed or no_outputs], was_one_run=True)
-        self._finish(running, ran, run_s)
+        self._finish(running, Ran([failed or {}], was_one_run=True), run_s)
 
     def _stop_stream_of(self, ticket: Ticket) -> None:
         running = self._running

@@ -18,7 +18,7 @@ INLINE_S_LEAVE: Final = 2 * INLINE_S_MAX
 SURPRISE_S: Final = 0.002
 FAST_RUNS_MIN: Final = 4
 FAST_RUNS_MAX: Final = 4096
-# So many inline runs without a surprise halve it again: a busy machine has hiccups.
+# So many inline runs without a surprise halve it again.
 FORGIVE_RUNS: Final = 1024
 
 
@@ -42,7 +42,7 @@ class InlineRule:
         return self._fast_runs >= self._fast_runs_needed and rows <= 2 * self._rows_fast
 
     def record(self, rows: int, run_s: float, *, was_inline: bool) -> None:
-        """Learn from one run."""
+        """Learn from one run; of an inline one, `run_s` is what was its own doing."""
         if run_s <= INLINE_S_MAX:
             self._rows_fast = max(self._rows_fast, rows)
             self._fast_runs += not was_inline

@@ -91,10 +91,11 @@ def demands(
 
 
 def _both(one: Demand, other: Demand) -> Demand:
-    awake = one.idle_s is None or other.idle_s is None
+    # Only who keeps it awake has its replicas kept; the bound of one that sleeps adds none.
+    awake = [demand for demand in (one, other) if demand.idle_s is None]
     return Demand(
         max(one.replicas_min, other.replicas_min),
-        max(one.replicas_max, other.replicas_max),
+        max(demand.replicas_max for demand in awake or (one, other)),
         None if awake else max(one.idle_s or 0.0, other.idle_s or 0.0),
     )
 
@@ -129,30 +130,36 @@ def replicas_wanted(demand: Demand, workers: int) -> int:
 def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Load | Unload]:
     """Return the steps from what the workers have to what is wanted; empty when they agree.
 
-    A worker that has an engine (loading, warm or failed: it retries by itself) keeps it before
-    another one is asked, so that a plan made twice moves nothing.  An engine with calls is never
-    unloaded.
+    A worker that has an engine (loading, warm or failed) keeps it before another one is asked, so
+    that a plan made twice moves nothing.  One that failed is asked to load again; the worker waits
+    as long as its backoff says.  An engine with calls is never unloaded.
     """
     live = [worker for worker in workers if not worker.draining]
     steps: list[Load | Unload] = []
     for ref, demand in wanted.items():
         order = wake_order(ref, (worker.id for worker in live))
-        having = {worker.id for worker in live if _counts(worker.engines.get(ref))}
+        having = _having(ref, live)
         count = replicas_wanted(demand, len(live))
-        missing = count - len(having)
-        for worker_id in order:
-            if missing <= 0:
-                break
-            if worker_id not in having:
-                steps.append(Load(worker_id, ref))
-                missing -= 1
+        others = [worker_id for worker_id in order if worker_id not in having]
+        steps.extend(
+            Load(worker_id, ref)
+            for worker_id in (*having, *others)[:count]
+            if having.get(worker_id, "failed") == "failed"
+        )
     for worker in live:
         steps.extend(_unloads(worker, wanted, live))
     return steps
 
 
-def _counts(engine: EngineState | None) -> bool:
-    return engine is not None and engine.state in ("loading", "warm", "failed")
+def _having(ref: Ref, live: Sequence[WorkerView]) -> dict[str, str]:
+    """Return the state of `ref` by worker that has it: those that work first, in wake order."""
+    states = {
+        worker.id: worker.engines[ref].state
+        for worker in live
+        if ref in worker.engines and worker.engines[ref].state in ("loading", "warm", "failed")
+    }
+    order = sorted(wake_order(ref, states), key=lambda worker: states[worker] == "failed")
+    return {worker: states[worker] for worker in order}
 
 
 def _unloads(
@@ -167,12 +174,7 @@ def _unloads(
         if idle_s is None or engine.idle_s < idle_s:
             continue
         keep = 0 if demand is None else replicas_wanted(demand, len(live))
-        order = [
-            other
-            for other in wake_order(ref, (view.id for view in live))
-            if any(view.id == other and _counts(view.engines.get(ref)) for view in live)
-        ]
-        if worker.id not in order[:keep]:
+        if worker.id not in list(_having(ref, live))[:keep]:
             steps.append(Unload(worker.id, ref))
     return steps
 
@@ -183,8 +185,10 @@ def route(ref: Ref, workers: Sequence[WorkerView]) -> EngineRoute:
     states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
     warm = tuple(sorted(w for w, engine in states.items() if engine.state == "warm"))
     order = wake_order(ref, (worker.id for worker in live))
-    # Whoever is already loading it is asked first: the call joins that load.
-    order.sort(key=lambda worker: worker not in states or states[worker].state != "loading")
+    # Whoever is already loading it is asked first: the call joins that load.  Who failed to is
+    # asked last: another worker may well do.
+    ranks = {"loading": 0, "failed": 2}
+    order.sort(key=lambda worker: ranks.get(states[worker].state, 1) if worker in states else 1)
     failed = [engine for engine in states.values() if engine.state == "failed"]
     if warm:
         state, detail = "warm", ""

@@ -8,12 +8,14 @@ Blocking: the controller calls it in a thread.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import structlog
 
+from pool.wire.control import Documents
 from registry_sync.documents import (
     BadDocument,
     EndpointSpec,
@@ -30,7 +32,7 @@ from registry_sync.stores import NotFound, Store, StoreError
 
 Ref: TypeAlias = tuple[str, str]
 
-RESOLVED_MAX = 10_000  # versions that somebody called by number and no endpoint names
+RESOLVED_MAX = 1000  # versions that no endpoint names: called by number, or named before
 DOCUMENT_BYTES_MAX = 4 << 20
 
 _log = structlog.get_logger()
@@ -50,6 +52,10 @@ class Snapshot:
     rejected: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Unpublished(BadDocument):
+    """A spec names a version that is not there, which may still come."""
+
+
 class RegistryWatch:
     """Follows one registry, round by round."""
 
@@ -57,9 +63,10 @@ class RegistryWatch:
         self._store = store
         # The whole mutable state: what holds, and the etags by which a change is noticed.
         self.snapshot = start or Snapshot()
+        self.is_known = start is not None  # False: the registry has never been seen
         self._spec_etags: dict[str, str] = {}
-        self._state_etags: dict[str, str] = {}
         self._keys_etag: str | None = None
+        self._are_keys_good = True  # those of that etag
         self._resolved: dict[Ref, None] = {}
 
     def poll(self) -> bool:
@@ -73,39 +80,47 @@ class RegistryWatch:
         states, state_bytes = dict(old.states), dict(old.state_bytes)
         manifests, manifest_bytes = dict(old.manifests), dict(old.manifest_bytes)
         rejected = dict(old.rejected)
+        etags = dict(self._spec_etags)  # taken over with the snapshot only, or a change is missed
         present = set()
         for entry in self._store.list("endpoints/", recursive=False):
             name = entry.key.removeprefix("endpoints/").removesuffix(".json")
             if not entry.key.endswith(".json"):
                 continue
             present.add(name)
-            if self._spec_etags.get(name) == entry.etag:
+            if etags.get(name) == entry.etag:
                 continue
             try:
-                data, spec, found = self._read_spec(name, manifests)
+                data, spec, found = self._read_spec(name, entry.bytes, manifests)
             except NotFound:
                 present.discard(name)  # deleted since the list
                 continue
             except (BadDocument, BadName) as error:
-                rejected[f"endpoints/{name}.json"] = str(error)
-                _log.warning("document_rejected", document=f"endpoints/{name}.json", why=str(error))
+                _reject(rejected, f"endpoints/{name}.json", error)
+                if isinstance(error, _Unpublished):
+                    etags.pop(name, None)  # looked at again in the next round
+                    continue
             else:
                 specs[name], spec_bytes[name] = spec, data
                 for ref, (manifest_data, manifest) in found.items():
                     manifests[ref], manifest_bytes[ref] = manifest, manifest_data
                 rejected.pop(f"endpoints/{name}.json", None)
                 self._read_state(name, states, state_bytes)
-            self._spec_etags[name] = entry.etag
-        for name in [name for name in (*self._spec_etags, *specs) if name not in present]:
-            for table in (specs, spec_bytes, states, state_bytes, self._spec_etags):
+            etags[name] = entry.etag
+        for name in [name for name in (*etags, *specs) if name not in present]:
+            for table in (specs, spec_bytes, states, state_bytes, etags):
                 table.pop(name, None)
-            rejected.pop(f"endpoints/{name}.json", None)
+        for document in [d for d in rejected if d.startswith("endpoints/")]:
+            if document.removeprefix("endpoints/").removesuffix(".json") not in present:
+                del rejected[document]
+        self._forget_manifests(specs, manifests, manifest_bytes)
         key_bytes = self._read_keys(old.key_bytes, rejected)
         new = Snapshot(
             specs, states, manifests, spec_bytes, state_bytes, manifest_bytes, key_bytes, rejected
         )
         changed = new != old
         self.snapshot = new
+        self._spec_etags = etags
+        self.is_known = True
         return changed
 
     def resolve(self, model: str, version: str) -> Manifest | None:
@@ -125,14 +140,7 @@ class RegistryWatch:
         old = self.snapshot
         manifests, manifest_bytes = dict(old.manifests), dict(old.manifest_bytes)
         manifests[ref], manifest_bytes[ref] = manifest, data
-        self._resolved[ref] = None
-        if len(self._resolved) > RESOLVED_MAX:
-            oldest = next(iter(self._resolved))
-            del self._resolved[oldest]
-            named = {(v.model, v.version) for spec in old.specs.values() for v in spec.variants}
-            if oldest not in named:
-                manifests.pop(oldest, None)
-                manifest_bytes.pop(oldest, None)
+        self._forget_manifests(old.specs, manifests, manifest_bytes)
         self.snapshot = Snapshot(
             old.specs,
             old.states,
@@ -145,10 +153,29 @@ class RegistryWatch:
         )
         return manifest
 
+    def _forget_manifests(
+        self,
+        specs: Mapping[str, EndpointSpec],
+        manifests: dict[Ref, Manifest],
+        manifest_bytes: dict[Ref, bytes],
+    ) -> None:
+        """Keep the manifests that are named, and of the others the last `RESOLVED_MAX`."""
+        named = {(v.model, v.version) for spec in specs.values() for v in spec.variants}
+        self._resolved = {ref: None for ref in self._resolved if ref in manifests}
+        for ref in manifests:
+            if ref in named:
+                self._resolved.pop(ref, None)
+            else:
+                self._resolved.setdefault(ref)
+        for ref in list(self._resolved)[: max(0, len(self._resolved) - RESOLVED_MAX)]:
+            del self._resolved[ref], manifests[ref], manifest_bytes[ref]
+
     def _read_spec(
-        self, name: str, known: Mapping[Ref, Manifest]
+        self, name: str, size_bytes: int, known: Mapping[Ref, Manifest]
     ) -> tuple[bytes, EndpointSpec, dict[Ref, tuple[bytes, Manifest]]]:
         check_name("endpoint", name)
+        if size_bytes > DOCUMENT_BYTES_MAX:
+            raise BadDocument([f"$: {size_bytes} bytes; at most {DOCUMENT_BYTES_MAX} are read"])
         data = self._store.get(f"endpoints/{name}.json").data
         spec = read_spec(data)
         check_spec(spec)
@@ -162,7 +189,7 @@ class RegistryWatch:
             try:
                 found[ref] = self._read_manifest(ref)
             except NotFound:
-                raise BadDocument(
+                raise _Unpublished(
                     [f"$.variants[{index}]: {ref[0]} version {ref[1]} is not published"]
                 ) from None
         return data, spec, found
@@ -185,7 +212,8 @@ class RegistryWatch:
             states[name] = read_state(data)
             state_bytes[name] = data
         except NotFound:
-            return
+            states.pop(name, None)
+            state_bytes.pop(name, None)
         except BadDocument as error:
             _log.warning("document_rejected", document=f"endpoints/{name}/state", why=str(error))
 
@@ -194,15 +222,65 @@ class RegistryWatch:
         try:
             found = self._store.get_if_changed("keys.json", self._keys_etag)
             if found is None:
+                if self._are_keys_good:
+                    rejected.pop("keys.json", None)  # that they could not be reached
                 return old
-            self._keys_etag = found.etag
+            self._keys_etag, self._are_keys_good = found.etag, False
             read_keys(found.data)
+            self._are_keys_good = True
             rejected.pop("keys.json", None)
             return found.data
         except NotFound:
             self._keys_etag = None
+            rejected.pop("keys.json", None)
             return b""  # no keys at all: every call is refused
         except (BadDocument, StoreError) as error:
-            rejected["keys.json"] = str(error)
-            _log.warning("document_rejected", document="keys.json", why=str(error))
+            if isinstance(error, StoreError) and not self.is_known:
+                raise  # without a last good copy nobody may be told that there are no keys
+            _reject(rejected, "keys.json", error)
             return old
+
+
+def _reject(rejected: dict[str, str], document: str, error: Exception) -> None:
+    """Note why a document does not fit; log it once and not in every round."""
+    if rejected.get(document) != str(error):
+        rejected[document] = str(error)
+        _log.warning("document_rejected", document=document, why=str(error))
+
+
+def restore(documents: Documents) -> Snapshot:
+    """Return the snapshot of the last good copy; what cannot be read any more stays out."""
+    specs: dict[str, EndpointSpec] = {}
+    states: dict[str, EndpointState] = {}
+    manifests: dict[Ref, Manifest] = {}
+    key_bytes = b""
+    for name, data in documents.manifests.items():
+        with contextlib.suppress(BadDocument):
+            manifest = read_manifest(data)
+            if f"{manifest.model}/{manifest.version}" == name:
+                manifests[manifest.model, manifest.version] = manifest
+    for name, data in documents.specs.items():
+        with contextlib.suppress(BadDocument):
+            spec = read_spec(data)
+            if spec.endpoint == name and all(
+                (v.model, v.version) in manifests for v in spec.variants
+            ):
+                specs[name] = spec
+    for name, data in documents.states.items():
+        with contextlib.suppress(BadDocument):
+            if name in specs:
+                states[name] = read_state(data)
+    with contextlib.suppress(BadDocument):
+        if documents.keys:
+            read_keys(documents.keys)
+            key_bytes = documents.keys
+    return Snapshot(
+        specs,
+        states,
+        manifests,
+        {name: documents.specs[name] for name in specs},
+        {name: documents.states[name] for name in states},
+        {ref: documents.manifests["/".join(ref)] for ref in manifests},
+        key_bytes,
+        dict(documents.rejected),
+    )

@@ -1,12 +1,13 @@
-"""Where blocking work is done: a thread that belongs to one engine.
+"""Where blocking work is done: in a thread that belongs to one engine, or right here.
 
 Many engines and drivers want all their calls from one thread, and a run that hangs must not
-take the threads of other engines.
+take the threads of other engines.  Which it is, is decided by `pool.inline`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,24 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Take no more work; what was started still ends."""
+
+
+def run_here(work: Callable[[], T], clock: Callable[[], float]) -> tuple[T, float, float]:
+    """Carry out `work` in this thread.
+
+    Returns:
+        Its result, its duration, and how much of that was its own doing, in seconds: without
+        the time in which the system ran something else instead.  Waiting is its own doing.
+    """
+    before = resource.getrusage(resource.RUSAGE_THREAD)
+    started_s = clock()
+    result = work()
+    run_s = clock() - started_s
+    after = resource.getrusage(resource.RUSAGE_THREAD)
+    if after.ru_nvcsw != before.ru_nvcsw:  # it gave the core away, so it waited
+        return result, run_s, run_s
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return result, run_s, min(run_s, cpu_s)
 
 
 class ThreadRunner:

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -39,16 +40,22 @@ class Loaded:
     digest: str
     session: Session
     engine: str
+    datatypes: dict[str, str]  # of the outputs, by name
 
 
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A call that came before its engine was warm."""
+class Waiting(Protocol):
+    """A call, which may have come before its engine was warm; compared by identity."""
 
-    arrived_s: float
-    deadline_s: float
-    make_ticket: Callable[[Loaded], Ticket]
-    settle: Callable[[Outcome], None]
+    @property
+    def arrived_s(self) -> float: ...
+    @property
+    def deadline_s(self) -> float: ...
+
+    def make_ticket(self, loaded: Loaded) -> Ticket:
+        """Return the call's ticket; one that does not fit the engine is settled already."""
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take the outcome of a call that never got a ticket."""
 
 
 class EngineSlot:
@@ -81,6 +88,7 @@ class EngineSlot:
         self._failures = 0
         self._retry_at_s = 0.0
         self._loading: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     @property
     def calls(self) -> int:
@@ -94,6 +102,8 @@ class EngineSlot:
 
     def ensure(self) -> None:
         """Begin to load unless that is done, under way, or just failed."""
+        if self._is_closed:
+            return
         if self.state == "cold" or (
             self.state == "failed" and time.monotonic() >= self._retry_at_s
         ):
@@ -108,8 +118,8 @@ class EngineSlot:
             if not ticket.settled:
                 self.queue.submit(ticket)
             return
-        if self.state == "draining":
-            waiting.settle(Failed(503, "the engine is being unloaded"))
+        if self._is_closed:
+            waiting.settle(Failed(503, "the worker is shutting down"))
             return
         self.ensure()
         if self.state == "failed":
@@ -117,9 +127,12 @@ class EngineSlot:
             return
         self._waiting[waiting] = None
 
-    def forget(self, waiting: Waiting) -> None:
-        """Drop a call that waits for the load and that nobody wants any more."""
-        self._waiting.pop(waiting, None)
+    def forget(self, waiting: Waiting) -> bool:
+        """Drop a call that nobody wants any more; tell whether it waited for the load."""
+        if waiting not in self._waiting:
+            return False
+        del self._waiting[waiting]
+        return True
 
     def expire(self, now_s: float) -> None:
         """End the calls whose deadline passed while the engine loads."""
@@ -128,7 +141,12 @@ class EngineSlot:
             waiting.settle(Overdue(now_s - waiting.arrived_s, was_shed=False))
 
     async def unload(self) -> None:
-        """Let the current run end and give the memory back; called only while nobody waits."""
+        """Give the memory back, unless somebody has called since that was decided.
+
+        A call that comes meanwhile waits, and has the engine loaded anew.
+        """
+        if self.calls:
+            return
         if self.state == "failed":
             self._set("cold")
         if self.state != "warm" or self.queue is None:
@@ -138,9 +156,12 @@ class EngineSlot:
         self.queue = None
         self.loaded = None
         self._set("cold")
+        if self._waiting:
+            self.ensure()
 
     async def close(self) -> None:
-        """End everything; who still waits is refused."""
+        """End everything; who still waits is refused, and who comes later."""
+        self._is_closed = True
         if self._loading is not None:
             self._loading.cancel()
         self._refuse_waiting("the worker is shutting down")
@@ -182,7 +203,8 @@ class EngineSlot:
 
     def _fail(self, detail: str) -> None:
         self._failures += 1
-        pause_s = min(BACKOFF_S_MIN * 2 ** (self._failures - 1), BACKOFF_S_MAX)
+        doublings = min(self._failures - 1, 16)  # far beyond the longest pause already
+        pause_s = min(BACKOFF_S_MIN * 2**doublings, BACKOFF_S_MAX)
         self._retry_at_s = time.monotonic() + pause_s
         self.detail = detail
         _log.error("engine_failed", model=self.model, version=self.version, error=detail)
@@ -205,7 +227,13 @@ def load_session(load: Callable[[], Session]) -> Session:
     """Load and warm up; raises `CannotLoad` with a text for the caller."""
     try:
         session = load()
-        session.warmup()
     except EngineError as error:
         raise CannotLoad(str(error)) from None
+    try:
+        session.warmup()
+    except BaseException as error:
+        session.close()  # or every further try would cost its memory again
+        if isinstance(error, EngineError):
+            raise CannotLoad(str(error)) from None
+        raise
     return session

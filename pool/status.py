@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pool.wire.control import EngineState, VariantCount
+from pool.wire.control import EngineState
 from registry_sync.documents import EndpointSpec, EndpointState
 
 
@@ -31,23 +31,6 @@ class WorkerStatus:
         if any(engine.state == "warm" for engine in self.engines):
             return "ready"
         return "starting" if any(e.state == "loading" for e in self.engines) else "parked"
-
-
-def add_counts(
-    counts: Iterable[Iterable[VariantCount]],
-) -> dict[tuple[str, str], tuple[int, int, int]]:
-    """Sum cumulative counts over edges and their incarnations.
-
-    Returns:
-        By endpoint and variant: requests, errors, hits.
-    """
-    total: dict[tuple[str, str], tuple[int, int, int]] = {}
-    for one in counts:
-        for count in one:
-            key = (count.endpoint, count.variant)
-            requests, errors, hits = total.get(key, (0, 0, 0))
-            total[key] = (requests + count.requests, errors + count.errors, hits + count.hits)
-    return total
 
 
 def status(

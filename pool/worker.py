@@ -1,15 +1,13 @@
 """A worker process: one device slot, several engines, calls from edges in and answers out.
 
-Owns the data wire's server side, the slots of its engines, and its connection to the controller.
-What an engine does next is decided in `batching`; when an engine is loaded, by calls and by the
-controller's commands.
+Owns the slots of its engines and its connection to the controller; `serving` does the talking with
+edges.  What an engine does next is decided in `batching`; when an engine is loaded, by calls and by
+the controller's commands.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import gc
 import os
 import secrets as random_secrets
 import signal
@@ -21,23 +19,23 @@ import msgspec
 import structlog
 import uvloop
 
-from pool.arrays import BadTensor, to_array, to_tensors
 from pool.config import WorkerConfig
 from pool.controller_address import finder
-from pool.engines.base import Engine, EngineError, Tensors
+from pool.engines.base import Engine, EngineError
 from pool.engines.registry import BadEngineName, engine_for, find_engines
-from pool.slots import CannotLoad, EngineSlot, Loaded, Waiting, load_session
-from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Ticket
+from pool.serving import EdgePeer, Inside
+from pool.slots import CannotLoad, EngineSlot, Loaded, load_session
 from pool.wire import control, data
 from pool.wire.control import Command, EngineState, Heartbeat, RegisterWorker
 from pool.wire.fleet_secret import load_secrets
-from pool.wire.frames import Buffer, WireError
+from pool.wire.frames import WireError
 from pool.wire.handshake import Secrets
 from pool.wire.link import ControlLink
 from pool.wire.peer import Address, Peer, Server, serve
 from registry_sync.client import SyncError, fetch_via
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
+from registry_sync.memory import calm_collector
 from registry_sync.names import BadName, check_name, check_version
 from registry_sync.sync import present
 
@@ -45,197 +43,8 @@ HEARTBEAT_S = 0.5
 LOAD_REPORT_S = 0.1
 SWEEP_S = 0.02
 SLOTS_MAX = 4096  # versions that one worker has ever been asked for
-REJECT_RETRY_MS = 1000
-STREAM_BYTES_MAX = 8 << 20  # unsent parts of a stream, after which its engine waits
 
 _log = structlog.get_logger()
-
-
-class _Served:
-    """One call of one edge, from its frame to its reply."""
-
-    __slots__ = ("call_id", "peer", "seq", "slot", "ticket", "waiting")
-
-    def __init__(self, peer: _EdgePeer, call_id: int, slot: EngineSlot) -> None:
-        self.peer = peer
-        self.call_id = call_id
-        self.slot = slot
-        self.waiting: Waiting | None = None
-        self.ticket: Ticket | None = None
-        self.seq = 0
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        if self.ticket is not None:
-            if self.slot.queue is not None:
-                self.slot.queue.cancel(self.ticket)
-        elif self.waiting is not None:
-            self.slot.forget(self.waiting)
-
-
-class _EdgePeer:
-    """A connected edge and the calls it waits for."""
-
-    def __init__(self, worker: Worker, peer: Peer) -> None:
-        self._worker = worker
-        self.peer = peer
-        self.calls: dict[int, _Served] = {}
-        peer.on_frame = self._frame
-        peer.on_lost = self._on_lost
-
-    def _on_lost(self, error: Exception | None) -> None:
-        self._worker.peers.discard(self)
-        calls, self.calls = self.calls, {}
-        for served in calls.values():
-            served.cancel()
-
-    def _frame(self, header: bytes, body: Buffer) -> None:
-        message = data.decode(header)
-        if type(message) is data.Call:
-            self._call(message, data.tensors(message.inputs, body))
-        elif type(message) is data.Cancel:
-            served = self.calls.pop(message.call_id, None)
-            if served is not None:
-                served.cancel()
-        elif type(message) is data.Hello:
-            if message.wire != data.WIRE:
-                raise WireError(f"this worker speaks wire {data.WIRE}, not {message.wire}")
-            self.peer.send(data.encode(self._worker.hello()))
-        else:
-            raise WireError(f"an edge does not send {type(message).__name__}")
-
-    def _call(self, call: data.Call, tensors: list[data.Tensor]) -> None:
-        if call.call_id in self.calls:
-            raise WireError(f"call {call.call_id} is under way already")
-        worker = self._worker
-        size_bytes = sum([len(tensor.data) for tensor in tensors])
-        try:
-            slot = worker.slot(call.model, call.version)
-        except BadName as error:
-            self.refuse(call.call_id, 404, str(error))
-            return
-        if worker.bytes_inside + size_bytes > worker.config.queue_bytes_max:
-            self.refuse(call.call_id, 503, "the worker's queues are full", REJECT_RETRY_MS)
-            return
-        served = _Served(self, call.call_id, slot)
-        now_s = time.monotonic()
-        waiting = Waiting(
-            now_s,
-            now_s + call.time_left_us / 1e6,
-            lambda loaded: self._ticket(served, call, tensors, size_bytes, loaded),
-            functools.partial(self._settled, served, size_bytes),
-        )
-        served.waiting = waiting
-        self.calls[call.call_id] = served
-        worker.bytes_inside += size_bytes
-        slot.submit(waiting)
-
-    def _ticket(
-        self,
-        served: _Served,
-        call: data.Call,
-        tensors: list[data.Tensor],
-        size_bytes: int,
-        loaded: Loaded,
-    ) -> Ticket:
-        """Make the ticket of a call whose engine is warm.
-
-        What does not fit the engine becomes a ticket that was settled before it is submitted.
-        """
-        waiting = served.waiting
-        assert waiting is not None
-        inputs: Tensors = {}
-        problem: Failed | None = None
-        try:
-            for tensor in tensors:
-                inputs[tensor.name] = to_array(tensor)
-        except BadTensor as error:
-            problem = Failed(400, str(error))
-        if loaded.digest != call.digest:
-            problem = Failed(503, "the worker has another artifact of this version")
-        first = tensors[0].shape if tensors else ()
-        is_batched = loaded.manifest.rows_max > 1 and len(first) > 0
-        ticket = Ticket(
-            rows=max(1, first[0]) if is_batched else 1,
-            shape_key=tuple([(t.name, t.shape[1:]) for t in tensors]),
-            arrived_s=waiting.arrived_s,
-            deadline_s=waiting.deadline_s,
-            inputs=inputs,
-            on_settled=waiting.settle,
-            outputs=call.outputs,
-            priority=call.priority,
-            bytes=size_bytes,
-            on_chunk=functools.partial(self._chunk, served) if call.stream else None,
-        )
-        served.ticket = ticket
-        if problem is not None:
-            ticket.settle(problem)
-        return ticket
-
-    def _settled(self, served: _Served, size_bytes: int, outcome: Outcome) -> None:
-        self._worker.bytes_inside -= size_bytes
-        self.calls.pop(served.call_id, None)
-        if isinstance(outcome, Answer):
-            self._answer(served, outcome)
-        elif isinstance(outcome, Failed):
-            retry_ms = REJECT_RETRY_MS if outcome.status == 503 else 0
-            self.refuse(served.call_id, outcome.status, outcome.detail, retry_ms)
-        elif isinstance(outcome, Overdue):
-            if outcome.was_shed:
-                self.refuse(
-                    served.call_id, 503, "overloaded: the deadline cannot be met", REJECT_RETRY_MS
-                )
-            else:
-                self.refuse(served.call_id, 504, "the deadline passed while the call waited")
-        else:
-            assert isinstance(outcome, Cancelled)
-
-    def _answer(self, served: _Served, answer: Answer) -> None:
-        loaded = served.slot.loaded
-        if loaded is None:
-            self.refuse(served.call_id, 503, "the engine was unloaded", REJECT_RETRY_MS)
-            return
-        datatypes = {spec.name: spec.datatype for spec in loaded.session.outputs}
-        try:
-            tensors = to_tensors(answer.outputs, datatypes)
-        except BadTensor as error:
-            self.refuse(served.call_id, 500, f"the model failed: {error}")
-            return
-        reply = data.Reply(
-            served.call_id,
-            200,
-            "",
-            data.heads(tensors),
-            int(answer.queue_s * 1e6),
-            int(answer.infer_s * 1e6),
-            answer.batch_rows,
-            served.slot.wait_us,
-        )
-        self._send(served.call_id, reply, tensors)
-
-    def _chunk(self, served: _Served, outputs: Tensors) -> None:
-        loaded = served.slot.loaded
-        if loaded is None:
-            return
-        datatypes = {spec.name: spec.datatype for spec in loaded.session.outputs}
-        tensors = to_tensors(outputs, datatypes)
-        chunk = data.Chunk(served.call_id, served.seq, data.heads(tensors))
-        served.seq += 1
-        self.peer.send(data.encode(chunk, tensors))
-
-    def _send(self, call_id: int, reply: data.Reply, tensors: list[data.Tensor]) -> None:
-        try:
-            buffers = data.encode(reply, tensors)
-        except ValueError as error:  # larger than a frame may be
-            self.refuse(call_id, 500, f"the model's answer is too large: {error}")
-            return
-        self.peer.send(buffers)
-
-    def refuse(self, call_id: int, status: int, detail: str, retry_after_ms: int = 0) -> None:
-        """Answer without outputs."""
-        self.calls.pop(call_id, None)
-        reply = data.Reply(call_id, status, detail[:4000], retry_after_ms=retry_after_ms)
-        self.peer.send(data.encode(reply))
 
 
 class Worker:
@@ -248,8 +57,8 @@ class Worker:
         self.secrets = secrets
         self.incarnation = random_secrets.token_hex(8)
         # The whole mutable state: edges, slots, the bytes of calls inside, and whether we drain.
-        self.peers: set[_EdgePeer] = set()
-        self.bytes_inside = 0
+        self.peers: set[EdgePeer] = set()
+        self.inside = Inside(config.queue_bytes_max)
         self.is_draining = False
         self._slots: dict[tuple[str, str], EngineSlot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -279,7 +88,7 @@ class Worker:
 
     def on_peer(self, peer: Peer) -> None:
         """Take a connection from an edge."""
-        self.peers.add(_EdgePeer(self, peer))
+        self.peers.add(EdgePeer(peer, self.hello(), self.slot, self.inside, self.peers.discard))
 
     async def _load(self, model: str, version: str) -> Loaded:
         """Bring the artifact to this node and make it runnable."""
@@ -302,7 +111,8 @@ class Worker:
         def load() -> Loaded:
             folder = self._local.folder_of(found)
             session = load_session(lambda: engine.load(folder, found, threads))
-            return Loaded(found, found.digest, session, engine.name)
+            datatypes = {spec.name: spec.datatype for spec in session.outputs}
+            return Loaded(found, found.digest, session, engine.name, datatypes)
 
         return await asyncio.to_thread(load)
 
@@ -392,7 +202,7 @@ class Worker:
         self._heartbeat()
         await asyncio.sleep(lame_duck_s)
         deadline_s = time.monotonic() + drain_s_max
-        while time.monotonic() < deadline_s and any(edge.calls for edge in self.peers):
+        while time.monotonic() < deadline_s and any(edge.calls for edge in self.peers):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for edge in list(self.peers):
             edge.peer.close()
@@ -416,10 +226,12 @@ async def run(config: WorkerConfig) -> None:
         loop.create_task(worker.beat_forever()),
         loop.create_task(worker.sweep_forever()),
     ]
-    gc.collect()
-    gc.freeze()  # what start-up made is never garbage: do not walk it again
+    calm_collector()
     _log.info("worker_up", worker=config.id, address=str(server.address))
-    await stop.wait()
+    stopped = loop.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in done - {stopped}:
+        task.result()  # a round never ends but by a bug: better a new process than half of one
     await worker.drain(config.lame_duck_s, config.drain_s_max)
     await server.close()
     for task in tasks:

@@ -71,10 +71,9 @@ class Daemon:
         self._stop = threading.Event()
         self._fetch_threads = ThreadPoolExecutor(_FETCHES_MAX, "fetch")
         self._look_threads = ThreadPoolExecutor(_LOOKS_MAX, "look")
-        # The whole mutable state: the work under way by what was asked, and the connections,
-        # apart by whether they wait for a request or for an answer.
+        # The whole mutable state: the work under way by what was asked, and the connections
+        # that wait for an answer.
         self._under_way: dict[Request, asyncio.Task[Reply]] = {}
-        self._idle: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,15 +82,12 @@ class Daemon:
         assert task is not None
         try:
             while not self._stop.is_set():
-                self._idle.add(task)
                 try:
                     line = await reader.readline()
                 except ValueError:
                     writer.write(encode(_refusal(f"longer than {LINE_BYTES_MAX} bytes")))
                     await writer.drain()
                     return
-                finally:
-                    self._idle.discard(task)
                 if not line.endswith(b"\n"):
                     return
                 self._busy.add(task)
@@ -108,12 +104,8 @@ class Daemon:
     async def end(self) -> None:
         """Have all work given up, and give those who wait for it a moment to hear so."""
         self._stop.set()
-        for task in self._idle:
-            task.cancel()
         if self._busy:
             await asyncio.wait(self._busy, timeout=_DRAIN_S_MAX)
-        for task in self._busy:
-            task.cancel()
         self._fetch_threads.shutdown(wait=False, cancel_futures=True)
         self._look_threads.shutdown(wait=False, cancel_futures=True)
 
@@ -129,8 +121,8 @@ class Daemon:
             task = asyncio.create_task(self._work(request))
             self._under_way[request] = task
             task.add_done_callback(lambda _: self._under_way.pop(request))
-        # Shielded, because others may wait for the same work when this caller leaves.
-        return await asyncio.shield(task)
+        # A caller who leaves does not end it: his connection notices when it is to answer.
+        return await task
 
     async def _work(self, request: Fetch | AskLeader) -> Reply:
         loop = asyncio.get_running_loop()

@@ -341,12 +341,8 @@ def _with_text_versions(plain: Any) -> Any:
         return plain
     variants = [
         {**variant, "version": str(variant["version"])}
-        if isinstance(variant, dict) and _is_small_natural(variant.get("version"))
+        if isinstance(variant, dict) and type(variant.get("version")) is int  # no bool
         else variant
         for variant in plain["variants"]
     ]
     return {**plain, "variants": variants}
-
-
-def _is_small_natural(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= INTEGER_MAX

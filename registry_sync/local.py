@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from registry_sync.documents import BadDocument, Manifest, read_manifest, write
@@ -103,17 +105,14 @@ class LocalStore:
             for file in manifest.files:
                 _put(self.blob_path(file.sha256), building, file.path)
             _fsync(building)
-            if folder.exists():
-                # Part of it was lost. Moved aside whole, because somebody may be reading it.
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(folder, building.with_suffix(".old"))
-            try:
-                os.rename(building, folder)
-            except OSError as error:
-                # Another process was quicker with the same files.
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            _fsync(folder.parent)
+            with _locked(folder.parent):
+                # Meanwhile another process may have been quicker with the same files.
+                if not self._is_whole(folder, manifest):
+                    # A folder that lost a part is moved aside, since it cannot be replaced.
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(folder, building.with_suffix(".old"))
+                    os.rename(building, folder)
+                    _fsync(folder.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
             shutil.rmtree(building.with_suffix(".old"), ignore_errors=True)
@@ -132,6 +131,16 @@ class LocalStore:
             if not stat.S_ISREG(found.st_mode) or found.st_size != file.bytes:
                 return False
         return True
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_path(path: str) -> None:

@@ -108,7 +108,7 @@ def _load(path: Path) -> Any:
     except DecodeError as error:
         raise BadModel(f"{path.name}: not an ONNX file: {error}") from None
     # Protobuf takes many a text for a message with nothing in it that it knows.
-    if not model.ir_version or not model.graph.output:
+    if not model.graph.output:
         raise BadModel(f"{path.name}: not an ONNX file, or one without outputs")
     return model
 

@@ -353,8 +353,11 @@ class S3Store:
 
 
 def _make_client() -> S3Client:
+    # One of our own, because boto3's default session must not be used by several threads.
+    session = boto3.session.Session()
+
     def make(addressing_style: Literal["auto", "path"]) -> S3Client:
-        return boto3.session.Session().client(
+        return session.client(
             "s3",
             config=Config(
                 retries={"total_max_attempts": 1, "mode": "standard"},

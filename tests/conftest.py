@@ -1,13 +1,16 @@
-"""Fixtures shared by all packages: the S3 server, started by the first test that asks for it."""
+"""Fixtures shared by all packages: servers, each started by the first test that asks for it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.support.seaweed import BUCKET, S3Server, s3_server
+from tests.support.stack import TEST_ENGINES, Stack, running_stack
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,27 @@ def s3_url(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in seaweed.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running system of one edge and one worker with the test engines, shared by all tests."""
+    with running_stack(tmp_path_factory.mktemp("stack"), engines=TEST_ENGINES) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def wide_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running system of two edges and two workers, shared by all tests."""
+    data = tmp_path_factory.mktemp("wide")
+    with running_stack(data, engines=TEST_ENGINES, edges=2, workers=2) as stack:
+        yield stack
+
+
+@pytest.fixture
+def start_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """Start systems of the test's own; keywords are those of `StackOptions`."""
+    with ExitStack() as stacks:
+        yield lambda name="stack", **options: stacks.enter_context(
+            running_stack(tmp_path / name, **options)
+        )

@@ -72,10 +72,13 @@ def said() -> Iterator[None]:
 
 
 def controller_address(data: Path, store: Store | None) -> str | None:
-    """Return where the controller can be asked: this machine's stack, else the leader record."""
-    stack = node_of(data).read_stack()
+    """Return where the controller can be asked: this machine's, else the leader record's."""
+    node = node_of(data)
+    stack = node.read_stack()
     if stack is not None:
         return stack.control
+    if node.has_controller():  # a controller by itself writes no stack.json
+        return node.control
     if store is not None and store.url.startswith("s3://"):
         record = look(store).record
         return None if record is None else record.url

@@ -12,12 +12,19 @@ import typer
 from infra import stack
 from infra.commands.options import DATA_DEFAULT, Data, LogLevel, node_of, registry_url, said
 from infra.local import TierOptions, UpOptions, run_tier, up
-from infra.stack import CannotStart
+from infra.stack import CannotStart, free_port
+from pool.wire.peer import Address
 
 Host = Annotated[str, typer.Option("--host", help="Where the public port listens.")]
-Port = Annotated[int, typer.Option("--port", help="The public port.")]
-GrpcPort = Annotated[int, typer.Option("--grpc-port", help="Reserved; nothing listens yet.")]
-AdminPort = Annotated[int, typer.Option("--admin-port", help="Admin and metrics.")]
+Port = Annotated[
+    int, typer.Option("--port", min=0, max=65535, help="The public port; 0: any free one.")
+]
+GrpcPort = Annotated[
+    int, typer.Option("--grpc-port", min=0, max=65535, help="Reserved; nothing listens yet.")
+]
+AdminPort = Annotated[
+    int, typer.Option("--admin-port", min=0, max=65535, help="Admin and metrics.")
+]
 AdminHost = Annotated[str, typer.Option("--admin-host", help="Where the admin port listens.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Worker processes.")]
 Edges = Annotated[int, typer.Option("--edges", min=1, help="Edge processes.")]
@@ -31,6 +38,8 @@ Controller = Annotated[
 ]
 Interval = Annotated[float, typer.Option("--sync-interval-s", min=0, help="0: 1 s, on S3 10 s.")]
 BodyMax = Annotated[int, typer.Option("--body-bytes-max", min=1, help="Of one request.")]
+
+WILDCARDS = ("0.0.0.0", "::")  # good to listen on, impossible to dial
 
 
 def register(app: typer.Typer) -> None:
@@ -63,9 +72,9 @@ def up_command(
         node=node_of(data),
         registry=registry_url(data, registry) if registry else str(node_of(data).data / "registry"),
         host=host,
-        port=port,
+        port=port or free_port(host),
         admin_host=admin_host,
-        admin_port=admin_port,
+        admin_port=admin_port or free_port(admin_host),
         workers=workers,
         edges=edges,
         engines=tuple(engine or ()),
@@ -96,9 +105,8 @@ def edge_command(
     node = node_of(data)
     if not controller and not registry:
         raise CannotStart("an edge needs --controller or --registry to find its controller")
+    port, admin_port = port or free_port(host), admin_port or free_port(admin_host)
     node.prepare()
-    stack.require_free(host, port, "--port")
-    stack.require_free(admin_host, admin_port, "--admin-port")
     processes = stack.edge_processes(
         node,
         edges,
@@ -112,7 +120,13 @@ def edge_command(
         lame_duck_s=lame_duck_s,
         body_bytes_max=body_bytes_max,
     )
-    _run(TierOptions(node, tuple(processes), "edge"))
+
+    def before() -> None:
+        stack.require_free(host, port, "--port")
+        stack.require_free(admin_host, admin_port, "--admin-port")
+        node.forget_metrics()
+
+    _run(TierOptions(node, tuple(processes), "edge", before))
 
 
 def pool_command(
@@ -139,6 +153,8 @@ def pool_command(
         raise CannotStart("a pool needs --registry to bring its artifacts from")
     if listen_host and not _has_secret(node.data):
         raise CannotStart("TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET or DATA/secrets")
+    if listen_host in WILDCARDS and not advertise_host:
+        raise CannotStart(f"--listen-host {listen_host}: say with --advertise-host what edges dial")
     node.prepare()
     url = registry_url(data, registry)
     processes = [
@@ -175,6 +191,13 @@ def controller_command(
 ) -> None:
     """Run only the controller."""
     node = node_of(data)
+    for text in listen or ():
+        try:
+            address = Address.parse(text)
+        except ValueError as error:
+            raise CannotStart(f"--listen: {error}") from None
+        if address.host in WILDCARDS and not advertise:
+            raise CannotStart(f"--listen {text}: say with --advertise what other hosts dial")
     node.prepare()
     process = stack.controller_process(
         node,

@@ -57,7 +57,7 @@ class OnnxRuntimeEngine:
         graph = _graph_of(manifest)
         try:
             session = ort.InferenceSession(
-                str(folder / graph), _options(threads), providers=["CPUExecutionProvider"]
+                str(folder / graph), session_options(threads), providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             # ONNX Runtime's exceptions have no base class of their own.
@@ -167,7 +167,8 @@ def _graph_of(manifest: Manifest) -> str:
     return top[0]
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int) -> ort.SessionOptions:
+    """Choose how ONNX Runtime uses the processor and memory; 0 threads: one for each core."""
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = threads or _cores()

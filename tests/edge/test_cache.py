@@ -105,6 +105,27 @@ def test_one_hit_wonders_do_not_displace_what_is_asked_for() -> None:
     assert all(cache.get(key_of(number), 0.0) == number for number in range(50))
 
 
+def test_a_single_hit_is_not_enough_to_stay() -> None:
+    cache = cache_of(100)
+    fill(cache, range(100))
+    for _ in range(2):
+        cache.get(key_of(1), 0.0)
+    cache.get(key_of(0), 0.0)
+    fill(cache, range(1000, 1100))
+    assert cache.get(key_of(0), 0.0) is None
+    assert cache.get(key_of(1), 0.0) == 1
+
+
+def test_new_answers_have_a_tenth_of_the_room_to_themselves() -> None:
+    cache = cache_of(100)
+    fill(cache, range(100))
+    for _ in range(2):
+        for number in range(100):
+            cache.get(key_of(number), 0.0)
+    fill(cache, range(1000, 1008))
+    assert all(cache.get(key_of(number), 0.0) == number for number in range(1000, 1008))
+
+
 def test_key_that_comes_back_soon_goes_to_the_main_queue() -> None:
     cache = cache_of(100)
     fill(cache, range(101))  # the first one has just left, unasked

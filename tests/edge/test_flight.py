@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,18 +34,32 @@ class Model:
         self.cancelled = 0
         self.leaders: list[str] = []
 
-    def start(self, name: str = "") -> Callable[[], Coroutine[Any, Any, str]]:
-        async def compute() -> str:
+    def start(self, name: str, deadline_s: float) -> Callable[[], Computing]:
+        def begin() -> Computing:
             self.leaders.append(name)
-            end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            self.ends.append(end)
-            try:
-                return await end
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                raise
+            computing = Computing(self, deadline_s)
+            self.ends.append(computing.future)
+            return computing
 
-        return compute
+        return begin
+
+
+class Computing:
+    """One computation under way; ends when it is told to, or at its leader's deadline."""
+
+    def __init__(self, model: Model, deadline_s: float) -> None:
+        self._model = model
+        loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[str] = loop.create_future()
+        loop.call_at(deadline_s, self._expire)
+
+    def _expire(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(DeadlineExceeded("too late"))
+
+    def cancel(self) -> None:
+        self._model.cancelled += 1
+        self.future.cancel()
 
 
 class Stage:
@@ -56,7 +71,9 @@ class Stage:
 
     def call(self, name: str = "", *, left_s: float = LONG_S, key: str = "k") -> asyncio.Task[str]:
         deadline_s = asyncio.get_running_loop().time() + left_s
-        return asyncio.create_task(self.flights.run(key, deadline_s, self.model.start(name)))
+        return asyncio.create_task(
+            self.flights.run(key, deadline_s, self.model.start(name, deadline_s))
+        )
 
 
 async def turns(count: int = 5) -> None:
@@ -140,21 +157,24 @@ async def test_everybody_waits_by_their_own_deadline() -> None:
     assert await outcomes([patient]) == ["answer"]
 
 
-async def test_hasty_first_caller_does_not_end_the_computation() -> None:
+async def test_hasty_first_caller_leaves_the_lead_to_another() -> None:
     stage = Stage()
     hasty, patient = stage.call(left_s=0.01), stage.call(left_s=LONG_S)
+    (failure,) = await outcomes([hasty])
+    assert type(failure) is DeadlineExceeded
+    await turns()
+    stage.model.ends[1].set_result("answer")
+    assert await outcomes([patient]) == ["answer"]
+
+
+async def test_hasty_follower_leaves_by_its_own_deadline() -> None:
+    stage = Stage()
+    patient, hasty = stage.call(left_s=LONG_S), stage.call(left_s=0.01)
     (failure,) = await outcomes([hasty])
     assert type(failure) is DeadlineExceeded
     assert stage.model.cancelled == 0
     stage.model.ends[0].set_result("answer")
     assert await outcomes([patient]) == ["answer"]
-
-
-async def test_deadline_of_the_last_caller_ends_the_computation() -> None:
-    stage = Stage()
-    await outcomes([stage.call(left_s=0.01)])
-    await turns()
-    assert stage.model.cancelled == 1
 
 
 @pytest.mark.parametrize(
@@ -182,6 +202,17 @@ async def test_leaders_own_failure_goes_to_the_leader_and_another_leads(error: R
     assert len(stage.model.ends) == 2
     stage.model.ends[1].set_result("answer")
     assert await outcomes(others) == ["answer"] * 2
+
+
+async def test_leader_who_failed_does_not_lead_again() -> None:
+    stage = Stage()
+    tasks = [stage.call(str(left_s), left_s=left_s) for left_s in (9.0, 1.0, 2.0)]
+    await turns()
+    stage.model.ends[0].set_exception(WorkerLost("w"))
+    await turns()
+    assert stage.model.leaders == ["9.0", "2.0"]
+    stage.model.ends[1].set_result("answer")
+    assert (await outcomes(tasks))[1:] == ["answer"] * 2
 
 
 async def test_next_leader_is_who_has_most_time_left() -> None:
@@ -288,20 +319,46 @@ async def test_computation_that_somebody_cancels_is_a_lost_worker() -> None:
     assert (await outcomes([task]))[0].status == 502
 
 
-async def test_caller_cancelled_in_the_turn_of_a_failure_leaves_no_unread_exception() -> None:
+@pytest.mark.parametrize("turn", range(7))
+async def test_callers_cancelled_in_any_turn_of_a_failure_leave_no_unread_exception(
+    turn: int,
+) -> None:
     stage = Stage()
     unread: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unread.append(context))
     tasks = [stage.call() for _ in range(3)]
     await turns()
     stage.model.ends[0].set_exception(ModelFailed("m"))
-    await turns(2)  # the callers' futures have failed, the callers themselves not yet woken
+    await turns(turn)
     for task in tasks:
         task.cancel()
     await outcomes(tasks)
     del tasks, task
     await turns()
+    gc.collect()
     assert unread == []
+    assert len(stage.flights) == 0
+
+
+async def test_timer_of_a_follower_ends_with_its_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    timers: list[asyncio.TimerHandle] = []
+    loop = asyncio.get_running_loop()
+    call_at = loop.call_at
+
+    def record(*args: Any, **options: Any) -> asyncio.TimerHandle:
+        timers.append(call_at(*args, **options))
+        return timers[-1]
+
+    leader = stage.call()
+    await turns()
+    monkeypatch.setattr(loop, "call_at", record)
+    follower = stage.call()
+    await turns()
+    monkeypatch.undo()
+    stage.model.ends[0].set_result("answer")
+    assert await outcomes([leader, follower]) == ["answer"] * 2
+    assert [timer.cancelled() for timer in timers] == [True]
 
 
 async def test_repr_shows_what_is_under_way() -> None:

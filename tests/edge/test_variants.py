@@ -93,12 +93,37 @@ def test_arms_that_mean_nothing_are_refused(arms: list[Arm]) -> None:
         Arms(arms, "s")
 
 
-def test_extreme_hashes_give_finite_scores() -> None:
-    for bits in (0, 2**52 - 1):
-        h = (bits + 0.5) * 2.0**-52
-        assert 0 < h < 1
-        assert math.isfinite(math.log(h))
-        assert math.log(h) < 0
+class Fixed:
+    """A hasher whose digest does not depend on the unit."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._digest = digest
+
+    def copy(self) -> Fixed:
+        return self
+
+    def update(self, unit: bytes) -> None:
+        pass
+
+    def digest(self) -> bytes:
+        return self._digest
+
+
+def fixed(arms: list[Arm], digest: bytes) -> Arms:
+    ready = Arms(arms, "s")
+    ready._racers = tuple((Fixed(digest), inverse, i) for _, inverse, i in ready._racers)  # type: ignore[misc]
+    return ready
+
+
+@pytest.mark.parametrize("digest", [b"\x00" * 8, b"\xff" * 8])
+def test_heavier_arm_wins_at_both_ends_of_the_hash(digest: bytes) -> None:
+    assert fixed([Arm("a", 1), Arm("b", 2)], digest).assign(b"u") == 1
+    assert fixed([Arm("a", 2), Arm("b", 1)], digest).assign(b"u") == 0
+
+
+def test_not_even_a_tie_depends_on_the_order_of_the_document() -> None:
+    assert fixed([Arm("a", 1), Arm("b", 1)], bytes(8)).assign(b"u") == 0
+    assert fixed([Arm("b", 1), Arm("a", 1)], bytes(8)).assign(b"u") == 1
 
 
 def test_share_of_an_arm_is_its_weight() -> None:

@@ -113,8 +113,9 @@ def test_without_load_that_head_is_served() -> None:
     assert next_step(waiting, arrival_rows_per_s=10.0) == Run(3)
 
 
-def test_the_size_that_keeps_up_counts_no_more_than_wait() -> None:
-    assert next_step([ticket(slo_s=0.006)], arrival_rows_per_s=10_000.0) == Run(1)
+def test_under_load_a_head_that_waits_alone_is_served() -> None:
+    lone = [ticket(arrived_s=-0.013, slo_s=0.02)]
+    assert next_step(lone, arrival_rows_per_s=10_000.0) == Run(1)
 
 
 def test_an_engine_that_knows_nothing_sheds_only_what_is_overdue() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,8 +117,8 @@ def test_spec_that_does_not_fit_is_refused(store: DirectoryStore) -> None:
 
 
 def test_variant_that_is_not_published_is_refused(store: DirectoryStore) -> None:
-    variants = (Variant("a", "m", "1", 50.0), Variant("b", "m", "9", 25.0))
-    variants = (*variants, Variant("c", "other", "1", 25.0))
+    arms = [("a", "m", "1", 50.0), ("b", "m", "9", 25.0), ("c", "other", "1", 25.0)]
+    variants = tuple(Variant(*arm) for arm in arms)
     with pytest.raises(BadDocument) as caught:
         endpoints.set_spec(store, spec(variants=variants))
     assert caught.value.problems == [
@@ -364,6 +366,7 @@ def count_up(url: str, times: int) -> int:
                 break
             except RevisionConflict:
                 conflicts += 1
+                time.sleep(random.uniform(0, 0.1))
     store.close()
     return conflicts
 
@@ -394,6 +397,7 @@ def test_fifty_processes_that_count_up_lose_nothing(store: DirectoryStore) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fifty_processes_that_count_up_on_s3_lose_nothing(s3_url: str) -> None:
     store = open_store(s3_url)
     publish(store, "1")

@@ -138,6 +138,11 @@ def test_no_text_makes_it_fail(key: str) -> None:
     assert verify(key, RECORDS, NOW_S) is None
 
 
+def test_text_without_a_utf8_form_is_not_mistaken_for_another() -> None:
+    record = record_of("?" * 20, "ops", ["admin"])
+    assert verify("\ud800" * 20, {record.id: record}, NOW_S) is None
+
+
 def test_no_records_means_that_nobody_is_known() -> None:
     assert verify(KEY, {}, NOW_S) is None
 
@@ -150,21 +155,22 @@ def test_key_is_good_until_its_last_second() -> None:
 
 
 def test_unknown_id_costs_the_same_hash_and_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared, hashed = [], []
+    work: list[tuple[str, int, int]] = []
     real_compare, real_sha256 = hmac.compare_digest, hashlib.sha256
-    monkeypatch.setattr(
-        hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real_compare(a, b)
-    )
-    monkeypatch.setattr(
-        hashlib, "sha256", lambda data: hashed.append(len(data)) or real_sha256(data)
-    )
-    work = []
+
+    def compare(left: str, right: str) -> bool:
+        work.append(("compare", len(left), len(right)))
+        return real_compare(left, right)
+
+    def sha256(data: bytes) -> Any:
+        work.append(("hash", len(data), 0))
+        return real_sha256(data)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    monkeypatch.setattr(hashlib, "sha256", sha256)
     for known in (RECORDS, {}):
         verify(KEY, known, NOW_S)
-        work.append((hashed[:], [(len(a), len(b)) for a, b in compared]))
-        hashed.clear()
-        compared.clear()
-    assert work[0] == work[1] == ([16 + 64], [(64, 64)])
+    assert work == [("hash", 16 + 64, 0), ("compare", 64, 64)] * 2
 
 
 # --- the store ---

@@ -226,7 +226,9 @@ def own_nonce(leader: Leadership) -> str:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_never_do_two_act_and_epochs_only_rise(seed: int) -> None:
-    Simulation(seed).run(until_s=600.0)
+    simulation = Simulation(seed)
+    simulation.run(until_s=1200.0)
+    assert len(simulation.reigns) > 3
 
 
 def test_a_leaderless_fleet_has_a_leader_again_soon() -> None:
@@ -263,7 +265,7 @@ class Simulation:
         self.now_s = 0.0
         self.order = itertools.count()
         self.events: list[tuple[float, int, Callable[[], None]]] = []
-        self.epochs: list[int] = []
+        self.reigns: list[tuple[int, Competitor]] = []
         self.led_s = 0.0
         self.competitors = [Competitor(self, f"node-{index}") for index in range(3)]
 
@@ -273,7 +275,7 @@ class Simulation:
     def delay_s(self) -> float:
         if not self.faults:
             return 0.01
-        return self.random.choice([0.001, 0.05, 0.5, 3.0, 9.0, 30.0 * self.random.random()])
+        return self.random.choice([0.001, 0.001, 0.01, 0.05, 0.5, 3.0, 40.0 * self.random.random()])
 
     def run(self, until_s: float) -> None:
         while self.now_s < until_s:
@@ -293,10 +295,10 @@ class Simulation:
         assert len(acting) <= 1, [one.leadership.reign for one in acting]
         for one in acting:
             assert one.leadership.reign is not None
-            epoch = one.leadership.reign.epoch
-            if not self.epochs or self.epochs[-1] != epoch:
-                assert all(epoch > earlier for earlier in self.epochs)
-                self.epochs.append(epoch)
+            reign = (one.leadership.reign.epoch, one)
+            if not self.reigns or self.reigns[-1] != reign:
+                assert all(reign[0] > epoch for epoch, _ in self.reigns)
+                self.reigns.append(reign)
 
 
 class Competitor:
@@ -304,7 +306,9 @@ class Competitor:
 
     def __init__(self, simulation: Simulation, node: str) -> None:
         self.simulation = simulation
-        self.rate = simulation.random.uniform(0.95, 1.05)
+        # Far worse than any crystal; TAKEOVER_S / ACT_S allows a third between two of them.
+        self.rate = simulation.random.uniform(0.9, 1.1)
+        self.cut_off_until_s = 0.0
         self.offset_s = simulation.random.uniform(0.0, 1e6)
         self.leadership = Leadership(node, "http://x")
         simulation.later(simulation.random.uniform(0.0, 5.0), self.step)
@@ -316,7 +320,13 @@ class Competitor:
         return self.clock_s(self.simulation.now_s)
 
     def is_lost(self) -> bool:
-        return self.simulation.faults and self.simulation.random.random() < 0.15
+        """Say whether a message is lost: now and then one, now and then all for a while."""
+        if not self.simulation.faults:
+            return False
+        if self.simulation.random.random() < 0.05:
+            outage_s = 60.0 * self.simulation.random.random()
+            self.cut_off_until_s = self.simulation.now_s + outage_s
+        return self.simulation.now_s < self.cut_off_until_s or self.simulation.random.random() < 0.1
 
     def step(self) -> None:
         if self.leadership.must_look:
@@ -348,10 +358,11 @@ class Competitor:
 
     def write(self, write: Claim | Renew, started_s: float) -> None:
         if self.is_lost():
-            # Now unknown to the caller; it may still land much later.
-            self.simulation.later(
-                self.simulation.delay_s(), lambda: void(self.simulation.memory.write(write))
-            )
+            # Unknown to the caller from now on; it may never arrive, or land much later.
+            if self.simulation.random.random() < 0.5:
+                self.simulation.later(
+                    self.simulation.delay_s(), lambda: void(self.simulation.memory.write(write))
+                )
             self.simulation.later(self.simulation.delay_s(), self.fail)
             return
         etag = self.simulation.memory.write(write)
@@ -434,6 +445,34 @@ def test_a_step_renews_what_it_holds(tmp_path: Path) -> None:
     clock.now_s = 1005.0
     assert step(store, one, clock) == Wait(1010.0)
     assert store.get(LEADER_KEY).etag != first
+
+
+def test_the_time_a_write_takes_is_time_off_the_reign(tmp_path: Path) -> None:
+    clock, one = Clock(), leadership()
+
+    class Slow(DirectoryStore):
+        def put_new(self, key: str, data: bytes) -> str:
+            clock.now_s += 6.0
+            return super().put_new(key, data)
+
+    assert step(Slow(tmp_path), one, clock) == Wait(1000.0 + RENEW_S)
+    assert one.may_act(1000.0 + ACT_S - 0.001)
+    assert not one.may_act(1000.0 + ACT_S)
+
+
+def test_the_wait_for_a_takeover_begins_after_the_read(tmp_path: Path) -> None:
+    clock, one = Clock(), leadership()
+
+    class Slow(DirectoryStore):
+        def get(self, key: str) -> Object:
+            clock.now_s += 6.0
+            return super().get(key)
+
+    store = Slow(tmp_path)
+    store.put_new(LEADER_KEY, msgspec.json.encode(OTHER))
+    assert step(store, one, clock) == Wait(1006.0 + RENEW_S)
+    clock.now_s = 1006.0 + TAKEOVER_S - 6.1
+    assert step(store, one, clock) == Wait(1006.0 + TAKEOVER_S)
 
 
 def test_a_lost_race_is_looked_at_again_at_once(tmp_path: Path) -> None:

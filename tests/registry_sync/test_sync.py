@@ -463,20 +463,22 @@ def test_every_failure_of_the_store_leaves_a_state_from_which_the_next_try_succe
     assert calls == 9  # the manifest, two sizes, one part and five
 
 
-@pytest.mark.slow
-def test_a_256_mib_blob_is_brought_from_s3(s3_url: str, local: LocalStore, tmp_path: Path) -> None:
-    chunk = os.urandom(MIB)
-    path = tmp_path / "big"
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_a_256_mib_file_is_put_and_brought(
+    request: pytest.FixtureRequest, kind: str, root: Path, local: LocalStore, tmp_path: Path
+) -> None:
+    url = str(root) if kind == "directory" else request.getfixturevalue("s3_url")
+    chunk, digest, path = os.urandom(MIB), hashlib.sha256(), tmp_path / "big"
     with open(path, "wb") as file:
         for index in range(256):
-            file.write(chunk[index:] + chunk[:index])
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    store = open_store(s3_url)
-    with contextlib.closing(store):
-        store.put_file_new(f"blobs/sha256/{sha256}", path)
-        fetch_blob(store, local, File("big", sha256, 256 * MIB))
-    assert local.has_blob(sha256, 256 * MIB)
+            # No two parts are equal, so that none can stand for another.
+            part = chunk[index:] + chunk[:index]
+            digest.update(part)
+            file.write(part)
+    with contextlib.closing(open_store(url)) as store:
+        store.put_file_new(f"blobs/sha256/{digest.hexdigest()}", path)
+        fetch_blob(store, local, File("big", digest.hexdigest(), 256 * MIB))
+    assert local.has_blob(digest.hexdigest(), 256 * MIB)
 
 
 def test_fetch_errors_say_whether_to_try_again() -> None:

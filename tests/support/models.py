@@ -88,7 +88,7 @@ def identity(path: Path, datatype: str = "FP32", shape: Sequence[int | str] = ("
     )
 
 
-def tensor(name: str, element: int, shape: Sequence[int | str] | None) -> Any:
+def tensor(name: str, element: int, shape: Sequence[int | str | None] | None) -> Any:
     """Describe an input or output; a `shape` of None leaves its rank out."""
     return helper.make_tensor_value_info(name, element, shape)
 

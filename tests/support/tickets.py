@@ -81,7 +81,7 @@ class VirtualRunner:
     session: TestSession
     duration_s: Callable[[int], float]
     is_closed: bool = False
-    runs: list[tuple[float, int]] = field(default_factory=list)  # start, rows
+    runs: list[tuple[float, int, float]] = field(default_factory=list)  # start, rows, duration
 
     def start(self, work: Callable[[], T], done: Callable[[T, float], None]) -> None:
         """Carry out `work` in virtual time."""
@@ -91,7 +91,7 @@ class VirtualRunner:
         result = work()
         rows = self.session.batch_rows[runs_before:]
         run_s = sum(self.duration_s(one) for one in rows)
-        self.runs += [(loop.time(), one) for one in rows[:1]]
+        self.runs += [(loop.time(), one, run_s) for one in rows[:1]]
         loop.call_later(run_s, done, result, run_s)
 
     def close(self) -> None:

@@ -1,0 +1,234 @@
+"""The worker's side of the data wire: calls of one edge in, replies out.
+
+Owns what is between a frame and a ticket, and between an outcome and a frame.  Knows neither how
+engines are loaded nor the controller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pool.arrays import BadTensor, to_array, to_tensors
+from pool.engines.base import Tensors, reason_of
+from pool.slots import EngineSlot, Loaded
+from pool.ticket import Answer, Failed, Outcome, Overdue, Ticket
+from pool.wire import data
+from pool.wire.data import Tensor
+from pool.wire.frames import Buffer, WireError
+from pool.wire.peer import Peer
+from registry_sync.names import BadName
+
+RETRY_AFTER_MS = 1000  # of a refusal that may pass
+DETAIL_CHARS_MAX = 1000  # well within what the wire takes, in any script
+
+
+class Inside:
+    """How much is inside one worker process, all edges together."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.bytes = 0
+
+
+class Served:
+    """One call of one edge, from its frame to its reply; see `pool.slots.Waiting`."""
+
+    __slots__ = (
+        "arrived_s", "call", "deadline_s", "edge", "seq", "size_bytes", "slot", "tensors", "ticket",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        edge: EdgePeer,
+        call: data.Call,
+        tensors: list[Tensor],
+        size_bytes: int,
+        slot: EngineSlot,
+    ) -> None:
+        self.edge = edge
+        self.call = call
+        self.tensors = tensors
+        self.size_bytes = size_bytes
+        self.slot = slot
+        self.arrived_s = time.monotonic()
+        self.deadline_s = self.arrived_s + call.time_left_us / 1e6
+        self.ticket: Ticket | None = None
+        self.seq = 0
+
+    def make_ticket(self, loaded: Loaded) -> Ticket:
+        """Return the call's ticket; one that does not fit the engine is settled already."""
+        call, tensors = self.call, self.tensors
+        inputs: Tensors = {}
+        problem: Failed | None = None
+        try:
+            for tensor in tensors:
+                inputs[tensor.name] = to_array(tensor)
+        except BadTensor as error:
+            problem = Failed(400, str(error))
+        if loaded.digest != call.digest:
+            problem = Failed(503, "the worker has another artifact of this version")
+        is_batched = loaded.manifest.rows_max > 1 and bool(tensors) and bool(tensors[0].shape)
+        self.ticket = ticket = Ticket(
+            rows=max(1, tensors[0].shape[0]) if is_batched else 1,
+            shape_key=tuple([(t.name, t.shape[1:]) for t in tensors]),
+            arrived_s=self.arrived_s,
+            deadline_s=self.deadline_s,
+            inputs=inputs,
+            on_settled=self.settle,
+            outputs=call.outputs,
+            priority=call.priority,
+            bytes=self.size_bytes,
+            on_chunk=self._chunk if call.stream else None,
+        )
+        if problem is not None:
+            ticket.settle(problem)
+        return ticket
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        if self.ticket is None:
+            if self.slot.forget(self):
+                self.settle(None)
+        elif self.slot.queue is not None:
+            self.slot.queue.cancel(self.ticket)
+
+    def settle(self, outcome: Outcome | None) -> None:
+        """Reply; None and a cancelled ticket need no reply."""
+        # Call and ticket point at one another; left so, only the collector would free them.
+        self.ticket = None
+        self.edge.ended(self)
+        match outcome:
+            case Answer():
+                self._answer(outcome)
+            case Failed(status, detail):
+                self.refuse(status, detail, RETRY_AFTER_MS if status == 503 else 0)
+            case Overdue(was_shed=True):
+                self.refuse(503, "overloaded: the deadline cannot be met", RETRY_AFTER_MS)
+            case Overdue():
+                self.refuse(504, "the deadline passed while the call waited")
+
+    def _answer(self, answer: Answer) -> None:
+        slot, call_id = self.slot, self.call.call_id
+        loaded = slot.loaded
+        if loaded is None:
+            self.refuse(503, "the engine was unloaded", RETRY_AFTER_MS)
+            return
+        try:
+            tensors = to_tensors(answer.outputs, loaded.datatypes)
+            reply = data.Reply(
+                call_id,
+                200,
+                "",
+                data.heads(tensors),
+                int(answer.queue_s * 1e6),
+                int(answer.infer_s * 1e6),
+                answer.batch_rows,
+                slot.wait_us,
+            )
+            buffers = data.encode(reply, tensors)
+        except BadTensor as error:
+            self.refuse(500, f"the model failed: {error}")
+        except ValueError as error:  # larger than a frame may be
+            self.refuse(500, f"the model's answer is too large: {error}")
+        except Exception as error:
+            # An engine may answer anything; whatever it was, the call must have its end.
+            self.refuse(500, f"the model failed: {reason_of(error)}")
+        else:
+            self.edge.peer.send(buffers)
+
+    def _chunk(self, outputs: Tensors) -> None:
+        loaded, ticket = self.slot.loaded, self.ticket
+        if loaded is None or ticket is None:
+            return
+        try:
+            tensors = to_tensors(outputs, loaded.datatypes)
+            chunk = data.Chunk(self.call.call_id, self.seq, data.heads(tensors))
+            buffers = data.encode(chunk, tensors)
+        except Exception as error:
+            # As above; the stream ends here.
+            self.refuse(500, f"the model failed: {reason_of(error)}")
+            self.cancel()
+            return
+        self.seq += 1
+        self.edge.peer.send(buffers)
+
+    def refuse(self, status: int, detail: str, retry_after_ms: int = 0) -> None:
+        """Reply without outputs."""
+        detail = detail[:DETAIL_CHARS_MAX]
+        reply = data.Reply(self.call.call_id, status, detail, retry_after_ms=retry_after_ms)
+        self.edge.peer.send(data.encode(reply))
+
+
+class EdgePeer:
+    """A connected edge and the calls it waits for.
+
+    Args:
+        hello: this worker's first message.
+        slot_of: finds the place of a version; raises `BadName`.
+        inside: what all edges together have inside.
+        on_lost: called when the connection is gone.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        hello: data.Hello,
+        slot_of: Callable[[str, str], EngineSlot],
+        inside: Inside,
+        on_lost: Callable[[EdgePeer], None],
+    ) -> None:
+        self.peer = peer
+        self._hello = hello
+        self._slot_of = slot_of
+        self._inside = inside
+        self._on_lost = on_lost
+        # The whole mutable state: the calls that are not replied to yet.
+        self.calls: dict[int, Served] = {}
+        peer.on_frame = self._frame
+        peer.on_lost = self._lost
+
+    def ended(self, served: Served) -> None:
+        """Take note that a call needs no place any more."""
+        self._inside.bytes -= served.size_bytes
+        self.calls.pop(served.call.call_id, None)
+
+    def _lost(self, error: Exception | None) -> None:
+        self._on_lost(self)
+        for served in list(self.calls.values()):
+            served.cancel()
+
+    def _frame(self, header: bytes, body: Buffer) -> None:
+        message = data.decode(header)
+        if type(message) is data.Call:
+            self._call(message, data.tensors(message.inputs, body))
+        elif type(message) is data.Cancel:
+            served = self.calls.get(message.call_id)
+            if served is not None:
+                served.cancel()
+        elif type(message) is data.Hello:
+            if message.wire != data.WIRE:
+                raise WireError(f"this worker speaks wire {data.WIRE}, not {message.wire}")
+            self.peer.send(data.encode(self._hello))
+        else:
+            raise WireError(f"an edge does not send {type(message).__name__}")
+
+    def _call(self, call: data.Call, tensors: list[Tensor]) -> None:
+        if call.call_id in self.calls:
+            raise WireError(f"call {call.call_id} is under way already")
+        try:
+            slot = self._slot_of(call.model, call.version)
+        except BadName as error:
+            self.peer.send(data.encode(data.Reply(call.call_id, 404, str(error))))
+            return
+        size_bytes = 0
+        for tensor in tensors:
+            size_bytes += len(tensor.data)
+        inside = self._inside
+        served = Served(self, call, tensors, size_bytes, slot)
+        if inside.bytes + size_bytes > inside.bytes_max:
+            served.refuse(503, "the worker's queues are full", RETRY_AFTER_MS)
+            return
+        inside.bytes += size_bytes
+        self.calls[call.call_id] = served
+        slot.submit(served)

@@ -1,0 +1,19 @@
+"""How a serving process collects garbage."""
+
+from __future__ import annotations
+
+import gc
+
+# Python's default looks at the young objects after every 700 allocations, which is every ~20
+# requests, and then walks the many objects that a full cache holds: 8 % of an edge's CPU time.
+# Requests leave no reference cycles on their usual way, so looking rarely costs no memory.
+YOUNG_OBJECTS_MAX = 50_000
+MIDDLE_ROUNDS = 50
+OLD_ROUNDS = 100
+
+
+def calm_collector() -> None:
+    """Let the collector leave alone what start-up made, and look at the rest less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS_MAX, MIDDLE_ROUNDS, OLD_ROUNDS)

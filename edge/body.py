@@ -23,14 +23,8 @@ from msgspec import UNSET, Meta, UnsetType
 from edge.body_json import check_keys, pack_data, read_json
 from edge.body_parameters import read_flag, read_steering, relevant
 from edge.body_render import render_infer
-from edge.body_signature import (
-    NOTHING,
-    RANK_MAX,
-    InferRequest,
-    InputRule,
-    Parameter,
-    Signature,
-)
+from edge.body_request import NOTHING, InferRequest, Parameter
+from edge.body_signature import RANK_MAX, InputRule, Signature
 from edge.errors import BadRequest, TooLarge, quote
 from edge.tensors import LENGTH_BYTES, Tensor, element_ends, shape_text
 
@@ -86,6 +80,9 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
         if tail == 0:
             return _parse_raw(body, signature)
         text = body[:tail]
+        known = signature.memo.recall(text, body)
+        if known is not None:
+            return known
     request: _Infer = read_json(_decoder, text)
 
     colons = 1
@@ -100,6 +97,7 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
     inputs: list[Tensor | None] = [None] * len(signature.inputs)
     rules = signature.inputs
     bulk: list[msgspec.Raw] = []
+    in_order = header_length is not None
     end = len(body)
     for index, given in enumerate(request.inputs):
         rule = rules.get(given.name)
@@ -115,6 +113,7 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
         data = given.data
         colons += 3
         size = _binary_size(given, index)
+        in_order = in_order and size is not None and index == rule.position
         if size is None:
             if data is UNSET:
                 raise BadRequest(
@@ -171,7 +170,7 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
     tensors: list[Tensor] = inputs  # type: ignore[assignment]  # None was ruled out
     if outputs or signature.no_json:
         signature.pick_outputs(outputs, binary)
-    return InferRequest(
+    found = InferRequest(
         given_id,
         tensors,
         signature.rows_of(tensors),
@@ -181,6 +180,9 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
         timeout_us,
         priority,
     )
+    if in_order:
+        signature.memo.keep(text, body, found)
+    return found
 
 
 def _read_length(value: str, body_bytes: int) -> int:

@@ -15,7 +15,8 @@ import msgspec
 from edge.body import TENSORS_MAX, check_id, check_shape
 from edge.body_json import check_keys, read_json, unfold_data
 from edge.body_parameters import read_steering, relevant
-from edge.body_signature import NOTHING, InferRequest, Parameter, Signature
+from edge.body_request import NOTHING, InferRequest, Parameter
+from edge.body_signature import Signature
 from edge.errors import BadRequest
 from edge.tensors import Tensor
 

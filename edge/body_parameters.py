@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge.body_signature import Parameter
+from edge.body_request import Parameter
 from edge.errors import BadRequest, quote
 
 PRIORITY_MAX = 100

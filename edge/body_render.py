@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import orjson
 
-from edge.body_signature import InferRequest
+from edge.body_request import InferRequest
 from edge.errors import ModelFailed, WorkerLost, quote
 from edge.tensors import DTYPES, TensorLike, split_bytes
 from registry_sync.datatypes import ITEMSIZE

@@ -10,34 +10,20 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from edge.body_memo import Memo
 from edge.errors import BadRequest, Unprocessable, quote
 from edge.tensors import CODES, Tensor, shape_text
 from registry_sync.datatypes import DATATYPES, ITEMSIZE
 from registry_sync.documents import TensorSpec
 
-Parameter = str | int | float | bool
 Decoder = msgspec.json.Decoder[Any]
 
-NOTHING: frozenset[str] = frozenset()
 RANK_MAX = 16
-
-
-class InferRequest(msgspec.Struct, gc=False):
-    """A body that was read and fits its signature; treat it as frozen."""
-
-    id: str | None
-    inputs: list[Tensor]  # all of them, in the signature's order
-    rows: int  # of the first axis; 1 where the model is never batched
-    outputs: tuple[str, ...] = ()  # wanted, in this order; empty: all
-    binary: frozenset[str] = NOTHING  # outputs to be answered in binary form
-    parameters: dict[str, Parameter] = {}  # without the reserved ones
-    timeout_us: int = 0  # 0: none given
-    priority: int = 0  # 0: default, 1: highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +52,7 @@ class Signature:
     batched: bool  # the first axis of every input is the batch
     output_names: frozenset[str]
     no_json: frozenset[str]  # outputs that have no JSON form
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
     @classmethod
     def of(

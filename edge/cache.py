@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import msgspec
 from blake3 import blake3
 
-from edge.body_signature import InferRequest
+from edge.body_request import InferRequest
 
 V = TypeVar("V")
 

@@ -2,8 +2,9 @@
 
 The hot path adds to plain lists.  Every second, and when it ends, a process writes its totals to a
 file of its own; whichever process is scraped adds up the files of its siblings.  A process goes on
-from the file of the one before it that had its name, so that no counter ever falls.  (prometheus_client's own multiprocess mode locks and writes a shared
-page for each observation, several of them per request.)
+from the file of the one before it that had its name, so that no counter ever falls.
+(prometheus_client's own multiprocess mode locks and writes a shared page for each observation,
+several of them per request.)
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from prometheus_client.registry import Collector
 BOUNDS_S = (
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
-_log = structlog.get_logger()
-
 ArmKey = tuple[str, int, str, str]  # endpoint, revision, variant, version
 BOUNDS_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+
+_log = structlog.get_logger()
 
 _COUNTERS = {
     "tidepool_requests": ("Requests by their end.", ("endpoint", "variant", "status")),
@@ -157,6 +158,7 @@ class Metrics:
         """Return the totals of all edge processes of this node as Prometheus text."""
         self.save()
         registry = CollectorRegistry(auto_describe=False)
+        self.save()  # what was shown once must not be forgotten
         paths = [path for path in sorted(self._folder.glob("*.json")) if path != self._file]
         siblings = [total for total in map(_read, paths) if total is not None]
         registry.register(_Merged(_merged([self._total(), *siblings]), self.in_flight()))

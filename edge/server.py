@@ -7,9 +7,9 @@ an answer.  The request's way itself is `infer.Service`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -18,15 +18,14 @@ from starlette.types import ASGIApp
 
 from edge import bridge
 from edge.body_render import render_error_event, render_event
-from edge.body_signature import InferRequest
+from edge.body_request import InferRequest
 from edge.dispatch import Call
 from edge.errors import BadRequest, BodyTooSlow, ClientGone, Refusal, TooLarge
 from edge.infer import Service, Target, Trace
-from pool.wire.data import Tensor
+from edge.stream import Part, Parts
 
 NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
 PATHS_MAX = 1024  # remembered; then all are read anew
-STREAM_CHUNKS_MAX = 256  # unsent parts of a stream, after which its client counts as gone
 
 _CALL = re.compile(
     r"/v2/models/([^/]{1,200})(?:/versions/([^/]{1,40}))?/(infer|generate|generate_stream)"
@@ -137,7 +136,7 @@ class App:
         service = self._service
         header = scope.headers.get
         trace = service.begin(header)
-        chunks: asyncio.Queue[Sequence[Tensor] | None] = asyncio.Queue()
+        parts = Parts()
         call: Call | None = None
         task = asyncio.current_task(self._loop)
         assert task is not None
@@ -145,13 +144,15 @@ class App:
         status = 200
         try:
             request, call = await service.stream(
-                trace, target, header, lambda: self._body(trace, header, proto), chunks.put_nowait
+                trace, target, header, lambda: self._body(trace, header, proto), parts.put
             )
-            call.future.add_done_callback(lambda _: chunks.put_nowait(None))
+            call.future.add_done_callback(lambda _: parts.end())
+            slow = ClientGone("the client reads more slowly than the model answers")
+            parts.on_overfull = functools.partial(service.pool.cancel, call, slow)
             if is_stream:
-                status = await self._send_events(proto, trace, target, request, call, chunks)
+                status = await self._send_events(proto, trace, target, request, call, parts)
             else:
-                await self._send_last(proto, trace, target, request, call, chunks)
+                await self._send_last(proto, trace, target, request, call, parts)
         except Refusal as refusal:
             status, headers, body = self._refused(trace, refusal)
             proto.response_bytes(status, headers, body)
@@ -175,22 +176,24 @@ class App:
         target: Target,
         request: InferRequest,
         call: Call,
-        chunks: asyncio.Queue[Sequence[Tensor] | None],
+        parts: Parts,
     ) -> int:
         """Send each part as an event; a failure before the first is an ordinary refusal."""
         assert trace.arm is not None
         version = trace.arm.version.ref[1]
-        chunk = await chunks.get()
-        if chunk is None and (error := call.future.exception()) is not None:
-            raise error
+        taken = await parts.take()
+        if not taken:
+            if (error := call.future.exception()) is not None:
+                raise error
+            if outputs := call.future.result().outputs:  # of a model that does not stream
+                taken = [outputs]
         headers = [*_SSE, *self._service.headers(trace)]
         transport = proto.response_stream(200, headers)
         try:
-            while chunk is not None:
-                if chunks.qsize() > STREAM_CHUNKS_MAX:
-                    return ClientGone.status  # it does not read
-                await transport.send_bytes(render_event(request, target.name, version, chunk))
-                chunk = await chunks.get()
+            while taken:
+                events = [render_event(request, target.name, version, part) for part in taken]
+                await transport.send_bytes(b"".join(events))
+                taken = await parts.take()
             error = call.future.exception()
             if error is not None:
                 text = error.text if isinstance(error, Refusal) else "internal error"
@@ -211,19 +214,19 @@ class App:
         target: Target,
         request: InferRequest,
         call: Call,
-        chunks: asyncio.Queue[Sequence[Tensor] | None],
+        parts: Parts,
     ) -> None:
         """Answer `generate` with the one part that a stream consists of."""
         assert trace.arm is not None
-        parts = []
-        while (chunk := await chunks.get()) is not None:
-            parts.append(chunk)
-            if len(parts) > 1:
+        found: list[Part] = []
+        while taken := await parts.take():
+            found += taken
+            if len(found) > 1:
                 raise BadRequest("this model answers in several parts: use generate_stream")
         answer = call.future.result()
         trace.answer = answer
         event = render_event(
-            request, target.name, trace.arm.version.ref[1], parts[0] if parts else answer.outputs
+            request, target.name, trace.arm.version.ref[1], found[0] if found else answer.outputs
         )
         body = event.removeprefix(b"data: ").rstrip(b"\n")
         proto.response_bytes(200, [_JSON, *self._service.headers(trace)], body)

@@ -102,7 +102,8 @@ def ensure_key(store: Store) -> str | None:
     known = keys.list_keys(store)
     if own is not None:
         found = keys.verify(own, {record.id: record for record in known}, time.time())
-        if found is None or set(found.scopes) < set(keys.ALL_SCOPES) or found.quota is not None:
+        is_admin = found is not None and {*keys.ALL_SCOPES} <= {*found.scopes} and not found.quota
+        if not is_admin:
             record = keys.record_of(own, "default", keys.ALL_SCOPES)
             keys.add_key(store, record, replace=True)
         return None

@@ -11,6 +11,7 @@ import numpy as np
 from pool.engines.base import NUMPY_DTYPES, Array, Tensors
 from pool.wire.data import Tensor, TensorLike
 
+COPIED_BYTES_MAX = 4096  # a copy so small costs less than a view of it
 _LENGTH = struct.Struct("<I")
 
 
@@ -92,12 +93,10 @@ def _to_tensor(name: str, datatype: str, array: Array) -> Tensor:
         if array.dtype == object:
             raise BadTensor(f"output {name!r} holds {array.dtype}, declared is {datatype}")
         array = array.astype(dtype)
+    if array.nbytes <= COPIED_BYTES_MAX:
+        return Tensor(name, datatype, shape, array.tobytes())
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
-    if not array.size:
-        return Tensor(name, datatype, shape, b"")
-    if array.nbytes <= 4096:
-        return Tensor(name, datatype, shape, array.tobytes())
     return Tensor(name, datatype, shape, memoryview(array.reshape(-1).data).cast("B"))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -33,6 +33,7 @@ HEARTBEAT_S = 0.5
 WORKER_SILENCE_S_MAX = 1.5  # three heartbeats
 KEEPALIVE_S = 1.0
 EDGE_SILENCE_S_MAX = 5.0  # an edge reports every second
+LOADS_MAX = 4096  # versions whose loads are counted
 STALL_S = 1.0  # a round that comes so late says nothing about who was silent meanwhile
 SETTLE_S = 3.0  # a new leader waits so long for the workers of the old one to dial it
 COMMAND_AGAIN_S = 2.0  # a command is repeated until a heartbeat shows it done
@@ -52,6 +53,7 @@ class _Worker:
     heard_s: float
     heartbeat: control.Heartbeat
     is_connected: bool = True
+    loads: dict[Ref, int] = field(default_factory=dict)  # also of engines that sleep
     commanded_s: dict[tuple[str, Ref], float] = field(default_factory=dict)
 
     def view(self) -> WorkerView:
@@ -108,6 +110,7 @@ class Controller:
         self._workers: dict[str, _Worker] = {}
         self._edges: dict[str, _Edge] = {}
         self._tally = Tally()
+        self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
         self._seq = 0
         self._documents: control.Documents | None = None
         self._routes: control.Routes | None = None
@@ -151,6 +154,7 @@ class Controller:
             # The same worker dialled again, or its successor: only one of them is true.
             old.peer.close(WireError("another connection of the same worker took over"))
         self._workers[register.id] = worker
+        self._count_loads(worker, register.engines)
         peer.on_frame = lambda header, body: self._from_worker(worker, control.decode(body))
         peer.on_lost = lambda error: self._lost_worker(worker)
         peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
@@ -177,8 +181,21 @@ class Controller:
         if not isinstance(message, control.Heartbeat):
             raise WireError(f"expected a heartbeat, not {type(message).__name__}")
         worker.heard_s = asyncio.get_running_loop().time()
+        self._count_loads(worker, message.engines)
         worker.heartbeat = message
         self.act()
+
+    def _count_loads(self, worker: _Worker, engines: Sequence[control.EngineState]) -> None:
+        """Add the loads since a worker's last report; an engine that sleeps is in none."""
+        for engine in engines:
+            ref = (engine.model, engine.version)
+            new = engine.loads - worker.loads.get(ref, 0)
+            if new > 0:
+                worker.loads[ref] = engine.loads
+                self._loads[ref] = self._loads.get(ref, 0) + new
+        if len(self._loads) > LOADS_MAX:
+            known = self._watch.snapshot.manifests
+            self._loads = {ref: count for ref, count in self._loads.items() if ref in known}
 
     def _add_edge(self, peer: Peer, register: control.RegisterEdge) -> None:
         edge = _Edge(peer, register, asyncio.get_running_loop().time())
@@ -263,6 +280,7 @@ class Controller:
             specs=snapshot.specs,
             states=snapshot.states,
             counts=self._tally.totals(),
+            loads=self._loads,
             rejected=snapshot.rejected,
             registry_error=self._registry_error,
         )

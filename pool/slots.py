@@ -181,6 +181,7 @@ class EngineSlot:
             self._fail(reason_of(error))
             return
         self.loads += 1
+        self.used_s = time.monotonic()  # or who has it warmed before the first call loses it at once
         self._failures = 0
         self.loaded = loaded
         self.queue = EngineQueue(

@@ -42,6 +42,7 @@ def status(
     specs: Mapping[str, EndpointSpec],
     states: Mapping[str, EndpointState],
     counts: Mapping[tuple[str, str], tuple[int, int, int]],
+    loads: Mapping[tuple[str, str], int],
     rejected: Mapping[str, str],
     registry_error: str,
 ) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def status(
         "workers": [_worker(worker) for worker in workers],
         "edges": [{"id": id, "pid": pid} for id, pid in edges],
         "endpoints": [
-            _endpoint(spec, states.get(name), workers, counts)
+            _endpoint(spec, states.get(name), workers, counts, loads)
             for name, spec in sorted(specs.items())
         ],
         "rejected": dict(rejected),
@@ -88,6 +89,7 @@ def _endpoint(
     state: EndpointState | None,
     workers: Sequence[WorkerStatus],
     counts: Mapping[tuple[str, str], tuple[int, int, int]],
+    loads: Mapping[tuple[str, str], int],
 ) -> dict[str, Any]:
     refs = {(variant.model, variant.version) for variant in spec.variants}
     engines = [
@@ -121,6 +123,6 @@ def _endpoint(
         "name": spec.endpoint,
         "revision": spec.revision,
         "held": sum(engine.calls for engine in engines if engine.state == "loading"),
-        "wakes": sum(engine.loads for engine in engines),
+        "wakes": sum(loads.get(ref, 0) for ref in refs),
         "variants": variants,
     }

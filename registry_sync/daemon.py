@@ -41,7 +41,7 @@ from registry_sync.sync import FetchError, fetch, present
 
 _FETCHES_MAX = 8  # each holds up to 64 MiB of parts
 _LOOKS_MAX = 2  # apart from the fetches, so that no download delays finding the leader
-_DRAIN_S_MAX = 3.0  # for a part that is being written; then the process ends all the same
+_DRAIN_S_MAX = 1.0  # for a part that is being written; then the process ends all the same
 
 _log = structlog.get_logger()
 

@@ -31,7 +31,7 @@ from registry_sync.stores import check_key
 _COPY_INSTEAD = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 
 
-class BadArtifact(ValueError):
+class BadLayout(ValueError):
     """A manifest names files that cannot be laid out in a folder."""
 
 
@@ -90,7 +90,7 @@ class LocalStore:
         nobody writes to them. The folder appears whole or not at all.
 
         Raises:
-            BadArtifact: a path would leave the folder, or two paths are in
+            BadLayout: a path would leave the folder, or two paths are in
                 each other's way.
             FileNotFoundError: a blob is not here; fetch it first.
         """
@@ -148,7 +148,7 @@ def _check_path(path: str) -> None:
     try:
         check_key(path)
     except ValueError:
-        raise BadArtifact(f"file {path!r:.100} does not stay in its artifact's folder") from None
+        raise BadLayout(f"file {path!r:.100} does not stay in its artifact's folder") from None
 
 
 def _put(blob: Path, folder: Path, path: str) -> None:
@@ -158,10 +158,10 @@ def _put(blob: Path, folder: Path, path: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The folder is new and ours, so no link can be in the way; this is the second lock.
         if not target.parent.resolve().is_relative_to(folder):
-            raise BadArtifact(f"file {path!r:.100} does not stay in its artifact's folder")
+            raise BadLayout(f"file {path!r:.100} does not stay in its artifact's folder")
         os.link(blob, target, follow_symlinks=False)
     except (FileExistsError, NotADirectoryError):
-        raise BadArtifact(f"file {path!r:.100} is in the way of another file") from None
+        raise BadLayout(f"file {path!r:.100} is in the way of another file") from None
     except OSError as error:
         if error.errno not in _COPY_INSTEAD:
             raise

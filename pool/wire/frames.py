@@ -19,6 +19,7 @@ from typing import TypeAlias
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 PREFIX = struct.Struct("!II")
+_unpack_prefix = PREFIX.unpack_from
 ALIGN_BYTES = 8  # the largest OIP element
 HEADER_BYTES_MAX = 1 << 20  # 1,024 tensors with names of 900 bytes would fit
 BODY_BYTES_MAX = 256 << 20  # four times the largest HTTP body (64 MiB), for outputs
@@ -100,6 +101,7 @@ class FrameReader:
         self._scratch = bytearray(self.SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
         self._filled_bytes = 0
+        self._needed_bytes = 8  # before there is anything to do: a prefix, a frame, a header
         self._large: bytearray | None = None
         self._large_view = memoryview(b"")
         self._large_header = b""
@@ -130,33 +132,51 @@ class FrameReader:
 
     def _cut(self) -> None:
         start, filled = 0, self._filled_bytes
-        view = self._view
-        while filled - start >= 8:
-            header_bytes, body_bytes = PREFIX.unpack_from(view, start)
-            if header_bytes > self.header_bytes_max or body_bytes > self.body_bytes_max:
-                raise WireError(
-                    f"a frame announces {header_bytes} + {body_bytes} bytes; "
-                    f"at most {self.header_bytes_max} + {self.body_bytes_max} are taken"
-                )
+        if filled < self._needed_bytes:
+            return
+        header_bytes, body_bytes = self._lengths(self._view, 0)
+        end = 8 + header_bytes + body_bytes
+        # One copy for all frames of this read; slices of bytes are the cheapest there are.
+        read = bytes(self._view[:filled]) if end <= filled else b""
+        while end <= filled:
             header_end = start + 8 + header_bytes
-            end = header_end + body_bytes
-            if end <= filled:
-                header = bytes(view[start + 8 : header_end])
-                body = bytes(view[header_end:end]) if body_bytes else b""
-                start = end
-                self.on_frame(header, body)
-                continue
-            if header_end <= filled and end - start > self.SCRATCH_BYTES:
-                self._begin_large(start, header_end, filled, body_bytes)
+            self.on_frame(read[start + 8 : header_end], read[header_end:end])
+            start = end
+            if filled - start < 8:
+                self._keep(start, 8)
                 return
-            if end - start > self.SCRATCH_BYTES and header_bytes + 8 > self.SCRATCH_BYTES:
-                self._grow(header_bytes + 8)
-                view = self._view
-            break
+            header_bytes, body_bytes = self._lengths(read, start)
+            end = start + 8 + header_bytes + body_bytes
+        self._await(start, header_bytes, body_bytes)
+
+    def _lengths(self, buffer: Buffer, start: int) -> tuple[int, int]:
+        header_bytes, body_bytes = _unpack_prefix(buffer, start)
+        if header_bytes > self.header_bytes_max or body_bytes > self.body_bytes_max:
+            raise WireError(
+                f"a frame announces {header_bytes} + {body_bytes} bytes; "
+                f"at most {self.header_bytes_max} + {self.body_bytes_max} are taken"
+            )
+        return header_bytes, body_bytes
+
+    def _await(self, start: int, header_bytes: int, body_bytes: int) -> None:
+        """Make ready for the rest of the frame that begins at `start`."""
+        header_end = start + 8 + header_bytes
+        needed_bytes = 8 + header_bytes + body_bytes
+        if needed_bytes > self.SCRATCH_BYTES:
+            if header_end <= self._filled_bytes:
+                self._begin_large(start, header_end, self._filled_bytes, body_bytes)
+                return
+            needed_bytes = 8 + header_bytes
+            self._grow(needed_bytes)
+        self._keep(start, needed_bytes)
+
+    def _keep(self, start: int, needed_bytes: int) -> None:
+        """Move what is left to the front, and wait until `needed_bytes` are there."""
         if start:
-            rest = bytes(view[start:filled])
-            view[: len(rest)] = rest
+            rest = bytes(self._view[start : self._filled_bytes])
+            self._view[: len(rest)] = rest
             self._filled_bytes = len(rest)
+        self._needed_bytes = needed_bytes
 
     def _begin_large(self, start: int, header_end: int, filled: int, body_bytes: int) -> None:
         self._large_header = bytes(self._view[start + 8 : header_end])
@@ -166,6 +186,7 @@ class FrameReader:
         self._large_view[:count] = self._view[header_end:filled]
         self._large_filled_bytes = count
         self._filled_bytes = 0
+        self._needed_bytes = 8
 
     def _grow(self, count_bytes: int) -> None:
         """Make room for a header that is itself larger than the scratch buffer (rare)."""

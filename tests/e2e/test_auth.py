@@ -248,9 +248,7 @@ def test_a_key_that_was_good_expires_at_its_time(stack: Stack) -> None:
     until(lambda: stack.request("GET", "/v2", key=key).status == 401, 5.0, "it expires")
 
 
-def test_a_revoked_key_is_refused_by_every_edge_at_once(
-    wide_stack: Stack, tmp_path: Path
-) -> None:
+def test_a_revoked_key_is_refused_by_every_edge_at_once(wide_stack: Stack, tmp_path: Path) -> None:
     wide_stack.publish("auth-wide", identity(tmp_path / "i.onnx"))
     key = wide_stack.make_key()
     path = "/v2/models/auth-wide/infer"

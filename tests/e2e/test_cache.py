@@ -182,9 +182,7 @@ def test_tenants_never_share(stack: Stack, diary: Diary) -> None:
 def test_tenants_never_share_a_flight(stack: Stack, diary: Diary) -> None:
     runs = diary.count("run")
     keys = [stack.make_key(tenant=tenant) for tenant in ("green", "white")]
-    answers = _together(
-        8, lambda i: stack.infer_observed(MODEL, 11, delay_ms=300, key=keys[i % 2])
-    )
+    answers = _together(8, lambda i: stack.infer_observed(MODEL, 11, delay_ms=300, key=keys[i % 2]))
     assert {answer.status for answer in answers} == {200}
     assert diary.count("run") == runs + 2
 

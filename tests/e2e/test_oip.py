@@ -202,9 +202,7 @@ def test_json_and_binary_tensors_may_be_mixed(
         triton.InferRequestedOutput("out/put:1", binary_data=binary[0]),
         triton.InferRequestedOutput("StatefulPartitionedCall:0", binary_data=binary[1]),
     ]
-    result = client.infer(
-        twins, _twin_inputs(binary=binary), outputs=outputs, headers=stack.auth()
-    )
+    result = client.infer(twins, _twin_inputs(binary=binary), outputs=outputs, headers=stack.auth())
     assert [o["name"] for o in result.get_response()["outputs"]] == [o.name() for o in outputs]
     assert result.as_numpy("StatefulPartitionedCall:0").tolist() == [[1.0, 2.0]]
     assert result.as_numpy("out/put:1").tolist() == [[3, 4]]
@@ -287,9 +285,7 @@ def test_a_model_says_what_it_takes(stack: Stack, twins: str, client: Any) -> No
 
 
 @pytest.mark.parametrize("version", ["", "9"])
-def test_an_unknown_model_is_named_so(
-    stack: Stack, plain: str, client: Any, version: str
-) -> None:
+def test_an_unknown_model_is_named_so(stack: Stack, plain: str, client: Any, version: str) -> None:
     model = plain if version else "oip-nobody"
     with pytest.raises(InferenceServerException, match=r"^\[404\] Request for unknown model"):
         client.infer(model, _plain_inputs(), model_version=version, headers=stack.auth())
@@ -351,12 +347,10 @@ def test_calls_at_once_get_their_own_answers(stack: Stack, plain: str) -> None:
 
 def test_a_client_time_out_is_a_time_out(stack: Stack) -> None:
     stack.publish_engine("oip-sleeper", "sleeper", [("ms", "INT64", [1])], [("y", "INT64", [1])])
-    with (
-        triton.InferenceServerClient(stack.address, network_timeout=0.2) as client,
-        pytest.raises(TimeoutError),
-    ):
-        given = [_input(np.int64([2000]), "INT64", binary=True, name="ms")]
-        client.infer("oip-sleeper", given, headers=stack.auth())
+    given = [_input(np.int64([2000]), "INT64", binary=True, name="ms")]
+    with triton.InferenceServerClient(stack.address, network_timeout=0.2) as client:
+        with pytest.raises(TimeoutError):
+            client.infer("oip-sleeper", given, headers=stack.auth())
 
 
 def test_a_raw_body_is_the_single_input(stack: Stack, plain: str) -> None:

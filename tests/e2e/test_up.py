@@ -150,8 +150,10 @@ def test_up_that_ended_cleanly_starts_again_with_the_same_models_and_keys(tmp_pa
     first_line(process)
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
     done = subprocess.run(
-        ["curl", "-sS", f"{url}/v2/models/one/infer", "-H", f"Authorization: Bearer {key}"]
-        + ["--data-binary", json.dumps(body)],
+        [
+            *("curl", "-sS", f"{url}/v2/models/one/infer", "--data-binary", json.dumps(body)),
+            *("-H", f"Authorization: Bearer {key}"),
+        ],
         capture_output=True,
     )
     _, stderr = end(process)
@@ -164,10 +166,13 @@ def test_killed_process_is_started_again_and_ends_with_the_rest(tmp_path: Path) 
         before = stack.pids()
         for pid in before.values():
             os.kill(pid, signal.SIGKILL)
-        after = until(
-            lambda: stack.pids() if len(set(stack.pids()) & set(before)) == 4 else None, 20.0
-        )
-        assert not set(before.values()) & set(after.values())
+
+        def others() -> dict[str, int]:
+            after = stack.pids()
+            again = after.keys() == before.keys()
+            return after if again and not {*before.values()} & {*after.values()} else {}
+
+        after = until(others, 20.0, "all four run again")
         until(lambda: stack.request("GET", "/v2/health/ready").status == 200, 30.0)
         assert stack.stop() == 0
         assert not any(map(is_alive, after.values()))

@@ -7,7 +7,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,9 +153,7 @@ def test_a_version_is_called_by_its_number(two: Stack, version: str) -> None:
     assert (body["model_name"], body["model_version"]) == (MODEL, version)
 
 
-def test_a_version_that_no_endpoint_names_is_loaded_by_its_call(
-    two: Stack, tmp_path: Path
-) -> None:
+def test_a_version_that_no_endpoint_names_is_loaded_by_its_call(two: Stack, tmp_path: Path) -> None:
     two.publish("alone", _shifted(tmp_path / "1.onnx", 10))
     two.publish("alone", _shifted(tmp_path / "2.onnx", 20))
     assert two.engine("alone", "2") == []
@@ -163,16 +161,16 @@ def test_a_version_that_no_endpoint_names_is_loaded_by_its_call(
     assert answer.output() == ANSWER_OF["2"]
 
 
-@pytest.mark.parametrize("version", ["3", "0", "01", "-1", "x", "1 ", "1.0", "%2e%2e", "９"])
+@pytest.mark.parametrize(
+    "version", ["3", "0", "01", "-1", "x", "1%20", "1.0", "%2e%2e", "%ef%bc%91"]
+)
 def test_an_unknown_version_is_not_found(two: Stack, version: str) -> None:
-    path = f"/v2/models/{MODEL}/versions/{version.encode().decode('latin-1')}"
+    path = f"/v2/models/{MODEL}/versions/{version}"
     for method, rest in (("POST", "/infer"), ("GET", ""), ("GET", "/ready")):
         body = {"inputs": tensors(INPUTS)} if method == "POST" else None
-        try:
-            answer = two.request(method, path.replace(" ", "%20") + rest, body)
-        except (UnicodeEncodeError, http.client.InvalidURL):
-            pytest.skip("not a request that this client can send")
+        answer = two.request(method, path + rest, body)
         assert answer.status == 404, (rest, answer.body)
+        assert answer.error
 
 
 @dataclass
@@ -196,22 +194,24 @@ class Crowd:
         return Counter(variant for _, variant, _ in found), {edge for *_, edge in found}
 
     def work(self) -> None:
+        """Call until it is over, a few times on each connection, so that both edges get calls."""
         body = json.dumps({"inputs": tensors(INPUTS)})
-        connection = http.client.HTTPConnection("127.0.0.1", self.stack.port, timeout=20)
         try:
             while not self.is_over.is_set():
-                generation = self.generation
-                connection.request(
-                    "POST", f"/v2/models/{MODEL}/infer", body, self.stack.auth()
-                )
-                response = connection.getresponse()
-                headers = {name.lower(): value for name, value in response.getheaders()}
-                answer = Answer(response.status, headers, response.read())
-                self.answers.append((generation, _check(answer), _edge_of(answer)))
+                connection = http.client.HTTPConnection("127.0.0.1", self.stack.port, timeout=20)
+                with closing(connection):
+                    for _ in range(10):
+                        self._call(connection, body)
         except BaseException as error:  # any failure at all is what the test looks for
             self.failures.append(repr(error))
-        finally:
-            connection.close()
+
+    def _call(self, connection: http.client.HTTPConnection, body: str) -> None:
+        generation = self.generation
+        connection.request("POST", f"/v2/models/{MODEL}/infer", body, self.stack.auth())
+        response = connection.getresponse()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        answer = Answer(response.status, headers, response.read())
+        self.answers.append((generation, _check(answer), _edge_of(answer)))
 
 
 @contextmanager

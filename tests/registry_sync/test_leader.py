@@ -231,6 +231,19 @@ def test_never_do_two_act_and_epochs_only_rise(seed: int) -> None:
     assert len(simulation.reigns) > 3
 
 
+def test_the_simulation_notices_leaders_who_act_for_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("registry_sync.leader.ACT_S", 1.5 * TAKEOVER_S)
+
+    def run_all() -> None:
+        for seed in range(60):
+            Simulation(seed).run(until_s=1200.0)
+
+    with pytest.raises(AssertionError):
+        run_all()
+
+
 def test_a_leaderless_fleet_has_a_leader_again_soon() -> None:
     simulation = Simulation(1, faults=False)
     simulation.run(until_s=300.0)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from registry_sync.documents import File, Manifest
-from registry_sync.local import BadArtifact, LocalStore
+from registry_sync.local import BadLayout, LocalStore
 from registry_sync.names import BadName
 from tests.support.artifacts import manifest_of
 
@@ -134,7 +134,7 @@ def test_a_path_does_not_leave_the_folder(filled: LocalStore, path: str) -> None
     evil = msgspec.structs.replace(
         MANIFEST, files=(File(path, MANIFEST.files[0].sha256, MANIFEST.files[0].bytes),)
     )
-    with pytest.raises(BadArtifact, match="folder"):
+    with pytest.raises(BadLayout, match="folder"):
         filled.folder_of(evil)
 
 
@@ -144,7 +144,7 @@ def test_files_in_each_others_way_are_refused(filled: LocalStore) -> None:
         evil = msgspec.structs.replace(
             MANIFEST, files=tuple(File(path, one.sha256, one.bytes) for path in paths)
         )
-        with pytest.raises(BadArtifact, match="in the way"):
+        with pytest.raises(BadLayout, match="in the way"):
             filled.folder_of(evil)
 
 

@@ -20,6 +20,12 @@ SLOW_DOWN = "503 SlowDown without asking the server"
 CUT_BODY = "half of the answer's body, then the connection is cut"
 HOLD = "no answer before `release` is set"
 RACE = "409 ConditionalRequestConflict without asking the server"
+GONE = "404 NoSuchKey without asking the server"
+_REFUSALS = {
+    SLOW_DOWN: (503, "SlowDown"),
+    RACE: (409, "ConditionalRequestConflict"),
+    GONE: (404, "NoSuchKey"),
+}
 
 
 class FaultyS3:
@@ -77,10 +83,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         if fault == RESET:
             return
-        if fault in (SLOW_DOWN, RACE):
-            status, code = (
-                (503, "SlowDown") if fault == SLOW_DOWN else (409, "ConditionalRequestConflict")
-            )
+        if fault in _REFUSALS:
+            status, code = _REFUSALS[fault]
             text = f"<Error><Code>{code}</Code><Message>.</Message></Error>".encode()
             self._answer(status, [("Content-Length", str(len(text)))], text)
             return

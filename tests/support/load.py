@@ -58,7 +58,7 @@ class Load:
         self.wrong: list[str] = []
         self.failed: list[str] = []
         self.latencies_s: list[float] = []
-        self.variants: dict[str, float] = {}  # variant -> when it was first seen, monotonic
+        self.last_s: dict[str, float] = {}  # variant -> when its last answer was asked for
 
     @property
     def answered(self) -> int:
@@ -144,5 +144,5 @@ class Load:
             self.wrong.append(f"{values} was answered with {body[:300]!r}")
             return
         variant = response.getheader("x-tidepool-variant") or ""
-        self.variants.setdefault(variant, time.monotonic())
+        self.last_s[variant] = max(began_s, self.last_s.get(variant, 0.0))
         self.latencies_s.append(took_s)

@@ -60,7 +60,7 @@ class ObservedSession(_ObservedSession):
 
 
 class ObservedCounting(_ObservedSession):
-    """Streams 0 … n-1, `delay_ms` apart; fails instead of giving value `fail_at`."""
+    """Streams 0 … n-1, `delay_ms` apart, each `width` times; fails instead of giving `fail`."""
 
     def __post_init__(self) -> None:
         """It streams."""
@@ -68,14 +68,17 @@ class ObservedCounting(_ObservedSession):
 
     def stream(self, tensors: Tensors) -> Iterator[Tensors]:
         """Note every value, and how it ends."""
-        n, delay_ms, fail_at = (int(tensors[name].ravel()[0]) for name in ("n", "delay_ms", "fail"))
+        n, delay_ms, fail_at, width = (
+            int(tensors[name].ravel()[0]) for name in ("n", "delay_ms", "fail", "width")
+        )
         try:
             for value in range(n):
-                time.sleep(delay_ms / 1000)
+                if delay_ms:
+                    time.sleep(delay_ms / 1000)
                 if value == fail_at:
                     raise EngineError("the model lost its thread")
                 self.note(f"value {value}")
-                yield {"value": np.array([value], np.int64)}
+                yield {"value": np.full(width, value, np.int64)}
         except GeneratorExit:
             self.note(f"stopped {time.monotonic()}")
             raise
@@ -100,7 +103,7 @@ class ObservedEngine(_TestEngine):
 
 
 class ObservedCountingEngine(ObservedEngine):
-    """Format "observed-counter": inputs `n`, `delay_ms` and `fail`, INT64 [1] each."""
+    """Format "observed-counter": inputs `n`, `delay_ms`, `fail` and `width`, INT64 [1] each."""
 
     name = "observed-counter"
     formats = frozenset({"observed-counter"})

@@ -236,9 +236,7 @@ class Stack:
 
     # Documents.
 
-    def publish(
-        self, model: str, path: Path, *, version: str | None = None, **options: Any
-    ) -> str:
+    def publish(self, model: str, path: Path, *, version: str | None = None, **options: Any) -> str:
         """Publish a file or folder; returns when every edge knows it and a first one is warm."""
         made = publish(self.store, model, path, version, **options)
         self.poke()
@@ -362,9 +360,7 @@ class Stack:
             body = json.dumps(body)
         content = body.encode() if isinstance(body, str) else body
         parts = urlsplit(self.admin_url if admin else self.url)
-        connection = http.client.HTTPConnection(
-            parts.hostname or "", parts.port, timeout=timeout_s
-        )
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
         try:
             connection.request(method, path, content, {**self.auth(key), **(headers or {})})
             response = connection.getresponse()
@@ -441,9 +437,7 @@ def tensors(given: Mapping[str, tuple[str, Sequence[int], Any]]) -> list[dict[st
     ]
 
 
-def observed_inputs(
-    x: int, delay_ms: int = 0
-) -> dict[str, tuple[str, Sequence[int], Any]]:
+def observed_inputs(x: int, delay_ms: int = 0) -> dict[str, tuple[str, Sequence[int], Any]]:
     """Return the inputs of one call of an observed model."""
     return {"x": ("INT64", [1, 1], [x]), "delay_ms": ("INT64", [1, 1], [delay_ms])}
 

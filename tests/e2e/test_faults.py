@@ -1,0 +1,426 @@
+"""Faults of every process and of the registry, injected into a running system under load."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.stack import Node
+from tests.support.artifacts import put_artifact
+from tests.support.load import Load
+from tests.support.models import identity
+from tests.support.processes import is_alive
+from tests.support.stack import TEST_ENGINES, Stack, running_stack, until
+
+INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
+RESPAWN_S_MAX = 20.0  # an interpreter's start on a machine that other tests keep busy
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One worker and one edge with the model `echo`; each test leaves it whole."""
+    data = tmp_path_factory.mktemp("one")
+    with running_stack(data, engines=TEST_ENGINES) as stack:
+        stack.publish("echo", identity(data / "echo.onnx"))
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Two workers and two edges with the model `echo`."""
+    data = tmp_path_factory.mktemp("two")
+    with running_stack(data, engines=TEST_ENGINES, workers=2, edges=2) as stack:
+        stack.publish("echo", identity(data / "echo.onnx"))
+        until(lambda: warm_in(stack) == 2, 30.0, "a replica in both workers")
+        yield stack
+
+
+def load_on(stack: Stack, model: str = "echo", **options: float) -> Load:
+    return Load(stack.url, stack.key, model, **options)  # type: ignore[arg-type]
+
+
+def warm_in(stack: Stack, model: str = "echo") -> int:
+    return sum(engine["state"] == "warm" for engine in stack.engine(model))
+
+
+def loads_of(stack: Stack, model: str = "echo", version: str = "1") -> int:
+    return sum(engine["loads"] for engine in stack.engine(model, version))
+
+
+def status_or_none(stack: Stack) -> dict[str, object] | None:
+    """Return the status, or None while no controller can be asked."""
+    answer = stack.request("GET", "/admin/pool", admin=True)
+    found: dict[str, object] = answer.json()
+    return found if answer.status == 200 else None
+
+
+def everybody_of(stack: Stack) -> set[int]:
+    """Return the pids of all workers and edges that have registered."""
+    found: dict[str, Any] = status_or_none(stack) or {"workers": [], "edges": []}
+    return {one["pid"] for tier in ("workers", "edges") for one in found[tier]}
+
+
+def epoch_of(stack: Stack) -> int:
+    found = until(lambda: status_or_none(stack), RESPAWN_S_MAX, "a controller answers")
+    controller = found["controller"]
+    assert isinstance(controller, dict)
+    return int(controller["epoch"])
+
+
+def respawned(stack: Stack, name: str, old: int) -> int:
+    """Wait until a process has a successor, and return its pid."""
+    return until(
+        lambda: pid if (pid := stack.pids().get(name, old)) != old else 0,
+        RESPAWN_S_MAX,
+        f"a new {name}",
+    )
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process stand still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+# A worker.
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_worker_killed_under_load_loses_no_request_and_comes_back_warm(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    stack: Stack = request.getfixturevalue(name)
+    workers = len([pid for pid in stack.pids() if pid.startswith("worker")])
+    with load_on(stack, threads=8, total=1000) as load:
+        load.more(200)
+        pid = stack.pids()["worker-0"]
+        os.kill(pid, signal.SIGKILL)
+        load.wait()
+        load.assert_clean()
+        assert load.answered == 1000
+    new = respawned(stack, "worker-0", pid)
+    until(lambda: warm_in(stack) == workers, RESPAWN_S_MAX, "its engine is warm again")
+    shown = [worker["pid"] for worker in stack.status()["workers"]]
+    assert new in shown
+    assert pid not in shown
+
+
+def test_worker_that_stands_still_is_left_and_its_calls_go_elsewhere_or_end(two: Stack) -> None:
+    pid = two.pids()["worker-0"]
+    two.edit_endpoint("echo", deadline_ms=4000)
+    try:
+        with load_on(two, threads=4) as load:
+            load.more(50)
+            with stopped(pid):
+                until(lambda: len(two.status()["workers"]) == 1, 10.0, "it leaves the status")
+                time.sleep(5.0)  # until what it holds has passed its deadline
+                before = load.answered
+                until(lambda: load.answered > before + 100, 20.0, "the other one serves them all")
+            until(lambda: len(two.status()["workers"]) == 2, 10.0, "it is back")
+            before = load.answered
+            until(lambda: load.answered > before + 100, 20.0, "both serve")
+        assert not load.wrong  # its late answers went to nobody
+        # Only what it already held may end with its deadline, and soon after that.
+        assert len(load.failed) <= 4
+        assert all(text.startswith("504 after 4.") for text in load.failed), load.failed
+    finally:
+        two.edit_endpoint("echo", deadline_ms=10000)
+        until(lambda: warm_in(two) == 2, RESPAWN_S_MAX, "a replica in both workers")
+
+
+def test_call_whose_worker_dies_of_it_is_tried_twice_and_then_ends(one: Stack) -> None:
+    one.publish_engine("dying", "dying", [("x", "INT64", [1])], [("y", "INT64", [1])])
+    answer = one.infer("dying", {"x": ("INT64", [1], [666])})
+    assert answer.status == 502
+    until(lambda: warm_in(one) == 1, RESPAWN_S_MAX, "the worker is back")
+    assert one.infer("dying", {"x": ("INT64", [1], [1])}).output() == [1]
+    assert one.infer("echo", INPUT).status == 200
+
+
+# The edge.
+
+
+def test_killed_edge_is_started_again_and_serves_before_any_controller_speaks(one: Stack) -> None:
+    pids = one.pids()
+    with stopped(pids["controller"]):
+        os.kill(pids["edge-0"], signal.SIGKILL)
+        respawned(one, "edge-0", pids["edge-0"])
+
+        def answers() -> bool:
+            try:
+                return one.infer("echo", INPUT).status == 200
+            except OSError:
+                return False
+
+        until(answers, RESPAWN_S_MAX, "it serves from its last good copies")
+    epoch_of(one)
+
+
+def test_one_of_two_edges_killed_leaves_the_other_serving(two: Stack) -> None:
+    pids = two.pids()
+    os.kill(pids["edge-0"], signal.SIGKILL)
+    until(lambda: not is_alive(pids["edge-0"]), 5.0)
+    assert {two.infer("echo", INPUT).status for _ in range(10)} == {200}
+    respawned(two, "edge-0", pids["edge-0"])
+    until(lambda: len(two.status()["edges"]) == 2, RESPAWN_S_MAX, "both edges are known")
+
+
+# The controller.
+
+
+def test_controller_killed_under_load_fails_no_request_and_reloads_nothing(two: Stack) -> None:
+    pid = two.pids()["controller"]
+    epoch, loads = epoch_of(two), loads_of(two)
+    before = everybody_of(two)
+    with load_on(two, pause_s=0.005) as load:
+        load.more(50)
+        os.kill(pid, signal.SIGKILL)
+        respawned(two, "controller", pid)
+        until(lambda: epoch_of(two) > epoch, RESPAWN_S_MAX, "the epoch rises")
+        until(lambda: everybody_of(two) == before, RESPAWN_S_MAX, "all have registered again")
+        time.sleep(4.0)  # longer than a new leader takes to settle and to plan
+        load.more(50)
+    load.assert_clean()
+    assert loads_of(two) == loads
+    assert warm_in(two) == 2
+
+
+def test_controller_that_stands_still_under_load_fails_no_request(one: Stack) -> None:
+    loads = loads_of(one)
+    with load_on(one, pause_s=0.005) as load:
+        load.more(50)
+        with stopped(one.pids()["controller"]):
+            time.sleep(5.0)
+        epoch_of(one)
+        load.more(50)
+    load.assert_clean()
+    until(lambda: warm_in(one) == 1, 10.0, "the worker is known")
+    assert loads_of(one) == loads
+
+
+# The sync process.
+
+
+def test_killed_sync_is_started_again_and_brings_models(one: Stack, tmp_path: Path) -> None:
+    pid = one.pids()["sync"]
+    os.kill(pid, signal.SIGKILL)
+    respawned(one, "sync", pid)
+    one.publish("later", identity(tmp_path / "later.onnx"))
+    assert one.infer("later", INPUT).status == 200
+
+
+# The registry.
+
+
+@contextmanager
+def registry_gone(stack: Stack) -> Iterator[None]:
+    """Move the registry away meanwhile."""
+    here, away = stack.data / "registry", stack.data / "registry.away"
+    here.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(here)
+
+
+def registry_error(stack: Stack) -> str:
+    controller = (status_or_none(stack) or {}).get("controller", {})
+    assert isinstance(controller, dict)
+    return str(controller.get("registry_error", ""))
+
+
+def test_registry_that_goes_away_stops_nothing_and_shows_in_the_status(
+    one: Stack, tmp_path: Path
+) -> None:
+    with load_on(one, pause_s=0.005) as load:
+        with registry_gone(one):
+            until(lambda: registry_error(one), 10.0, "the status says so")
+            load.more(50)
+            assert one.request("GET", "/v2/models/echo/ready").status == 200
+        until(lambda: not registry_error(one), 10.0, "it is read again")
+        load.more(20)
+    load.assert_clean()
+    one.publish("afterwards", identity(tmp_path / "m.onnx"))
+
+
+def test_restarts_while_the_registry_is_away_lose_no_document(one: Stack) -> None:
+    pids = one.pids()
+    with load_on(one, pause_s=0.005) as load:
+        with registry_gone(one):
+            os.kill(pids["controller"], signal.SIGKILL)
+            respawned(one, "controller", pids["controller"])
+            time.sleep(3.0)
+            load.more(50)
+            assert not (one.data / "registry").exists()  # nobody made an empty one
+        epoch_of(one)
+        load.more(50)
+    load.assert_clean()
+    assert one.variants("echo")
+
+
+def put_endpoint(stack: Stack, name: str, data: bytes) -> None:
+    """Write a document as no command would."""
+    path = stack.data / "registry" / "endpoints" / f"{name}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.rename(path)
+
+
+def test_invalid_document_stays_out_the_last_good_one_serves_and_the_status_says_why(
+    one: Stack, tmp_path: Path
+) -> None:
+    one.publish("spoilt", identity(tmp_path / "m.onnx"))
+    path = one.data / "registry" / "endpoints" / "spoilt.json"
+    good = path.read_bytes()
+    bad = json.loads(good)
+    bad["variants"][0]["weight"] = "all of it"
+    put_endpoint(one, "spoilt", json.dumps(bad).encode())
+    why = until(lambda: one.status()["rejected"].get("endpoints/spoilt.json"), 10.0, "rejected")
+    assert "$.variants[0].weight" in why
+    assert one.infer("spoilt", INPUT).status == 200
+    # Nor does a controller that has never seen the good one forget it.
+    pid = one.pids()["controller"]
+    os.kill(pid, signal.SIGKILL)
+    respawned(one, "controller", pid)
+    epoch_of(one)
+    until(lambda: one.status()["rejected"].get("endpoints/spoilt.json"), 10.0, "still rejected")
+    time.sleep(4.0)  # until the new leader has settled and pushed its routes
+    assert one.infer("spoilt", INPUT).status == 200
+    put_endpoint(one, "spoilt", good)
+    until(lambda: not one.status()["rejected"], 10.0, "taken again")
+
+
+def test_invalid_keys_leave_the_last_good_ones(one: Stack) -> None:
+    path = one.data / "registry" / "keys.json"
+    good = path.read_bytes()
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_bytes(b'{"schema": 1, "keys": [{"id": 7}]}')
+        partial.rename(path)
+        until(lambda: one.status()["rejected"].get("keys.json"), 10.0, "rejected")
+        assert one.infer("echo", INPUT).status == 200
+    finally:
+        partial.write_bytes(good)
+        partial.rename(path)
+    until(lambda: not one.status()["rejected"], 10.0, "taken again")
+
+
+def test_document_that_came_before_its_version_serves_once_that_is_published(
+    one: Stack, tmp_path: Path
+) -> None:
+    spec = {
+        "endpoint": "early",
+        "variants": [{"name": "a", "model": "late", "version": "1", "weight": 100}],
+    }
+    put_endpoint(one, "early", json.dumps({"schema": 1, "revision": 1, **spec}).encode())
+    why = until(lambda: one.status()["rejected"].get("endpoints/early.json"), 10.0, "rejected")
+    assert "late version 1 is not published" in why
+    one.publish("late", identity(tmp_path / "m.onnx"))
+    until(lambda: one.infer("early", INPUT).status == 200, 10.0, "it serves")
+    assert not one.status()["rejected"]
+
+
+# Sleep and wake.
+
+
+def test_idle_engine_is_unloaded_and_many_calls_at_once_wake_it_with_one_load(
+    one: Stack, tmp_path: Path
+) -> None:
+    one.publish("sleepy", identity(tmp_path / "m.onnx"))
+    one.edit_endpoint("sleepy", scale={"idle_s": 0.5}, cache=None)
+    until(lambda: not one.engine("sleepy"), 15.0, "it sleeps")
+    ready = one.request("GET", "/v2/models/sleepy/ready")
+    assert (ready.status, ready.headers["x-tidepool-state"]) == (200, "asleep")
+    assert not one.engine("sleepy")  # asking woke nothing
+    wakes = next(e["wakes"] for e in one.status()["endpoints"] if e["name"] == "sleepy")
+    with ThreadPoolExecutor(50) as threads:
+        answers = list(threads.map(lambda _: one.infer("sleepy", INPUT), range(50)))
+    assert {answer.status for answer in answers} == {200}
+    assert all(answer.output() == INPUT["x"][2] for answer in answers)
+    after = next(e["wakes"] for e in one.status()["endpoints"] if e["name"] == "sleepy")
+    assert after == wakes + 1
+    until(lambda: not one.engine("sleepy"), 15.0, "it sleeps again")
+
+
+def test_calls_around_the_moment_of_falling_asleep_are_all_answered(
+    one: Stack, tmp_path: Path
+) -> None:
+    one.publish("dozing", identity(tmp_path / "m.onnx"))
+    one.edit_endpoint("dozing", scale={"idle_s": 0.3}, cache=None)
+    with load_on(one, "dozing", threads=2, pause_s=0.7, total=20) as load:
+        load.wait()
+    load.assert_clean()
+
+
+def test_first_calls_of_a_fresh_worker_cost_one_load_in_the_whole_pool(
+    two: Stack, tmp_path: Path
+) -> None:
+    two.publish("fleet", identity(tmp_path / "m.onnx"))
+    two.edit_endpoint("fleet", scale={"idle_s": 1.0}, cache=None)
+    until(lambda: not two.engine("fleet"), 20.0, "it sleeps")
+    with ThreadPoolExecutor(50) as threads:
+        answers = list(threads.map(lambda _: two.infer("fleet", INPUT), range(50)))
+    assert {answer.status for answer in answers} == {200}
+    assert len(two.engine("fleet")) == 1  # all edges woke the same worker
+
+
+# A model that cannot be had.
+
+
+def test_model_that_cannot_be_loaded_is_refused_and_the_others_are_not(one: Stack) -> None:
+    put_artifact(one.store, {"model.onnx": b"this is no graph at all"}, "garbage", "1")
+    one.set_endpoint(
+        {
+            "endpoint": "garbage",
+            "variants": [{"name": "a", "model": "garbage", "version": "1", "weight": 100}],
+        }
+    )
+    answer = one.infer("garbage", {"x": ("FP32", [1, 2], [1.0, 2.0])})
+    assert answer.status == 503
+    assert answer.headers["retry-after"]
+    assert "cannot be loaded" in answer.error
+    assert str(one.data) not in answer.error
+    assert one.request("GET", "/v2/models/garbage/ready").status == 503
+    failed = until(lambda: [e for e in one.engine("garbage") if e["state"] == "failed"], 10.0)
+    assert failed[0]["detail"]
+    assert one.infer("echo", INPUT).status == 200
+
+
+def test_blob_that_is_not_what_the_manifest_says_is_never_served(one: Stack) -> None:
+    put_artifact(one.store, {"model.onnx": b"what the manifest speaks of"}, "forged", "1")
+    (blob,) = [
+        path
+        for path in (one.data / "registry" / "blobs" / "sha256").iterdir()
+        if path.read_bytes() == b"what the manifest speaks of"
+    ]
+    blob.chmod(0o644)
+    blob.write_bytes(b"something else of that size"[:27])
+    one.set_endpoint(
+        {
+            "endpoint": "forged",
+            "variants": [{"name": "a", "model": "forged", "version": "1", "weight": 100}],
+        }
+    )
+    answer = one.infer("forged", {"x": ("FP32", [1, 2], [1.0, 2.0])})
+    assert answer.status == 503
+    assert "sha256" in answer.error
+    assert one.infer("echo", INPUT).status == 200
+
+
+def test_nothing_but_the_killed_processes_was_ever_restarted(one: Stack) -> None:
+    text = one.log_text()
+    assert '"event": "bug"' not in text, [line for line in text.splitlines() if '"bug"' in line][:3]
+    assert Node(one.data).read_stack() is not None

@@ -1,0 +1,182 @@
+"""Two nodes on one machine: nothing is shared but an S3 registry, TCP and the fleet secret.
+
+    node A   `tidepool controller` + `tidepool edge`
+    node B   `tidepool pool`
+
+Each has a data folder of its own, and they find each other by the leader record in the registry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.client import ask
+from infra.stack import free_port
+from registry_sync import keys
+from registry_sync.keys import ALL_SCOPES, record_of
+from registry_sync.leader import look
+from registry_sync.open import open_store
+from registry_sync.stores import Store
+from tests.support.processes import Ended, command, descendants, environment, is_alive, tidepool
+from tests.support.stack import Stack, StackOptions, _run, until
+
+STOP_S_MAX = 30.0
+
+
+@dataclass
+class Tier:
+    """One started single-tier command."""
+
+    name: str
+    arguments: tuple[str, ...]
+    env: Mapping[str, str | None]
+    log_path: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: list[int] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start it; it is not awaited."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                command(*self.arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(self.env),
+            )
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it with a signal, wait for all that it started, and return its status."""
+        if self.process is None:
+            return 0
+        process, self.process = self.process, None
+        below = descendants(process.pid)
+        process.send_signal(number)
+        try:
+            code = process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{self.name} did not end:\n{self.log()[-4000:]}") from None
+        until(lambda: not any(map(is_alive, below)), 10.0, f"all of {self.name} has ended")
+        return code
+
+    def pids(self) -> list[int]:
+        """Return the pids of its processes."""
+        return [] if self.process is None else descendants(self.process.pid)
+
+    def log(self) -> str:
+        """Return what it logged."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+
+class Fleet(Stack):
+    """Two nodes, with what `Stack` does to one: requests, status, metrics."""
+
+    def __init__(self, folder: Path, registry: str, env: Mapping[str, str], *, edges: int) -> None:
+        super().__init__(folder / "client", StackOptions(registry=registry))
+        self.env: dict[str, str | None] = {
+            **env,
+            "TIDEPOOL_FLEET_SECRET": secrets.token_hex(32),
+        }
+        self.control_port = free_port()
+        a, b = folder / "a", folder / "b"
+        self.controller = self.tier(
+            *("controller", "--data", str(a), "--registry", registry),
+            *("--listen", f"tcp://127.0.0.1:{self.control_port}", "--workers-expected", "1"),
+        )
+        self.edge = self.tier(
+            *("edge", "--data", str(a), "--registry", registry, "--edges", str(edges)),
+            *("--port", str(self.port), "--admin-port", str(self.admin_port)),
+            *("--lame-duck-s", "0"),
+        )
+        self.pool = self.tier(
+            *("pool", "--data", str(b), "--registry", registry),
+            *("--listen-host", "127.0.0.1", "--lame-duck-s", "0"),
+        )
+        self.tiers = [self.controller, self.edge, self.pool]
+        secret = self.env["TIDEPOOL_FLEET_SECRET"]
+        assert secret is not None
+        (self.data / "secrets").write_text(secret)  # where questions from this process find it
+        self.s3 = open_store(registry)
+        keys.add_key(self.store, record_of(self.key, "default", ALL_SCOPES))
+
+    @property
+    def store(self) -> Store:
+        """The registry, as this process sees it."""
+        return self.s3
+
+    def tier(self, *arguments: str, env: Mapping[str, str | None] | None = None) -> Tier:
+        """Return a tier that is not started yet."""
+        log_path = self.data / f"{arguments[0]}-{secrets.token_hex(2)}.log"
+        return Tier(arguments[0], arguments, {**self.env, **(env or {})}, log_path)
+
+    def start(self) -> None:
+        """Start all three at once, in no order, and wait until the edge is ready."""
+        for tier in self.tiers:
+            tier.start()
+        self.until_serving()
+
+    def until_serving(self, timeout_s: float = 60.0) -> None:
+        """Wait until the edge has routes and the worker has registered."""
+        try:
+            until(lambda: self.get("/v2/health/ready") == 200, timeout_s, "ready", 0.05)
+        except AssertionError:
+            logs = "\n".join(f"--- {tier.name}\n{tier.log()[-3000:]}" for tier in self.tiers)
+            raise AssertionError(f"the fleet is not ready:\n{logs}") from None
+
+    def get(self, path: str) -> int:
+        """Return the status of a GET; 0 while nobody listens."""
+        try:
+            return self.request("GET", path, timeout_s=5.0).status
+        except OSError:
+            return 0
+
+    def stop(self) -> int:
+        """End all tiers."""
+        with contextlib.ExitStack() as ends:
+            for tier in self.tiers:
+                ends.callback(tier.stop)
+        return 0
+
+    def command(self, *arguments: str, env: Mapping[str, str | None] | None = None) -> Ended:
+        """Run a client command on a third folder, told only the registry."""
+        return tidepool(
+            *arguments,
+            *("--registry", self.options.registry, "--data", str(self.data)),
+            env={**self.env, **(env or {})},
+        )
+
+    def poke(self) -> None:
+        """Let the leader take over what was written; returns when every live edge has."""
+        record = look(self.store).record
+        assert record is not None
+        answer = _run(lambda: ask(record.url, self.data, "poke"))
+        assert answer.ok, answer.detail
+
+    def pids(self) -> dict[str, int]:
+        """Not told apart here: ask a tier."""
+        raise NotImplementedError
+
+    def log_text(self) -> str:
+        """Return what all tiers logged."""
+        return "".join(tier.log() for tier in self.tiers)
+
+
+@contextlib.contextmanager
+def running_fleet(
+    folder: Path, registry: str, env: Mapping[str, str], *, edges: int = 2
+) -> Iterator[Fleet]:
+    """Run two nodes; `env` is what boto3 needs."""
+    fleet = Fleet(folder, registry, env, edges=edges)
+    try:
+        fleet.start()
+        yield fleet
+    finally:
+        fleet.stop()

@@ -1,0 +1,241 @@
+"""The rules of DESIGN about who imports what, read out of every file."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("registry_sync", "pool", "edge", "infra")
+
+# The table of DESIGN, section 5: each package with what it may import of ours.
+MAY_IMPORT = {
+    "registry_sync": ("registry_sync",),
+    "pool": ("pool", "registry_sync"),
+    "edge": ("edge", "pool.wire", "registry_sync"),
+    "infra": ("infra", "edge", "pool", "registry_sync"),
+}
+
+# The bench's peers are other ways to serve the same model, so they call the framework themselves.
+PEERS = ("infra.bench.peer_fastapi", "infra.bench.peer_loop", "infra.bench.sessions")
+
+# Third parties that only some modules may name.
+CONFINED = {
+    "torch": ("pool.engines",),
+    "tensorrt": ("pool.engines",),
+    "tensorrt_rtx": ("pool.engines",),
+    "onnxruntime": ("pool.engines", *PEERS),
+    "boto3": ("registry_sync.s3",),
+    "botocore": ("registry_sync.s3",),
+    "diskcache": (),
+    "magika": (),  # the demo's model: infra.demo_files finds it by name, and does without
+}
+
+# Imports inside a function, and why each must be one.
+LATE_IMPORTS = {
+    ("registry_sync.open", "registry_sync.s3"): "boto3 never loads for a directory",
+}
+
+# Policies are functions of values: they know no clock, loop, file, log or chance.
+PURE = (
+    "pool.batching",
+    "pool.placement",
+    "pool.profile",
+    "pool.status",
+    "pool.tally",
+    "pool.inline",
+    "edge.variants",
+    "edge.cache",
+)
+IMPURE = {"asyncio", "time", "os", "socket", "structlog", "random", "threading", "subprocess"}
+
+UNSAFE_MODULES = {"pickle", "cloudpickle", "marshal", "shelve", "dill", "joblib"}
+UNSAFE_CALLS = {
+    "eval",
+    "exec",
+    "torch.load",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "numpy.load",
+    "np.load",
+}
+
+
+def _name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {
+    _name_of(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in SOURCES.items()}
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
+    """Yield every import with the module or `module.name` that it names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            for alias in node.names:
+                yield node, f"{node.module}.{alias.name}"
+
+
+def _module_of(name: str) -> str:
+    """Return the module of ours that `module.name` loads."""
+    return name if name in SOURCES else name.rpartition(".")[0]
+
+
+def _is_in(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _is_ours(name: str) -> bool:
+    return _is_in(name, PACKAGES)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_imports_only_what_the_table_allows(package: str) -> None:
+    found = {
+        f"{module}: {name}"
+        for module, tree in TREES.items()
+        if _is_in(module, (package,))
+        for _, name in _imports(tree)
+        if _is_ours(name) and not _is_in(name, MAY_IMPORT[package])
+    }
+    assert not found
+
+
+def test_nobody_imports_tests() -> None:
+    assert not [m for m, tree in TREES.items() for _, n in _imports(tree) if _is_in(n, ("tests",))]
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    graph = {
+        module: {_module_of(name) for _, name in _imports(tree) if _is_ours(name)} - {module}
+        for module, tree in TREES.items()
+    }
+    while leaves := [module for module, needs in graph.items() if not needs & graph.keys()]:
+        for module in leaves:
+            del graph[module]
+    assert not graph, "these import each other, or need who does"
+
+
+def test_imports_are_at_the_head_of_a_file() -> None:
+    found = {
+        (module, _module_of(name))
+        for module, tree in TREES.items()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for _, name in _imports(function)
+    }
+    assert found == LATE_IMPORTS.keys()
+
+
+@pytest.mark.parametrize("third_party", CONFINED)
+def test_third_party_is_named_only_where_it_belongs(third_party: str) -> None:
+    found = {
+        module
+        for module, tree in TREES.items()
+        for _, name in _imports(tree)
+        if _is_in(name, (third_party,)) and not _is_in(module, CONFINED[third_party])
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_policy_imports_no_clock_loop_file_log_or_chance(module: str) -> None:
+    assert not {name.partition(".")[0] for _, name in _imports(TREES[module])} & IMPURE
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_policy_has_nothing_asynchronous(module: str) -> None:
+    asynchronous = ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith
+    assert not [node for node in ast.walk(TREES[module]) if isinstance(node, asynchronous)]
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert not [module for module, tree in TREES.items() if not ast.get_docstring(tree)]
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def test_nothing_reads_what_could_run_code() -> None:
+    found = {
+        f"{module}:{node.lineno} {_dotted(node.func)}"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and _dotted(node.func) in UNSAFE_CALLS and not _is_safe(node)
+    }
+    found |= {
+        f"{module}: {name}"
+        for module, tree in TREES.items()
+        for _, name in _imports(tree)
+        if name.partition(".")[0] in UNSAFE_MODULES
+    }
+    assert not found
+
+
+def _is_safe(call: ast.Call) -> bool:
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    loader, pickles = given.get("Loader"), given.get("allow_pickle")
+    if loader is not None:
+        return _dotted(loader).endswith("SafeLoader")
+    if _dotted(call.func) in ("np.load", "numpy.load"):
+        return pickles is None or (isinstance(pickles, ast.Constant) and pickles.value is False)
+    return False
+
+
+def _loaded_by(modules: list[str], watched: set[str]) -> set[str]:
+    """Import `modules` in an interpreter of its own; return which of `watched` came with them."""
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return watched & set(done.stdout.split())
+
+
+def test_edge_loads_no_framework() -> None:
+    modules = [name for name in SOURCES if _is_in(name, ("edge",))]
+    watched = {"torch", "tensorrt", "onnxruntime", "boto3", "botocore", "diskcache", "onnx"}
+    assert not _loaded_by(modules, watched)
+
+
+def test_controller_loads_no_framework() -> None:
+    watched = {"torch", "tensorrt", "onnxruntime", "numpy", "boto3", "onnx"}
+    assert not _loaded_by(["pool.controller_main"], watched)
+
+
+def test_sync_loads_no_framework() -> None:
+    watched = {"torch", "tensorrt", "onnxruntime", "numpy", "boto3", "onnx"}
+    assert not _loaded_by(["registry_sync.__main__"], watched)
+
+
+def test_environment_is_read_only_where_a_process_begins() -> None:
+    """Whatever else a process goes by is in its config (STYLE R6)."""
+    readers = {
+        module
+        for module, path in SOURCES.items()
+        if re.search(r"\bos\.(environ|getenv)\b", path.read_text())
+        and not _is_in(module, ("infra",))
+    }
+    assert readers == {"pool.wire.fleet_secret"}

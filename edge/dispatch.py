@@ -194,6 +194,9 @@ class WorkerConn:
             return
         self.calls[call.id] = call
         self.peer.send(buffers)
+        if len(self.calls) == 1:
+            # Nobody else is under way: waiting for company would only cost this call time.
+            self.peer.flush()
 
     def forget(self, call: Call) -> None:
         """Drop a call that nobody waits for any more, here and at the worker."""

@@ -126,8 +126,8 @@ class ClientGone(Refusal):
 
     status, code = 499, "client_gone"
 
-    def __init__(self, text: str = "the client went away") -> None:
-        super().__init__(text)
+    def __init__(self) -> None:
+        super().__init__("the client went away")
 
 
 class ModelFailed(Refusal):

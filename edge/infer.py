@@ -290,19 +290,20 @@ class Service:
         if why == "no-cache":
             trace.cache_status = "tidepool; fwd=request; detail=no-cache"
             answer = await self._compute(trace, self._call(trace, arm, request, deadline_s))
+            self._store(key, endpoint, answer)
         else:
             trace.cache_status = "tidepool; fwd=uri-miss"
 
             def lead() -> Call:
                 call = self._call(trace, arm, request, deadline_s)
+                # Kept where the run lands: the caller that began it may have left by then.
+                call.future.add_done_callback(lambda done: self._keep(key, endpoint, done))
                 self.pool.start(call)
                 return call
 
             answer = trace.answer = await self.flights.run(key, deadline_s, lead)
             if not trace.dispatched:
                 trace.cache_status = "tidepool; fwd=uri-miss; collapsed"
-                return answer
-        self._store(key, endpoint, answer)
         return answer
 
     def _bypass(
@@ -346,6 +347,10 @@ class Service:
             self.pool.cancel(call)
             raise
         return trace.answer
+
+    def _keep(self, key: bytes, endpoint: Endpoint, done: asyncio.Future[Answer]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._store(key, endpoint, done.result())
 
     def _store(self, key: bytes, endpoint: Endpoint, answer: Answer) -> None:
         now_s = self._now()

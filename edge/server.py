@@ -20,11 +20,20 @@ from edge import bridge
 from edge.body_render import render_error_event, render_event
 from edge.body_request import InferRequest
 from edge.dispatch import Call
-from edge.errors import BadRequest, BodyTooSlow, ClientGone, Refusal, TooLarge
+from edge.errors import (
+    BadRequest,
+    BodyTooSlow,
+    ClientGone,
+    ModelFailed,
+    Refusal,
+    TooLarge,
+    Unavailable,
+)
 from edge.infer import Service, Target, Trace
-from edge.stream import Part, Parts
+from edge.stream import STREAM_BYTES_MAX, Part, Parts
 
 NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
+BODY_BYTES_WHOLE = 8 << 20  # larger ones come in parts: what granian reads whole it keeps
 PATHS_MAX = 1024  # remembered; then all are read anew
 
 _CALL = re.compile(
@@ -147,8 +156,8 @@ class App:
                 trace, target, header, lambda: self._body(trace, header, proto), parts.put
             )
             call.future.add_done_callback(lambda _: parts.end())
-            slow = ClientGone("the client reads more slowly than the model answers")
-            parts.on_overfull = functools.partial(service.pool.cancel, call, slow)
+            fast = Unavailable("the model answers faster than can be sent", retry_after_s=1.0)
+            parts.on_overfull = functools.partial(service.pool.cancel, call, fast)
             if is_stream:
                 status = await self._send_events(proto, trace, target, request, call, parts)
             else:
@@ -189,9 +198,13 @@ class App:
                 taken = [outputs]
         headers = [*_SSE, *self._service.headers(trace)]
         transport = proto.response_stream(200, headers)
+        sent_bytes = 0
         try:
             while taken:
                 events = [render_event(request, target.name, version, part) for part in taken]
+                sent_bytes += sum(map(len, events))
+                if sent_bytes > STREAM_BYTES_MAX:
+                    raise ModelFailed(f"the stream is longer than {STREAM_BYTES_MAX} bytes")
                 await transport.send_bytes(b"".join(events))
                 taken = await parts.take()
             error = call.future.exception()
@@ -242,22 +255,23 @@ class App:
         """Read the body whole and within its bound; how long it may take is `watch_forever`'s."""
         length = header("content-length")
         try:
-            if length is not None:
-                if int(length) > self._body_bytes_max:
-                    raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
+            if length is not None and int(length) > self._body_bytes_max:
+                raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
+            if length is not None and int(length) <= BODY_BYTES_WHOLE:
                 body: bytes = await proto()
                 trace.has_body = True
                 if len(body) != int(length):
                     raise BadRequest("the body ended before its Content-Length")
                 return body
-            parts, size_bytes = [], 0
+            parts = bytearray()  # in one piece, which goes back to the system when it is freed
             async for part in proto:
-                size_bytes += len(part)
-                if size_bytes > self._body_bytes_max:
+                if len(parts) + len(part) > self._body_bytes_max:
                     raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
-                parts.append(bytes(part))
+                parts += part
             trace.has_body = True
-            return b"".join(parts)
+            if length is not None and len(parts) != int(length):
+                raise BadRequest("the body ended before its Content-Length")
+            return bytes(parts)
         except RuntimeError:  # granian: the client left, or its framing broke
             raise BadRequest("the body did not arrive whole") from None
 

@@ -1,7 +1,9 @@
 """The parts of one stream between the worker that sends them and the client that reads them.
 
-Owns the bound on what is unsent.  There is no flow control towards the worker, whose connection
-other calls share: a stream whose client reads more slowly than its model speaks is given up.
+Owns the bounds.  There is no flow control: not towards the worker, whose connection other calls
+share, and not from the client, as granian 2.8 takes whatever a stream sends without waiting
+(emmett-framework/granian#885; what came of it, #898, is for ASGI and WSGI).  So a stream as a whole
+is bounded: what its client does not read lies in this process.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from pool.wire.data import TensorLike
 
 Part = Sequence[TensorLike]
 
-# Seconds of a fast model's words, and as much as a worker keeps for an edge that lags.
-UNSENT_BYTES_MAX = 8 << 20
+STREAM_BYTES_MAX = 64 << 20  # of events of one stream: as much as a request may have
+UNSENT_BYTES_MAX = 8 << 20  # as much as a worker keeps for an edge that is behind
 PART_BYTES = 256  # what a part costs beside its tensors' bytes
 TAKEN_BYTES_MAX = 64 << 10  # are sent together; one write for each part would be slower than models
 

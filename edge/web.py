@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edge.auth import allow
-from edge.errors import Refusal
+from edge.errors import NotFound, Refusal
 from edge.infer import Service, Target
 from edge.snapshot import Endpoint
 from registry_sync.documents import KeyRecord, TensorSpec
@@ -52,8 +52,14 @@ class Web:
             Route("/v2/models/{model}/versions/{version}", self.model_metadata),
             Route("/v2/models/{model}/versions/{version}/ready", self.model_ready),
         ]
+        # The fast path answers these; what comes here has another method, or a name too long.
+        calls = [
+            Route(f"{model}/{call}", self.call, methods=["POST"])
+            for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+            for call in ("infer", "generate", "generate_stream")
+        ]
         handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _bug}
-        return Starlette(routes=routes, exception_handlers=handlers)
+        return Starlette(routes=[*routes, *calls], exception_handlers=handlers)
 
     async def live(self, request: Request) -> Response:
         """The process answers."""
@@ -101,6 +107,11 @@ class Web:
             200 if is_ready else 503,
             {"x-tidepool-state": state},
         )
+
+    async def call(self, request: Request) -> Response:
+        """A call that the fast path did not take: its model's name is none."""
+        await self._find(request)
+        raise NotFound("Not Found")
 
     def _state(self, ref: tuple[str, str], endpoint: Endpoint) -> str:
         route = self._service.pool.route(ref)

@@ -92,7 +92,12 @@ def _to_tensor(name: str, datatype: str, array: Array) -> Tensor:
     if array.dtype != dtype:
         if array.dtype == object:
             raise BadTensor(f"output {name!r} holds {array.dtype}, declared is {datatype}")
-        array = array.astype(dtype)
+        try:
+            array = array.astype(dtype)
+        except (ValueError, TypeError):
+            raise BadTensor(
+                f"output {name!r} holds {array.dtype}, declared is {datatype}"
+            ) from None
     if array.nbytes <= COPIED_BYTES_MAX:
         return Tensor(name, datatype, shape, array.tobytes())
     if not array.flags.c_contiguous:

@@ -60,6 +60,7 @@ class EngineQueue:
         on_idle: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         runner: Runner | None = None,
+        soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         """Make the queue of a session that is warm.  Call it on the loop.
 
@@ -70,12 +71,15 @@ class EngineQueue:
             on_idle: called when nothing waits and nothing runs any more.
             clock: of the tickets' times; the loop's own has a resolution of 1 ms with uvloop.
             runner: where the runs are done; a thread of its own by default.
+            soon: lets a step follow all that arrives with a ticket; the loop's next turn by
+                default.
         """
         assert rows_max >= 1
         self.name = name
         self.counters = QueueCounters()
         self._session = session
         self._loop = asyncio.get_running_loop()
+        self._soon = soon or self._loop.call_soon
         self._runner = runner or ThreadRunner(f"engine {name}", self._loop)
         self._clock = clock
         self._on_idle = on_idle
@@ -241,7 +245,7 @@ class EngineQueue:
         # Not at once: all that has arrived in this turn of the loop can then share a run.
         if not self._is_step_due:
             self._is_step_due = True
-            self._loop.call_soon(self._step)
+            self._soon(self._step)
 
     def _step(self) -> None:
         self._is_step_due = False

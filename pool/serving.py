@@ -7,12 +7,13 @@ engines are loaded nor the controller.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
 from pool.slots import EngineSlot, Loaded
 from pool.ticket import Answer, Failed, Outcome, Overdue, Ticket
+from pool.turn import Turn
 from pool.wire import data
 from pool.wire.data import Tensor
 from pool.wire.frames import Buffer, WireError
@@ -137,10 +138,11 @@ class Served:
         else:
             self.edge.peer.send(buffers)
 
-    def _chunk(self, outputs: Tensors) -> None:
+    def _chunk(self, outputs: Tensors) -> Awaitable[None] | None:
+        """Send a part; return what the next ones must wait for."""
         loaded, ticket = self.slot.loaded, self.ticket
         if loaded is None or ticket is None:
-            return
+            return None
         try:
             tensors = to_tensors(outputs, loaded.datatypes)
             chunk = data.Chunk(self.call.call_id, self.seq, data.heads(tensors))
@@ -149,9 +151,10 @@ class Served:
             # As above; the stream ends here.
             self.refuse(500, f"the model failed: {reason_of(error)}")
             self.cancel()
-            return
+            return None
         self.seq += 1
         self.edge.peer.send(buffers)
+        return self.edge.peer.behind
 
     def refuse(self, status: int, detail: str, retry_after_ms: int = 0) -> None:
         """Reply without outputs."""
@@ -167,6 +170,7 @@ class EdgePeer:
         hello: this worker's first message.
         slot_of: finds the place of a version; raises `BadName`.
         inside: what all edges together have inside.
+        turn: where the engines' queues put their next steps.
         on_lost: called when the connection is gone.
     """
 
@@ -176,16 +180,19 @@ class EdgePeer:
         hello: data.Hello,
         slot_of: Callable[[str, str], EngineSlot],
         inside: Inside,
+        turn: Turn,
         on_lost: Callable[[EdgePeer], None],
     ) -> None:
         self.peer = peer
         self._hello = hello
         self._slot_of = slot_of
         self._inside = inside
+        self._turn = turn
         self._on_lost = on_lost
         # The whole mutable state: the calls that are not replied to yet.
         self.calls: dict[int, Served] = {}
         peer.on_frame = self._frame
+        peer.on_read = turn.end
         peer.on_lost = self._lost
 
     def ended(self, served: Served) -> None:
@@ -201,6 +208,7 @@ class EdgePeer:
     def _frame(self, header: bytes, body: Buffer) -> None:
         message = data.decode(header)
         if type(message) is data.Call:
+            self._turn.begin()
             self._call(message, data.tensors(message.inputs, body))
         elif type(message) is data.Cancel:
             served = self.calls.get(message.call_id)

@@ -64,6 +64,7 @@ class EngineSlot:
     Args:
         load: brings the artifact and makes it runnable; raises `CannotLoad`.
         on_change: called whenever `state` has changed.
+        soon: where the engine's queue puts its next step.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class EngineSlot:
         version: str,
         load: Callable[[str, str], Awaitable[Loaded]],
         on_change: Callable[[], None],
+        soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self.model = model
         self.version = version
         self._load = load
         self._on_change = on_change
+        self._soon = soon
         # The whole mutable state.
         self.state = "cold"
         self.detail = ""
@@ -181,13 +184,14 @@ class EngineSlot:
             self._fail(reason_of(error))
             return
         self.loads += 1
-        self.used_s = time.monotonic()  # or who has it warmed before the first call loses it at once
+        self.used_s = time.monotonic()  # who has it warmed must not lose it before the first call
         self._failures = 0
         self.loaded = loaded
         self.queue = EngineQueue(
             loaded.session,
             name=f"{self.model}/{self.version}",
             rows_max=loaded.manifest.rows_max,
+            soon=self._soon,
         )
         _log.info(
             "engine_warm",

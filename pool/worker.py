@@ -25,6 +25,7 @@ from pool.engines.base import Engine, EngineError
 from pool.engines.registry import BadEngineName, engine_for, find_engines
 from pool.serving import EdgePeer, Inside
 from pool.slots import CannotLoad, EngineSlot, Loaded, load_session
+from pool.turn import Turn
 from pool.wire import control, data
 from pool.wire.control import Command, EngineState, Heartbeat, RegisterWorker
 from pool.wire.fleet_secret import load_secrets
@@ -59,6 +60,7 @@ class Worker:
         # The whole mutable state: edges, slots, the bytes of calls inside, and whether we drain.
         self.peers: set[EdgePeer] = set()
         self.inside = Inside(config.queue_bytes_max)
+        self.turn = Turn()
         self.is_draining = False
         self._slots: dict[tuple[str, str], EngineSlot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,12 +85,14 @@ class Worker:
             ref = (check_name("model", model), check_version(version))
             if len(self._slots) >= SLOTS_MAX:
                 self._slots = {r: s for r, s in self._slots.items() if s.state != "cold"}
-            slot = self._slots[ref] = EngineSlot(*ref, self._load, self._changed)
+            slot = self._slots[ref] = EngineSlot(*ref, self._load, self._changed, self.turn.soon)
         return slot
 
     def on_peer(self, peer: Peer) -> None:
         """Take a connection from an edge."""
-        self.peers.add(EdgePeer(peer, self.hello(), self.slot, self.inside, self.peers.discard))
+        self.peers.add(
+            EdgePeer(peer, self.hello(), self.slot, self.inside, self.turn, self.peers.discard)
+        )
 
     async def _load(self, model: str, version: str) -> Loaded:
         """Bring the artifact to this node and make it runnable."""

@@ -89,7 +89,7 @@ def set_spec(store: Store, spec: EndpointSpec, if_revision: int | None = None) -
         RevisionConflict: another revision than `if_revision` is current.
     """
     documents.check_spec(spec)
-    _check_variants(store, spec)
+    check_variants(store, spec)
     expected = (spec.revision or None) if if_revision is None else if_revision
     return _put(store, spec, expected)
 
@@ -219,7 +219,12 @@ def _spec_of(stored: Object, name: str) -> EndpointSpec:
     return spec
 
 
-def _check_variants(store: Store, spec: EndpointSpec) -> None:
+def check_variants(store: Store, spec: EndpointSpec) -> None:
+    """See that all variants are published and have equal signatures.
+
+    Raises:
+        BadDocument: names every variant that is not, or has not.
+    """
     found: list[str] = []
     manifests: list[tuple[str, Manifest]] = []
     for index, variant in enumerate(spec.variants):

@@ -10,9 +10,19 @@ import msgspec
 import typer
 import yaml
 
-from infra.commands.options import DATA_DEFAULT, Data, Json, Registry, poke, said, store_of
+from infra.commands.options import (
+    DATA_DEFAULT,
+    Data,
+    Json,
+    Registry,
+    has_registry,
+    poke,
+    said,
+    store_of,
+)
 from infra.stack import CannotStart
 from registry_sync import documents, endpoints
+from registry_sync.stores import Store
 
 File = Annotated[Path | None, typer.Argument(help="YAML or JSON; default: stdin.")]
 
@@ -85,18 +95,35 @@ def rollback_command(name: str, data: Data = DATA_DEFAULT, registry: Registry = 
     typer.echo(revision)
 
 
-def lint_command(name: str, file: File = None) -> None:
-    """Name everything that is wrong with a spec, without writing it."""
+def lint_command(
+    name: str, file: File = None, data: Data = DATA_DEFAULT, registry: Registry = ""
+) -> None:
+    """Name everything that is wrong with a spec, without writing it.
+
+    Whether its variants are published is looked up where there is a registry to ask.
+    """
     with said():
         text = _read(file)
-    found = documents.problems(text)
+        found = documents.problems(text)
+        if not found:
+            spec = documents.parse_spec(text)
+            _check_name(name, spec)
+            if has_registry(data, registry):
+                found = _unpublished(store_of(data, registry), spec)
     if not found:
-        _check_name(name, documents.parse_spec(text))
         typer.echo("ok")
         return
     for problem in found:
         typer.echo(problem, err=True)
     raise typer.Exit(1)
+
+
+def _unpublished(store: Store, spec: documents.EndpointSpec) -> list[str]:
+    try:
+        endpoints.check_variants(store, spec)
+    except documents.BadDocument as error:
+        return error.problems
+    return []
 
 
 def _read(file: Path | None) -> bytes:

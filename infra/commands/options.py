@@ -46,6 +46,12 @@ def registry_url(data: Path, registry: str) -> str:
     return stack.registry if stack is not None else str(node.data / "registry")
 
 
+def has_registry(data: Path, registry: str) -> bool:
+    """Tell whether there is a registry already; opening a folder makes one."""
+    url = registry_url(data, registry)
+    return url.startswith("s3://") or Path(url.removeprefix("file://")).is_dir()
+
+
 def store_of(data: Path, registry: str) -> Store:
     """Open the registry to work on."""
     return open_store(registry_url(data, registry))

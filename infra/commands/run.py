@@ -39,6 +39,7 @@ Controller = Annotated[
 Interval = Annotated[float, typer.Option("--sync-interval-s", min=0, help="0: 1 s, on S3 10 s.")]
 BodyMax = Annotated[int, typer.Option("--body-bytes-max", min=1, help="Of one request.")]
 
+NO_SECRET = "TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET, or put one into DATA/secrets"
 WILDCARDS = ("0.0.0.0", "::")  # good to listen on, impossible to dial
 
 
@@ -152,7 +153,7 @@ def pool_command(
     if not registry:
         raise CannotStart("a pool needs --registry to bring its artifacts from")
     if listen_host and not _has_secret(node.data):
-        raise CannotStart("TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET or DATA/secrets")
+        raise CannotStart(NO_SECRET)
     if listen_host in WILDCARDS and not advertise_host:
         raise CannotStart(f"--listen-host {listen_host}: say with --advertise-host what edges dial")
     node.prepare()
@@ -198,6 +199,8 @@ def controller_command(
             raise CannotStart(f"--listen: {error}") from None
         if address.host in WILDCARDS and not advertise:
             raise CannotStart(f"--listen {text}: say with --advertise what other hosts dial")
+        if address.needs_secret and not _has_secret(node.data):
+            raise CannotStart(NO_SECRET)
     node.prepare()
     process = stack.controller_process(
         node,

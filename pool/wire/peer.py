@@ -30,6 +30,7 @@ from pool.wire.handshake import HandshakeFailed, Secrets
 HANDSHAKE_S_MAX = 5.0
 DIAL_S_MAX = 5.0
 WRITE_BYTES_MAX = 512 << 20  # a peer that lets this much wait has stopped reading
+BEHIND_BYTES = 8 << 20  # a peer for which so much waits is behind: streams pause for it
 UNIX_PATH_BYTES_MAX = 100  # sun_path holds 108 on Linux, 104 on macOS
 
 
@@ -88,13 +89,17 @@ class Peer(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._unsent: list[Buffer] = []  # of this turn of the loop
+        self._unsent: list[Buffer] = []  # of this read, or this turn of the loop
+        self._is_reading = False
+        self.on_read: Callable[[], None] | None = None  # after all frames of a read
+        self._behind: asyncio.Future[None] | None = None  # done once the other side has read
 
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._loop = asyncio.get_running_loop()
+        self._transport.set_write_buffer_limits(high=BEHIND_BYTES)
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family != socket.AF_UNIX:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -105,12 +110,28 @@ class Peer(asyncio.BufferedProtocol):
         return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._is_reading = True
         try:
             self._reader.received(nbytes)
         except WireError as error:
             self.close(error)
+        if self.on_read is not None:
+            self.on_read()
+        self._is_reading = False
+        if self._unsent:
+            self._flush()
+
+    def pause_writing(self) -> None:
+        assert self._loop is not None
+        self._behind = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            behind.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
         self.is_open = False
         self._is_lost = True
         self._transport = None
@@ -142,6 +163,14 @@ class Peer(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_soon(on_lost, self._error)
         self._on_lost = on_lost
 
+    @property
+    def behind(self) -> asyncio.Future[None] | None:
+        """None, or while the other side is behind with reading what ends when it no longer is.
+
+        Who sends much at its own pace waits for it; it must not be cancelled.
+        """
+        return self._behind
+
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Queue one frame's buffers for writing; on a closed connection do nothing.
 
@@ -150,11 +179,15 @@ class Peer(asyncio.BufferedProtocol):
         """
         if not self.is_open or self._loop is None:
             return
-        if not self._unsent:
+        if not self._unsent and not self._is_reading:
             # What is sent in one turn of the loop leaves in one system call, and wakes the other
             # side once: with many small frames that halves the cost of the hop.
             self._loop.call_soon(self._flush)
         self._unsent.extend(buffers)
+
+    def flush(self) -> None:
+        """Write what was sent now, because nothing else will follow soon."""
+        self._flush()
 
     def _flush(self) -> None:
         buffers, self._unsent = self._unsent, []

@@ -48,32 +48,49 @@ def load_on(stack: Stack, model: str = "echo", **options: float) -> Load:
     return Load(stack.url, stack.key, model, **options)  # type: ignore[arg-type]
 
 
+def status_of(stack: Stack) -> dict[str, Any]:
+    """Return the status, from whichever edge has found a controller by now."""
+
+    def ask_edge() -> dict[str, Any]:
+        try:
+            answer = stack.request("GET", "/admin/pool", admin=True)
+        except OSError:
+            return {}  # the edge is not there yet
+        return answer.json() if answer.status == 200 else {}
+
+    return until(ask_edge, RESPAWN_S_MAX, "a controller answers")
+
+
+def engines_of(stack: Stack, model: str = "echo") -> list[dict[str, Any]]:
+    return [
+        engine
+        for worker in status_of(stack)["workers"]
+        for engine in worker["engines"]
+        if engine["model"] == model
+    ]
+
+
 def warm_in(stack: Stack, model: str = "echo") -> int:
-    return sum(engine["state"] == "warm" for engine in stack.engine(model))
+    return sum(engine["state"] == "warm" for engine in engines_of(stack, model))
 
 
-def loads_of(stack: Stack, model: str = "echo", version: str = "1") -> int:
-    return sum(engine["loads"] for engine in stack.engine(model, version))
+def loads_of(stack: Stack, model: str = "echo") -> int:
+    return sum(engine["loads"] for engine in engines_of(stack, model))
 
 
-def status_or_none(stack: Stack) -> dict[str, object] | None:
-    """Return the status, or None while no controller can be asked."""
-    answer = stack.request("GET", "/admin/pool", admin=True)
-    found: dict[str, object] = answer.json()
-    return found if answer.status == 200 else None
+def wakes_of(stack: Stack, endpoint: str) -> int:
+    found = [e["wakes"] for e in status_of(stack)["endpoints"] if e["name"] == endpoint]
+    return int(found[0])
 
 
 def everybody_of(stack: Stack) -> set[int]:
     """Return the pids of all workers and edges that have registered."""
-    found: dict[str, Any] = status_or_none(stack) or {"workers": [], "edges": []}
+    found = status_of(stack)
     return {one["pid"] for tier in ("workers", "edges") for one in found[tier]}
 
 
 def epoch_of(stack: Stack) -> int:
-    found = until(lambda: status_or_none(stack), RESPAWN_S_MAX, "a controller answers")
-    controller = found["controller"]
-    assert isinstance(controller, dict)
-    return int(controller["epoch"])
+    return int(status_of(stack)["controller"]["epoch"])
 
 
 def respawned(stack: Stack, name: str, old: int) -> int:
@@ -113,9 +130,32 @@ def test_worker_killed_under_load_loses_no_request_and_comes_back_warm(
         assert load.answered == 1000
     new = respawned(stack, "worker-0", pid)
     until(lambda: warm_in(stack) == workers, RESPAWN_S_MAX, "its engine is warm again")
-    shown = [worker["pid"] for worker in stack.status()["workers"]]
+    shown = [worker["pid"] for worker in status_of(stack)["workers"]]
     assert new in shown
     assert pid not in shown
+
+
+def test_worker_told_to_end_under_load_finishes_what_it_has(two: Stack) -> None:
+    pid = two.pids()["worker-0"]
+    with load_on(two, threads=8) as load:
+        load.more(100)
+        os.kill(pid, signal.SIGTERM)
+        respawned(two, "worker-0", pid)
+        load.more(100)
+        until(lambda: warm_in(two) == 2, RESPAWN_S_MAX, "a replica in both workers")
+    load.assert_clean()
+
+
+def test_both_workers_killed_one_after_the_other_lose_no_request(two: Stack) -> None:
+    with load_on(two, threads=8) as load:
+        load.more(100)
+        for name in ("worker-0", "worker-1"):
+            pid = two.pids()[name]
+            os.kill(pid, signal.SIGKILL)
+            respawned(two, name, pid)
+            load.more(100)
+            until(lambda: warm_in(two) == 2, RESPAWN_S_MAX, "a replica in both workers")
+    load.assert_clean()
 
 
 def test_worker_that_stands_still_is_left_and_its_calls_go_elsewhere_or_end(two: Stack) -> None:
@@ -125,11 +165,11 @@ def test_worker_that_stands_still_is_left_and_its_calls_go_elsewhere_or_end(two:
         with load_on(two, threads=4) as load:
             load.more(50)
             with stopped(pid):
-                until(lambda: len(two.status()["workers"]) == 1, 10.0, "it leaves the status")
+                until(lambda: len(status_of(two)["workers"]) == 1, 10.0, "it leaves the status")
                 time.sleep(5.0)  # until what it holds has passed its deadline
                 before = load.answered
                 until(lambda: load.answered > before + 100, 20.0, "the other one serves them all")
-            until(lambda: len(two.status()["workers"]) == 2, 10.0, "it is back")
+            until(lambda: len(status_of(two)["workers"]) == 2, 10.0, "it is back")
             before = load.answered
             until(lambda: load.answered > before + 100, 20.0, "both serve")
         assert not load.wrong  # its late answers went to nobody
@@ -175,7 +215,7 @@ def test_one_of_two_edges_killed_leaves_the_other_serving(two: Stack) -> None:
     until(lambda: not is_alive(pids["edge-0"]), 5.0)
     assert {two.infer("echo", INPUT).status for _ in range(10)} == {200}
     respawned(two, "edge-0", pids["edge-0"])
-    until(lambda: len(two.status()["edges"]) == 2, RESPAWN_S_MAX, "both edges are known")
+    until(lambda: len(status_of(two)["edges"]) == 2, RESPAWN_S_MAX, "both edges are known")
 
 
 # The controller.
@@ -237,9 +277,7 @@ def registry_gone(stack: Stack) -> Iterator[None]:
 
 
 def registry_error(stack: Stack) -> str:
-    controller = (status_or_none(stack) or {}).get("controller", {})
-    assert isinstance(controller, dict)
-    return str(controller.get("registry_error", ""))
+    return str(status_of(stack)["controller"]["registry_error"])
 
 
 def test_registry_that_goes_away_stops_nothing_and_shows_in_the_status(
@@ -288,7 +326,7 @@ def test_invalid_document_stays_out_the_last_good_one_serves_and_the_status_says
     bad = json.loads(good)
     bad["variants"][0]["weight"] = "all of it"
     put_endpoint(one, "spoilt", json.dumps(bad).encode())
-    why = until(lambda: one.status()["rejected"].get("endpoints/spoilt.json"), 10.0, "rejected")
+    why = until(lambda: status_of(one)["rejected"].get("endpoints/spoilt.json"), 10.0, "rejected")
     assert "$.variants[0].weight" in why
     assert one.infer("spoilt", INPUT).status == 200
     # Nor does a controller that has never seen the good one forget it.
@@ -296,11 +334,11 @@ def test_invalid_document_stays_out_the_last_good_one_serves_and_the_status_says
     os.kill(pid, signal.SIGKILL)
     respawned(one, "controller", pid)
     epoch_of(one)
-    until(lambda: one.status()["rejected"].get("endpoints/spoilt.json"), 10.0, "still rejected")
+    until(lambda: status_of(one)["rejected"].get("endpoints/spoilt.json"), 10.0, "still rejected")
     time.sleep(4.0)  # until the new leader has settled and pushed its routes
     assert one.infer("spoilt", INPUT).status == 200
     put_endpoint(one, "spoilt", good)
-    until(lambda: not one.status()["rejected"], 10.0, "taken again")
+    until(lambda: not status_of(one)["rejected"], 10.0, "taken again")
 
 
 def test_invalid_keys_leave_the_last_good_ones(one: Stack) -> None:
@@ -310,12 +348,12 @@ def test_invalid_keys_leave_the_last_good_ones(one: Stack) -> None:
     try:
         partial.write_bytes(b'{"schema": 1, "keys": [{"id": 7}]}')
         partial.rename(path)
-        until(lambda: one.status()["rejected"].get("keys.json"), 10.0, "rejected")
+        until(lambda: status_of(one)["rejected"].get("keys.json"), 10.0, "rejected")
         assert one.infer("echo", INPUT).status == 200
     finally:
         partial.write_bytes(good)
         partial.rename(path)
-    until(lambda: not one.status()["rejected"], 10.0, "taken again")
+    until(lambda: not status_of(one)["rejected"], 10.0, "taken again")
 
 
 def test_document_that_came_before_its_version_serves_once_that_is_published(
@@ -326,11 +364,11 @@ def test_document_that_came_before_its_version_serves_once_that_is_published(
         "variants": [{"name": "a", "model": "late", "version": "1", "weight": 100}],
     }
     put_endpoint(one, "early", json.dumps({"schema": 1, "revision": 1, **spec}).encode())
-    why = until(lambda: one.status()["rejected"].get("endpoints/early.json"), 10.0, "rejected")
+    why = until(lambda: status_of(one)["rejected"].get("endpoints/early.json"), 10.0, "rejected")
     assert "late version 1 is not published" in why
     one.publish("late", identity(tmp_path / "m.onnx"))
     until(lambda: one.infer("early", INPUT).status == 200, 10.0, "it serves")
-    assert not one.status()["rejected"]
+    assert not status_of(one)["rejected"]
 
 
 # Sleep and wake.
@@ -341,18 +379,18 @@ def test_idle_engine_is_unloaded_and_many_calls_at_once_wake_it_with_one_load(
 ) -> None:
     one.publish("sleepy", identity(tmp_path / "m.onnx"))
     one.edit_endpoint("sleepy", scale={"idle_s": 0.5}, cache=None)
-    until(lambda: not one.engine("sleepy"), 15.0, "it sleeps")
+    until(lambda: not engines_of(one, "sleepy"), 15.0, "it sleeps")
     ready = one.request("GET", "/v2/models/sleepy/ready")
     assert (ready.status, ready.headers["x-tidepool-state"]) == (200, "asleep")
-    assert not one.engine("sleepy")  # asking woke nothing
-    wakes = next(e["wakes"] for e in one.status()["endpoints"] if e["name"] == "sleepy")
+    assert not engines_of(one, "sleepy")  # asking woke nothing
+    wakes = wakes_of(one, "sleepy")
     with ThreadPoolExecutor(50) as threads:
         answers = list(threads.map(lambda _: one.infer("sleepy", INPUT), range(50)))
     assert {answer.status for answer in answers} == {200}
     assert all(answer.output() == INPUT["x"][2] for answer in answers)
-    after = next(e["wakes"] for e in one.status()["endpoints"] if e["name"] == "sleepy")
+    after = wakes_of(one, "sleepy")
     assert after == wakes + 1
-    until(lambda: not one.engine("sleepy"), 15.0, "it sleeps again")
+    until(lambda: not engines_of(one, "sleepy"), 15.0, "it sleeps again")
 
 
 def test_calls_around_the_moment_of_falling_asleep_are_all_answered(
@@ -370,11 +408,11 @@ def test_first_calls_of_a_fresh_worker_cost_one_load_in_the_whole_pool(
 ) -> None:
     two.publish("fleet", identity(tmp_path / "m.onnx"))
     two.edit_endpoint("fleet", scale={"idle_s": 1.0}, cache=None)
-    until(lambda: not two.engine("fleet"), 20.0, "it sleeps")
+    until(lambda: not engines_of(two, "fleet"), 20.0, "it sleeps")
     with ThreadPoolExecutor(50) as threads:
         answers = list(threads.map(lambda _: two.infer("fleet", INPUT), range(50)))
     assert {answer.status for answer in answers} == {200}
-    assert len(two.engine("fleet")) == 1  # all edges woke the same worker
+    assert len(engines_of(two, "fleet")) == 1  # all edges woke the same worker
 
 
 # A model that cannot be had.
@@ -394,7 +432,7 @@ def test_model_that_cannot_be_loaded_is_refused_and_the_others_are_not(one: Stac
     assert "cannot be loaded" in answer.error
     assert str(one.data) not in answer.error
     assert one.request("GET", "/v2/models/garbage/ready").status == 503
-    failed = until(lambda: [e for e in one.engine("garbage") if e["state"] == "failed"], 10.0)
+    failed = until(lambda: [e for e in engines_of(one, "garbage") if e["state"] == "failed"], 10.0)
     assert failed[0]["detail"]
     assert one.infer("echo", INPUT).status == 200
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -348,9 +349,9 @@ def test_calls_at_once_get_their_own_answers(stack: Stack, plain: str) -> None:
 def test_a_client_time_out_is_a_time_out(stack: Stack) -> None:
     stack.publish_engine("oip-sleeper", "sleeper", [("ms", "INT64", [1])], [("y", "INT64", [1])])
     given = [_input(np.int64([2000]), "INT64", binary=True, name="ms")]
-    with triton.InferenceServerClient(stack.address, network_timeout=0.2) as client:
-        with pytest.raises(TimeoutError):
-            client.infer("oip-sleeper", given, headers=stack.auth())
+    impatient = triton.InferenceServerClient(stack.address, network_timeout=0.2)
+    with closing(impatient), pytest.raises(TimeoutError):
+        impatient.infer("oip-sleeper", given, headers=stack.auth())
 
 
 def test_a_raw_body_is_the_single_input(stack: Stack, plain: str) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from infra.stack import free_port
 from registry_sync import endpoints
 from registry_sync.documents import parse_spec
 from registry_sync.leader import look
@@ -23,6 +22,7 @@ from tests.support.faulty_s3 import RESET, FaultyS3, faulty_s3
 from tests.support.load import Load
 from tests.support.models import identity
 from tests.support.nodes import Fleet, running_fleet
+from tests.support.processes import tidepool
 from tests.support.seaweed import BUCKET, S3Server
 from tests.support.stack import until
 
@@ -68,9 +68,13 @@ def load_on(fleet: Fleet, pause_s: float = 0.005) -> Load:
 
 
 def workers_of(fleet: Fleet) -> dict[str, int]:
-    """Return the pids of the registered workers; empty while no controller can be asked."""
-    answer = fleet.request("GET", "/admin/pool", admin=True)
-    return {w["id"]: w["pid"] for w in answer.json()["workers"]} if answer.status == 200 else {}
+    """Return the pids of the registered workers."""
+    return {worker["id"]: worker["pid"] for worker in fleet.status()["workers"]}
+
+
+def is_led(fleet: Fleet) -> bool:
+    """Tell whether the edge that is asked has a controller."""
+    return fleet.request("GET", "/admin/pool", admin=True).status == 200
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def folder_of(fleet: Fleet, node: str) -> list[tuple[int, int]]:
 
 
 def test_document_change_reaches_every_edge_within_two_seconds_and_fails_no_request(
-    nodes: Nodes, record_property: object
+    nodes: Nodes,
 ) -> None:
     fleet = nodes.fleet
     fleet.set_endpoint(spec_of("1"))
@@ -173,12 +177,24 @@ def test_worker_with_a_wrong_fleet_secret_never_joins(nodes: Nodes) -> None:
         stranger.stop()
 
 
-def test_tcp_without_a_fleet_secret_does_not_start(nodes: Nodes, tmp_path: Path) -> None:
-    ended = nodes.fleet.command(
-        *("pool", "--listen-host", "127.0.0.1"), env={"TIDEPOOL_FLEET_SECRET": None}
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["pool", "--listen-host", "127.0.0.1"], "fleet secret"),
+        (["controller", "--listen", "tcp://127.0.0.1:1"], "fleet secret"),
+        (["controller", "--listen", "tcp://0.0.0.0:1"], "--advertise"),
+        (["controller", "--listen", "here"], "expected unix:/path or tcp://host:port"),
+    ],
+)
+def test_tier_that_could_not_be_reached_does_not_start(
+    tmp_path: Path, arguments: list[str], why: str
+) -> None:
+    ended = tidepool(
+        *arguments, *("--data", str(tmp_path / "d"), "--registry", str(tmp_path / "r"))
     )
-    # The client's folder has the secret in a file, so take another one.
-    assert ended.code in (0, 1)
+    assert (ended.code, ended.stdout) == (1, "")
+    assert why in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_killed_controller_comes_back_under_load_and_loses_nothing(nodes: Nodes) -> None:
@@ -263,9 +279,9 @@ def test_serving_goes_on_while_s3_cannot_be_reached(nodes: Nodes) -> None:
     with load_on(fleet) as load:
         with s3_unreachable(nodes.s3):
             # Longer than a leader acts without having renewed its record.
-            until(lambda: not workers_of(fleet), 40.0, "the leader stands down", 0.2)
+            until(lambda: not is_led(fleet), 40.0, "the leader stands down", 0.2)
             load.more(50)
-        until(lambda: workers_of(fleet), BACK_S_MAX, "somebody leads again", 0.2)
+        until(lambda: is_led(fleet) and workers_of(fleet), BACK_S_MAX, "somebody leads again", 0.2)
         load.more(50)
     load.assert_clean()
     fleet.set_endpoint(spec_of("1"))
@@ -291,7 +307,3 @@ def test_edge_started_while_s3_and_controller_are_gone_serves_from_its_last_good
     finally:
         fleet.controller.start()
         until(lambda: workers_of(fleet), BACK_S_MAX, "a controller leads again", 0.2)
-
-
-def test_ports_of_the_fleet_are_its_own() -> None:
-    assert free_port() != free_port()

@@ -126,7 +126,9 @@ def test_unknown_fields_are_ignored() -> None:
     assert content(parse_infer(raw, None, MLP)) == floats(*ROW)
 
 
-@pytest.mark.parametrize("word", ["urn:uuid:1", '{"id":1,"id":2}', "a\\:b", "[" * 200, "é" * 512])
+@pytest.mark.parametrize(
+    "word", ["urn:uuid:1", '{"id":1,"id":2}', "a\\:b", "[" * 200, "[:" * 200, "é" * 512]
+)
 def test_punctuation_in_strings_is_no_structure(word: str) -> None:
     strings = signature(("x", "BYTES", (-1, 2)))
     raw = body(tensor("x", "BYTES", [1, 2], [word, word]), id=word, parameters={word: word})
@@ -134,6 +136,33 @@ def test_punctuation_in_strings_is_no_structure(word: str) -> None:
     assert request.id == word
     assert request.parameters == {word: word}
     assert content(request) == join_bytes([word.encode()] * 2)
+
+
+def test_plain_bodies_are_not_looked_at_key_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("the slow way")
+
+    monkeypatch.setattr("edge.body.check_keys", never)
+    monkeypatch.setattr("edge.body_generate.check_keys", never)
+    strings = signature(("x", "BYTES", (-1, 1)))
+    flag = {"name": "y", "parameters": {"binary_data": True}}
+    everything = x(parameters={"a": 1, "b": "2"})
+    for raw, against in [
+        (body(x()), MLP),
+        (body(x(), id="a", parameters=None, outputs=None), MLP),
+        (body(everything, id="a", parameters={"timeout": 5, "t": 1}, outputs=[flag]), MLP),
+        (body(tensor("x", "BYTES", [1, 1], ["a: b: c"])), strings),
+    ]:
+        assert parse_infer(raw, None, against).rows == 1
+    raw, length = binary(head(16, id="b", outputs=[flag]), floats(*ROW))
+    assert parse_infer(raw, length, MLP).id == "b"
+    assert parse_generate(b'{"x":["a: b"],"parameters":{"c":1},"id":"d"}', strings).id == "d"
+
+
+def test_much_data_beside_an_unknown_field_is_still_read() -> None:
+    strings = signature(("x", "BYTES", (-1, 2)))
+    raw = body(tensor("x", "BYTES", [1, 2], ["a" * 2_000_000, "b"]), note=1)
+    assert len(content(parse_infer(raw, None, strings))) == 2_000_009
 
 
 def test_parameters_that_no_answer_depends_on_are_left_out() -> None:

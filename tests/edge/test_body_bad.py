@@ -139,8 +139,27 @@ def test_deep_nesting_is_found_behind_many_shallow_ones() -> None:
 
 
 def test_much_that_nobody_asked_for_is_refused() -> None:
-    raw = b'{"note":[' + b"0," * 600_000 + b"0]," + GOOD[1:]
-    assert "1 MiB" in refusal(raw).text
+    raw = b'{"note":[' + b"0," * 150_000 + b"0]," + GOOD[1:]
+    assert "256 KiB" in refusal(raw).text
+
+
+@pytest.mark.parametrize("note", [b"[],", b'{"a":0},', b'"\\"",', b"0,"])
+def test_what_nobody_asked_for_takes_little_time(note: bytes) -> None:
+    raw = b'{"note":[' + note * ((255 << 10) // len(note)) + b"0]," + GOOD[1:]
+    started_s = time.thread_time()
+    assert parse_infer(raw, None, MLP).rows == 1
+    assert time.thread_time() - started_s < TIME_S_MAX
+
+
+@pytest.mark.parametrize("data", [b"0," * 4_000_000 + b"0", b"[0]," * 2_000_000 + b"[0]"])
+def test_elements_are_counted_before_they_are_made(data: bytes) -> None:
+    raw = GOOD.replace(b"1, 2, 3, 4", data)
+    tracemalloc.start()
+    found = refusal(raw)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "elements, its shape [1,4] needs '4'" in found.text
+    assert peak_bytes < 2 * len(raw)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +279,25 @@ def test_malformed_request_is_400(request_: Any) -> None:
     assert refusal(json.dumps(request_).encode()).status == 400
 
 
+@pytest.mark.parametrize("shape", [[-1, -1, 4], [2**31, 0, 1]])
+def test_dimension_out_of_bounds_is_malformed_even_if_the_product_fits(shape: list[int]) -> None:
+    loose = signature(("x", "FP32", (-1, -1, -1)), rows_max=1)
+    data = [1, 2, 3, 4] if 0 not in shape else []
+    found = refusal(body(x(shape=shape, data=data)), None, loose)
+    assert (found.status, "$.inputs[0].shape[0]" in found.text) == (400, True)
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_more_than_1024_tensors_are_refused_as_such(field: str) -> None:
+    found = refusal(json.dumps({"inputs": [x()], field: [x()] * 1025}).encode())
+    assert found.text == f"Expected `array` of length <= 1024 - at `$.{field}`"
+
+
+def test_binary_size_without_a_header_is_named() -> None:
+    raw, _ = binary({"inputs": [{**without("data"), "parameters": {"binary_data_size": 0}}]})
+    assert "Inference-Header-Content-Length is missing" in refusal(raw).text
+
+
 def test_id_of_1024_bytes_is_not_too_long() -> None:
     assert parse_infer(body(x(), id="é" * 512), None, MLP).id == "é" * 512
 
@@ -340,7 +378,7 @@ def test_wrong_datatype_is_422() -> None:
     )
 
 
-@pytest.mark.parametrize("shape", [[1, 5], [4], [1, 1, 4], [], [1, 0]])
+@pytest.mark.parametrize("shape", [[1, 5], [4], [1, 1, 4], [1, 4, 1], [], [1, 0]])
 def test_wrong_shape_is_422(shape: list[int]) -> None:
     got = "[" + ",".join(map(str, shape)) + "]"
     assert unfit(x(shape=shape)).text == (
@@ -548,6 +586,10 @@ def test_raw_body_that_says_too_little_or_too_much_is_refused(
     raw: bytes, against: Signature
 ) -> None:
     refusal(raw, "0", against)
+
+
+def test_raw_body_that_is_no_whole_number_of_rows_is_named() -> None:
+    assert "no whole number of FP32 rows of shape [-1,4]" in refusal(bytes(17), "0").text
 
 
 # --- generate ------------------------------------------------------------------------------------

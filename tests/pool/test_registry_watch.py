@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pool.registry_watch import RegistryWatch, Snapshot, restore
 from pool.wire.control import Documents
 from registry_sync import keys
 from registry_sync.directory import DirectoryStore
-from registry_sync.documents import Cache, EndpointSpec, EndpointState, Variant, write
+from registry_sync.documents import Cache, EndpointSpec, EndpointState, Keys, Variant, write
 from registry_sync.stores import NotFound, Store, StoreUnavailable
 from tests.support.artifacts import put_artifact
 
@@ -39,11 +38,11 @@ class Watched:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[DirectoryStore]:
+def directory(tmp_path: Path) -> DirectoryStore:
     store = DirectoryStore(tmp_path / "registry")
     put_artifact(store, {"model.onnx": b"1"})
     put_artifact(store, {"model.onnx": b"2"}, version="2")
-    yield store
+    return store
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def test_new_document_is_taken_with_everything_that_it_names(store: Any, watch: 
 
 def test_nothing_new_is_no_change_and_two_questions(store: Any, watch: Any) -> None:
     put_spec(store)
-    put(store, "keys.json", write(keys.Keys(())))
+    put(store, "keys.json", write(Keys(())))
     watch.poll()
     store.calls.clear()
     assert watch.poll() is False
@@ -246,7 +245,7 @@ def test_change_that_was_read_in_a_round_that_failed_is_not_lost(
 
 
 def some_keys() -> bytes:
-    return write(keys.Keys((keys.make_key("t", ["infer:*"])[1],)))
+    return write(Keys((keys.make_key("t", ["infer:*"])[1],)))
 
 
 def test_keys_are_taken_and_gone_with_their_document(store: Any, watch: Any) -> None:
@@ -318,11 +317,11 @@ def test_version_that_is_not_published_is_none(watch: Any) -> None:
     assert watch.resolve("nobody", "1") is None
 
 
-@pytest.mark.parametrize("ref", [("../m", "1"), ("m", "1/../2"), ("m", "x"), ("", "1")])
+@pytest.mark.parametrize("ref", [("../m", "1"), ("m", "1/../2"), ("m", "X!"), ("", "1")])
 def test_version_with_a_name_that_is_none_touches_no_store(
     ref: tuple[str, str], store: Any, watch: Any
 ) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"model|version"):
         watch.resolve(*ref)
     assert not store.calls
 
@@ -400,4 +399,5 @@ def test_copy_that_cannot_be_read_whole_gives_what_can(store: Any, watch: Any) -
     watch.poll()
     broken = {"m/1": b"{", "m/2": watch.snapshot.manifest_bytes["m", "2"]}
     found = restore(documents(watch.snapshot, manifests=broken, keys=b"{"))
-    assert (found.specs.keys(), found.key_bytes) == ({"f"}, b"")
+    assert found.specs.keys() == {"f"}
+    assert found.key_bytes == b""

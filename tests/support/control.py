@@ -53,6 +53,10 @@ class Member:
         """Return the first message of a kind that fits, waiting for it if need be."""
         return (await self.until(lambda: [m for m in self.all(kind) if fits(m)]))[0]
 
+    async def heard_often(self, kind: type[M], count: int) -> list[M]:
+        """Return the messages of a kind once there are so many."""
+        return await self.until(lambda: self.all(kind) if len(self.all(kind)) >= count else [])
+
     async def lost(self) -> None:
         """Wait until the controller has hung up."""
         await self.until(lambda: [True] if self.is_lost else [])

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from infra.client import ask
 from infra.stack import free_port
@@ -159,6 +160,15 @@ class Fleet(Stack):
         assert record is not None
         answer = _run(lambda: ask(record.url, self.data, "poke"))
         assert answer.ok, answer.detail
+
+    def status(self) -> dict[str, Any]:
+        """Return the status, from whichever edge has found a controller by now."""
+
+        def ask_edge() -> dict[str, Any]:
+            answer = self.request("GET", "/admin/pool", admin=True)
+            return answer.json() if answer.status == 200 else {}
+
+        return until(ask_edge, 30.0, "a controller answers", 0.05)
 
     def pids(self) -> dict[str, int]:
         """Not told apart here: ask a tier."""

@@ -1,0 +1,109 @@
+"""From RSGI to Starlette and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from edge import bridge as bridge_module
+from edge.bridge import Bridge
+
+
+class Proto:
+    """Granian's side of one request."""
+
+    def __init__(self, *parts: bytes, pause_s: float = 0.0, gone: bool = False) -> None:
+        self._parts, self._pause_s, self._gone = parts, pause_s, gone
+        self.answers: list[tuple[int, dict[str, str], bytes]] = []
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self._parts:
+            await asyncio.sleep(self._pause_s)
+            yield part
+        if self._gone:
+            raise RuntimeError("the client left")
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.answers.append((status, dict(headers), body))
+
+
+def scope(path: str = "/echo", method: str = "POST", **headers: str) -> Any:
+    return SimpleNamespace(
+        http_version="1.1",
+        method=method,
+        scheme="http",
+        path=path,
+        query_string="q=1",
+        headers=SimpleNamespace(items=lambda: list(headers.items())),
+    )
+
+
+async def echo(request: Request) -> Response:
+    body = (await request.body()).decode()
+    seen = {"query": request.url.query, "head": request.headers.get("x-head"), "body": body}
+    return JSONResponse(seen, 201, {"x-back": "ü"})
+
+
+async def bug(request: Request) -> Response:
+    raise KeyError("bug")
+
+
+async def bug_answer(request: Request, error: Exception) -> Response:
+    return Response("internal error", 500)
+
+
+APP = Starlette(
+    routes=[Route("/echo", echo, methods=["POST"]), Route("/bug", bug)],
+    exception_handlers={Exception: bug_answer},
+)
+
+
+async def ask(proto: Proto, asked: Any, body_bytes_max: int = 1000) -> Any:
+    await Bridge(APP, body_bytes_max)(asked, proto)
+    return proto.answers
+
+
+async def test_request_and_answer_go_through_whole() -> None:
+    (answer,) = await ask(Proto(b"he", b"llo"), scope(**{"x-head": "ä"}))
+    assert answer[0] == 201
+    assert answer[1]["x-back"] == "ü"
+    assert b'"query":"q=1","head":"\xc3\xa4","body":"hello"' in answer[2]
+
+
+async def test_header_that_http_does_not_have_harms_nobody() -> None:
+    (answer,) = await ask(Proto(), scope(**{"x-head": "日本"}))
+    assert answer[0] == 201
+
+
+async def test_route_that_does_not_exist_is_404() -> None:
+    assert (await ask(Proto(), scope("/nowhere")))[0][0] == 404
+
+
+async def test_bug_is_answered_once_and_does_not_reach_the_server() -> None:
+    (answer,) = await ask(Proto(), scope("/bug", "GET"))
+    assert answer[::2] == (500, b"internal error")
+
+
+async def test_body_beyond_the_bound_is_413() -> None:
+    assert (await ask(Proto(b"x" * 600, b"x" * 600), scope()))[0][0] == 413
+
+
+async def test_body_on_the_bound_is_taken() -> None:
+    assert (await ask(Proto(b"x" * 1000), scope()))[0][0] == 201
+
+
+async def test_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge_module, "BODY_S_MAX", 0.05)
+    assert (await ask(Proto(b"x", pause_s=60), scope()))[0][0] == 408
+
+
+async def test_client_that_left_gets_no_answer() -> None:
+    assert await ask(Proto(b"x", gone=True), scope()) == []

@@ -1,0 +1,491 @@
+"""Calls to workers over real sockets; the workers here only speak the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge import dispatch
+from edge.dispatch import Answer, Call, Pool, refusal_of
+from edge.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    ModelFailed,
+    Refusal,
+    TooLarge,
+    Unavailable,
+    WorkerLost,
+)
+from pool.wire import data
+from pool.wire.control import EngineRoute, Routes, WorkerRoute
+from pool.wire.data import Tensor
+from pool.wire.frames import Buffer
+from pool.wire.peer import Address, Peer, Server, serve
+
+REF = ("m", "1")
+X = Tensor("x", "FP32", (1,), bytes(4))
+
+
+class FakeWorker:
+    """Says what its test wants, in the wire's own words."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.server: Server | None = None
+        self.peers: list[Peer] = []
+        self.heard: list[data.Message] = []
+        self.on_call: Callable[[Peer, data.Call], None] = self.answer
+
+    async def up(self) -> None:
+        self.server = await serve(self.address, None, self._on_peer)
+
+    async def down(self) -> None:
+        if self.server is not None:
+            await self.server.close()
+            self.server = None
+        for peer in self.peers:
+            peer.close()
+        self.peers.clear()
+
+    def _on_peer(self, peer: Peer) -> None:
+        def frame(header: bytes, body: Buffer) -> None:
+            message = data.decode(header)
+            self.heard.append(message)
+            if isinstance(message, data.Call):
+                self.on_call(peer, message)
+
+        self.peers.append(peer)
+        peer.on_frame = frame
+
+    @property
+    def calls(self) -> list[data.Call]:
+        return [message for message in self.heard if isinstance(message, data.Call)]
+
+    @property
+    def cancels(self) -> list[data.Cancel]:
+        return [message for message in self.heard if isinstance(message, data.Cancel)]
+
+    def answer(self, peer: Peer, call: data.Call, **fields: Any) -> None:
+        """Give the inputs back."""
+        tensors = [Tensor(h.name, h.datatype, h.shape, bytes(h.bytes)) for h in call.inputs]
+        peer.send(
+            data.encode(
+                data.Reply(call.call_id, 200, "", data.heads(tensors), 5, 6, 7, **fields), tensors
+            )
+        )
+
+    def keep(self, peer: Peer, call: data.Call) -> None:
+        """Never answer."""
+
+    def break_(self, peer: Peer, call: data.Call) -> None:
+        """Hang up."""
+        peer.close()
+
+
+class Fleet:
+    """Some workers, and a pool that goes by routes to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.workers = {n: FakeWorker(Address(path=f"{folder}/{n}")) for n in "abcd"}
+        self.pool = Pool("e1", None)
+
+    def __getitem__(self, name: str) -> FakeWorker:
+        return self.workers[name]
+
+    def route(self, warm: str = "", wake_at: str = "", workers: str = "abcd") -> None:
+        engine = EngineRoute(*REF, tuple(warm), tuple(wake_at))
+        routes = [WorkerRoute(n, "i", str(self.workers[n].address)) for n in workers]
+        self.pool.update(Routes(1, 1, tuple(routes), (engine,)))
+
+    async def up(self, names: str = "abcd") -> None:
+        for name in names:
+            await self.workers[name].up()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not is_so():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    async def connected(self, count: int) -> None:
+        await self.until(lambda: self.pool.workers_up == count)
+
+    def call(self, left_s: float = 10.0, on_chunk: Any = None, inputs: Any = (X,)) -> Call:
+        call = Call(
+            ref=REF,
+            digest="d",
+            request_id="r",
+            inputs=inputs,
+            outputs=("y",),
+            deadline_s=time.monotonic() + left_s,
+            on_chunk=on_chunk,
+        )
+        self.pool.start(call)
+        return call
+
+    def served(self) -> str:
+        """Return who got how many calls, as text."""
+        return "".join(n * len(worker.calls) for n, worker in sorted(self.workers.items()))
+
+
+async def outcome(call: Call) -> Answer | Refusal:
+    async with asyncio.timeout(10):
+        try:
+            return await call.future
+        except Refusal as refusal:
+            return refusal
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    folder = Path(tempfile.mkdtemp(prefix="tp"))
+    made = Fleet(folder)
+    sweeper = asyncio.get_running_loop().create_task(made.pool.sweep_forever())
+    yield made
+    assert not sweeper.done()
+    sweeper.cancel()
+    await made.pool.close()
+    for worker in made.workers.values():
+        await worker.down()
+    await asyncio.sleep(0.02)
+    shutil.rmtree(folder)
+
+
+async def test_call_goes_out_and_its_answer_comes_back(fleet: Fleet) -> None:
+    await fleet.up("a")
+    fleet.route("a")
+    await fleet.connected(1)
+    answer = await outcome(fleet.call())
+    assert isinstance(answer, Answer)
+    assert (answer.outputs, answer.queue_us, answer.infer_us) == ([X], 5, 6)
+    (sent,) = fleet["a"].calls
+    assert (sent.model, sent.version, sent.digest, sent.outputs) == ("m", "1", "d", ("y",))
+    assert 9e6 < sent.time_left_us <= 10e6
+
+
+async def test_pool_says_who_it_is_first(fleet: Fleet) -> None:
+    await fleet.up("a")
+    fleet.route("a")
+    await fleet.until(lambda: bool(fleet["a"].heard))
+    assert fleet["a"].heard[0] == data.Hello(data.WIRE, "edge", "e1", "")
+
+
+async def test_lighter_of_two_replicas_is_picked_by_their_own_reports(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet.route("ab", workers="ab")
+    await fleet.connected(2)
+    fleet["a"].peers[0].send(data.encode(data.Load(50_000, 9)))
+    await fleet.until(lambda: fleet.pool._conns["a"].wait_us == 50_000)
+    for _ in range(5):
+        await outcome(fleet.call())
+    assert fleet.served() == "bbbbb"
+
+
+async def test_calls_under_way_weigh_too(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet.route("ab", workers="ab")
+    await fleet.connected(2)
+    for name in "ab":
+        fleet[name].on_call = fleet[name].keep
+    for _ in range(6):
+        fleet.call()
+    await fleet.until(lambda: len(fleet.served()) == 6)
+    assert fleet.served() == "aaabbb"
+
+
+async def test_reply_carries_the_load(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet["a"].on_call = lambda peer, call: fleet["a"].answer(peer, call, wait_us=90_000)
+    fleet.route("ab", workers="ab")
+    await fleet.connected(2)
+    await outcome(fleet.call())
+    for _ in range(3):
+        await outcome(fleet.call())
+    assert fleet.served().count("a") <= 1
+
+
+async def test_of_many_replicas_all_get_their_share(fleet: Fleet) -> None:
+    await fleet.up()
+    fleet.route("abcd")
+    await fleet.connected(4)
+    for _ in range(80):
+        await outcome(fleet.call())
+    assert set(fleet.served()) >= set("abc")
+
+
+async def test_sleeping_engine_is_woken_at_the_first_that_can_be_reached(fleet: Fleet) -> None:
+    await fleet.up("abd")
+    fleet.route(wake_at="cdb")
+    await fleet.connected(3)
+    await asyncio.gather(*(outcome(fleet.call()) for _ in range(4)))
+    assert fleet.served() == "dddd"
+
+
+async def test_warm_replica_that_cannot_be_reached_is_passed_over(fleet: Fleet) -> None:
+    await fleet.up("b")
+    fleet.route(warm="a", wake_at="ab")
+    await fleet.connected(1)
+    await outcome(fleet.call())
+    assert fleet.served() == "b"
+
+
+async def test_call_is_sent_once_more_when_its_worker_breaks(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet["a"].on_call = fleet["a"].break_
+    fleet.route(wake_at="ab")
+    await fleet.connected(2)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "ab"
+    assert fleet.pool.retries == 1
+
+
+async def test_call_that_broke_two_workers_is_not_sent_to_a_third(fleet: Fleet) -> None:
+    await fleet.up("abc")
+    for name in "abc":
+        fleet[name].on_call = fleet[name].break_
+    fleet.route(wake_at="abc")
+    await fleet.connected(3)
+    assert isinstance(await outcome(fleet.call()), WorkerLost)
+    assert fleet.served() == "ab"
+
+
+async def test_stream_is_never_sent_again(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet["a"].on_call = fleet["a"].break_
+    fleet.route(wake_at="ab")
+    await fleet.connected(2)
+    assert isinstance(await outcome(fleet.call(on_chunk=print)), WorkerLost)
+    assert fleet.served() == "a"
+
+
+async def test_call_that_was_cancelled_is_not_sent_again(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet["a"].on_call = fleet["a"].keep
+    fleet.route(wake_at="ab")
+    await fleet.connected(2)
+    call = fleet.call()
+    await fleet.until(lambda: fleet.served() == "a")
+    call.cancel()
+    await fleet["a"].down()
+    await fleet.connected(1)
+    assert isinstance(await outcome(call), ClientGone)
+    assert fleet.served() == "a"
+
+
+async def test_stream_comes_in_pieces_and_ends_with_its_reply(fleet: Fleet) -> None:
+    def stream(peer: Peer, call: data.Call) -> None:
+        for seq in range(3):
+            chunk = data.Chunk(call.call_id, seq, data.heads([X]))
+            peer.send(data.encode(chunk, [X]))
+        peer.send(data.encode(data.Reply(call.call_id, 200)))
+
+    await fleet.up("a")
+    fleet["a"].on_call = stream
+    fleet.route("a")
+    await fleet.connected(1)
+    pieces: list[Any] = []
+    call = fleet.call(on_chunk=pieces.append)
+    assert isinstance(await outcome(call), Answer)
+    assert pieces == [[X]] * 3
+    assert fleet["a"].calls[0].stream
+
+
+async def test_call_waits_for_a_worker_and_goes_when_one_comes(fleet: Fleet) -> None:
+    fleet.route("a")
+    call = fleet.call()
+    await asyncio.sleep(0.05)
+    assert not call.future.done()
+    await fleet.up("a")
+    assert isinstance(await outcome(call), Answer)
+
+
+async def test_call_waits_for_a_route(fleet: Fleet) -> None:
+    await fleet.up("a")
+    call = fleet.call()
+    await asyncio.sleep(0.03)
+    fleet.route("a")
+    assert isinstance(await outcome(call), Answer)
+
+
+async def test_call_that_waits_in_vain_is_503_at_its_deadline(fleet: Fleet) -> None:
+    fleet.route("a")
+    began_s = time.monotonic()
+    refusal = await outcome(fleet.call(left_s=0.1))
+    assert isinstance(refusal, Unavailable)
+    assert "can be reached" in refusal.text
+    assert time.monotonic() - began_s >= 0.1
+
+
+async def test_model_that_nobody_knows_is_503_that_says_so(fleet: Fleet) -> None:
+    refusal = await outcome(fleet.call(left_s=0.05))
+    assert isinstance(refusal, Unavailable)
+    assert "knows this model" in refusal.text
+
+
+async def test_cancel_goes_down_to_the_worker(fleet: Fleet) -> None:
+    await fleet.up("a")
+    fleet["a"].on_call = fleet["a"].keep
+    fleet.route("a")
+    await fleet.connected(1)
+    call = fleet.call()
+    await fleet.until(lambda: bool(fleet["a"].calls))
+    call.cancel()
+    assert isinstance(await outcome(call), ClientGone)
+    await fleet.until(lambda: bool(fleet["a"].cancels))
+    assert fleet["a"].cancels == [data.Cancel(fleet["a"].calls[0].call_id)]
+
+
+async def test_cancel_after_the_answer_says_nothing(fleet: Fleet) -> None:
+    await fleet.up("a")
+    fleet.route("a")
+    await fleet.connected(1)
+    call = fleet.call()
+    await outcome(call)
+    call.cancel()
+    await outcome(fleet.call())
+    assert not fleet["a"].cancels
+
+
+async def test_cancelled_call_that_waits_is_never_sent(fleet: Fleet) -> None:
+    fleet.route("a")
+    call = fleet.call()
+    call.cancel()
+    assert isinstance(await outcome(call), ClientGone)
+    await fleet.up("a")
+    await fleet.connected(1)
+    assert not fleet["a"].calls
+
+
+async def test_worker_that_is_late_is_504_and_cancelled(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "LATE_S", 0.05)
+    await fleet.up("a")
+    fleet["a"].on_call = fleet["a"].keep
+    fleet.route("a")
+    await fleet.connected(1)
+    assert isinstance(await outcome(fleet.call(left_s=0.1)), DeadlineExceeded)
+    await fleet.until(lambda: bool(fleet["a"].cancels))
+
+
+async def test_late_worker_that_left_the_routes_is_504_too(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "LATE_S", 0.05)
+    await fleet.up("a")
+    fleet["a"].on_call = fleet["a"].keep
+    fleet.route("a")
+    await fleet.connected(1)
+    call = fleet.call(left_s=0.2)
+    await fleet.until(lambda: bool(fleet["a"].calls))
+    fleet.route("", workers="")
+    assert isinstance(await outcome(call), DeadlineExceeded)
+    await fleet.until(lambda: not fleet.pool._leaving)
+
+
+async def test_call_ends_well_on_a_worker_that_leaves_the_routes(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet["a"].on_call = fleet["a"].keep
+    fleet.route("a")
+    await fleet.connected(2)
+    call = fleet.call()
+    await fleet.until(lambda: bool(fleet["a"].calls))
+    fleet.route("b", workers="b")
+    fleet["a"].answer(fleet["a"].peers[0], fleet["a"].calls[0])
+    assert isinstance(await outcome(call), Answer)
+    await outcome(fleet.call())
+    assert fleet.served() == "ab"
+
+
+async def test_worker_that_comes_back_is_dialled_again(fleet: Fleet) -> None:
+    await fleet.up("a")
+    fleet.route("a")
+    await fleet.connected(1)
+    await fleet["a"].down()
+    await fleet.connected(0)
+    await fleet.up("a")
+    await fleet.connected(1)
+    assert isinstance(await outcome(fleet.call()), Answer)
+
+
+async def test_worker_that_moved_is_dialled_at_its_new_address(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet.route("a", workers="a")
+    await fleet.connected(1)
+    fleet["a"].address, fleet["b"].address = fleet["b"].address, fleet["a"].address
+    fleet.route("a", workers="a")
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "b"
+
+
+async def test_worker_that_says_what_it_must_not_is_hung_up_on(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet["a"].on_call = lambda peer, call: peer.send(data.encode(data.Cancel(1)))
+    fleet.route(wake_at="ab")
+    await fleet.connected(2)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "ab"
+
+
+async def test_answer_that_cannot_be_read_is_502(fleet: Fleet) -> None:
+    bad = data.TensorHead("y", "FP99", (1,), 4)
+    await fleet.up("a")
+    fleet["a"].on_call = lambda peer, call: peer.send(
+        data.encode(data.Reply(call.call_id, 200, "", (bad,)), [X])
+    )
+    fleet.route("a")
+    await fleet.connected(1)
+    assert isinstance(await outcome(fleet.call()), WorkerLost)
+
+
+async def test_reply_to_nobody_is_passed_over(fleet: Fleet) -> None:
+    await fleet.up("a")
+    fleet.route("a")
+    await fleet.connected(1)
+    await fleet.until(lambda: bool(fleet["a"].peers))
+    fleet["a"].peers[0].send(data.encode(data.Reply(99, 200)))
+    assert isinstance(await outcome(fleet.call()), Answer)
+
+
+async def test_inputs_that_fit_no_frame_are_413_and_harm_nobody(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool.wire.frames.BODY_BYTES_MAX", 1000)
+    await fleet.up("a")
+    fleet.route("a")
+    await fleet.connected(1)
+    large = Tensor("x", "UINT8", (2000,), bytes(2000))
+    assert isinstance(await outcome(fleet.call(inputs=[large])), TooLarge)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert len(fleet["a"].calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "means"), [(400, 400), (404, 404), (422, 422), (500, 500), (503, 503), (504, 504)]
+)
+def test_refusal_of_a_worker_keeps_its_status_and_words(status: int, means: int) -> None:
+    refusal = refusal_of(data.Reply(1, status, "why"))
+    assert (refusal.status, refusal.text) == (means, "why")
+
+
+def test_status_that_no_worker_has_is_502() -> None:
+    assert isinstance(refusal_of(data.Reply(1, 302)), WorkerLost)
+    assert isinstance(refusal_of(data.Reply(1, 500)), ModelFailed)
+
+
+def test_time_to_come_back_is_spread_and_bounded() -> None:
+    def after_s(retry_after_ms: int) -> float:
+        refusal = refusal_of(data.Reply(1, 503, retry_after_ms=retry_after_ms))
+        assert isinstance(refusal, Unavailable)
+        return refusal.retry_after_s
+
+    found = {after_s(1000) for _ in range(20)}
+    assert len(found) > 10
+    assert all(1.0 <= one <= 1.5 for one in found)
+    assert after_s(10**9) == dispatch.RETRY_AFTER_S_MAX

@@ -1,0 +1,146 @@
+"""Documents compiled for requests: whole, and never worse than the last good ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.metrics import Metrics
+from edge.snapshot import Snapshot, compile_snapshot, of_version
+from pool.wire.control import Documents
+from registry_sync.documents import Cache, EndpointSpec, EndpointState, Keys, Variant, write
+from registry_sync.keys import make_key
+from tests.support.artifacts import manifest_of
+
+KEYS = write(Keys((make_key("t", ["infer:*"])[1],)))
+MANIFESTS = {f"m/{v}": write(manifest_of({"f": v.encode()}, version=v)) for v in "12"}
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Metrics:
+    return Metrics(tmp_path, "e1")
+
+
+def spec(version: str = "1", **fields: Any) -> bytes:
+    return write(
+        EndpointSpec(
+            "e",
+            (Variant("a", "m", version, 90.0), Variant("b", "m", "2", 10.0)),
+            cache=Cache(60.0),
+            deadline_ms=2500,
+            **fields,
+        )
+    )
+
+
+def documents(**changes: Any) -> Documents:
+    held: dict[str, Any] = {
+        "specs": {"e": spec()},
+        "states": {},
+        "manifests": MANIFESTS,
+        "keys": KEYS,
+        "rejected": {},
+    }
+    return Documents(1, 1, **{**held, **changes})
+
+
+def test_documents_become_endpoints_versions_and_keys(metrics: Metrics) -> None:
+    found = compile_snapshot(documents(), Snapshot(), metrics)
+    endpoint = found.endpoints["e"]
+    assert [(arm.name, arm.version.ref) for arm in endpoint.arms] == [
+        ("a", ("m", "1")),
+        ("b", ("m", "2")),
+    ]
+    assert (endpoint.deadline_s, endpoint.cache_ttl_s, endpoint.cache_epoch) == (2.5, 60.0, 0)
+    assert found.versions.keys() == {("m", "1"), ("m", "2")}
+    assert len(found.keys) == 1
+    assert not found.rejected
+
+
+def test_effective_weights_decide_while_they_are_of_this_revision(metrics: Metrics) -> None:
+    def shares(revision: int) -> list[int]:
+        state = write(EndpointState("e", revision, {"a": 0.0, "b": 100.0}, cache_epoch=5))
+        found = compile_snapshot(documents(states={"e": state}), Snapshot(), metrics)
+        assert found.endpoints["e"].cache_epoch == 5
+        return [found.endpoints["e"].assignment.draw(n / 10) for n in range(10)]
+
+    assert shares(0) == [1] * 10
+    assert shares(7) == [0] * 9 + [1]
+
+
+BAD_SPECS = {
+    "no document": b"{",
+    "a newer schema": spec().replace(b'"schema":1', b'"schema":2'),
+    "a version that is not there": spec(version="9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SPECS)
+def test_spec_that_cannot_be_read_leaves_the_last_good_one(case: str, metrics: Metrics) -> None:
+    old = compile_snapshot(documents(), Snapshot(), metrics)
+    new = compile_snapshot(documents(specs={"e": BAD_SPECS[case]}), old, metrics)
+    assert new.endpoints["e"] is old.endpoints["e"]
+    assert new.rejected.keys() == {"endpoints/e.json"}
+
+
+def test_state_without_any_weight_leaves_the_last_good_endpoint(metrics: Metrics) -> None:
+    old = compile_snapshot(documents(), Snapshot(), metrics)
+    state = write(EndpointState("e", 0, {"a": 0.0, "b": 0.0}))
+    new = compile_snapshot(documents(states={"e": state}), old, metrics)
+    assert new.endpoints["e"] is old.endpoints["e"]
+    assert "weight" in new.rejected["endpoints/e.json"]
+
+
+def test_bad_document_keeps_no_other_out(metrics: Metrics) -> None:
+    found = compile_snapshot(documents(specs={"bad": b"{", "e": spec()}), Snapshot(), metrics)
+    assert found.endpoints.keys() == {"e"}
+
+
+def test_endpoint_that_is_gone_is_gone(metrics: Metrics) -> None:
+    old = compile_snapshot(documents(), Snapshot(), metrics)
+    assert not compile_snapshot(documents(specs={}), old, metrics).endpoints
+
+
+def test_manifest_that_cannot_be_read_stays_out_alone(metrics: Metrics) -> None:
+    found = compile_snapshot(documents(manifests={**MANIFESTS, "m/3": b"{"}), Snapshot(), metrics)
+    assert found.versions.keys() == {("m", "1"), ("m", "2")}
+    assert found.rejected.keys() == {"models/m/3/manifest.json"}
+
+
+def test_version_is_compiled_once(metrics: Metrics) -> None:
+    old = compile_snapshot(documents(), Snapshot(), metrics)
+    new = compile_snapshot(documents(), old, metrics)
+    assert new.versions["m", "1"] is old.versions["m", "1"]
+
+
+def test_counts_of_an_arm_go_on_over_new_documents(metrics: Metrics) -> None:
+    old = compile_snapshot(documents(), Snapshot(), metrics)
+    new = compile_snapshot(documents(), old, metrics)
+    assert new.endpoints["e"].arms[0].metrics is old.endpoints["e"].arms[0].metrics
+
+
+def test_keys_that_cannot_be_read_leave_the_last_good_ones(metrics: Metrics) -> None:
+    old = compile_snapshot(documents(), Snapshot(), metrics)
+    new = compile_snapshot(documents(keys=b"{"), old, metrics)
+    assert new.keys == old.keys
+    assert new.rejected.keys() == {"keys.json"}
+
+
+def test_registry_without_keys_has_none(metrics: Metrics) -> None:
+    old = compile_snapshot(documents(), Snapshot(), metrics)
+    assert not compile_snapshot(documents(keys=b""), old, metrics).keys
+
+
+def test_controller_that_cannot_read_the_keys_takes_none_away(metrics: Metrics) -> None:
+    old = compile_snapshot(documents(), Snapshot(), metrics)
+    cannot = documents(keys=b"", rejected={"keys.json": "$: no JSON"})
+    assert compile_snapshot(cannot, old, metrics).keys == old.keys
+
+
+def test_version_called_by_number_has_one_arm_and_no_cache(metrics: Metrics) -> None:
+    found = compile_snapshot(documents(), Snapshot(), metrics)
+    endpoint = of_version(found.versions["m", "2"], metrics)
+    assert (endpoint.name, endpoint.cache_ttl_s, len(endpoint.arms)) == ("m", 0.0, 1)
+    assert endpoint.assignment.draw(0.99) == 0

@@ -1,0 +1,55 @@
+"""What edges have counted, added up and bounded."""
+
+from __future__ import annotations
+
+import pytest
+
+from pool import tally as tally_module
+from pool.tally import Tally
+from pool.wire.control import VariantCount
+
+
+def count(requests: int, revision: int = 1, variant: str = "a") -> VariantCount:
+    return VariantCount("e", revision, variant, "1", requests, requests // 2, requests // 3)
+
+
+def test_last_report_of_an_incarnation_is_what_holds() -> None:
+    tally = Tally()
+    for requests in (3, 6, 6):
+        tally.report("e1/i1", (count(requests),))
+    assert tally.totals() == {("e", "a"): (6, 3, 2)}
+
+
+def test_incarnations_revisions_and_edges_add_up_by_variant() -> None:
+    tally = Tally()
+    tally.report("e1/i1", (count(6), count(6, revision=2), count(12, variant="b")))
+    tally.report("e1/i2", (count(6),))
+    tally.report("e2/i1", (count(6),))
+    assert tally.totals() == {("e", "a"): (24, 12, 8), ("e", "b"): (12, 6, 4)}
+
+
+def test_sum_stays_when_incarnations_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally_module, "INCARNATIONS_MAX", 3)
+    tally = Tally()
+    for n in range(50):
+        tally.report(f"e1/i{n}", (count(6),))
+    assert len(tally._counts) == 3
+    assert tally.totals() == {("e", "a"): (300, 150, 100)}
+
+
+def test_incarnation_that_reports_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally_module, "INCARNATIONS_MAX", 3)
+    tally = Tally()
+    for n in range(50):
+        tally.report("lives/i0", (count(n),))
+        tally.report(f"e1/i{n}", (count(0),))
+    assert tally.totals()["e", "a"][0] == 49
+
+
+def test_arms_of_a_sum_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally_module, "INCARNATIONS_MAX", 1)
+    monkeypatch.setattr(tally_module, "FOLDED_MAX", 5)
+    tally = Tally()
+    for n in range(50):
+        tally.report(f"e1/i{n}", (count(6, revision=n),))
+    assert len(tally._folded) == 5

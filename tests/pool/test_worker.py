@@ -1,0 +1,590 @@
+"""A worker over real sockets, with small engines in this process; edges only speak its wire."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import pytest
+
+from pool import serving
+from pool.config import WorkerConfig
+from pool.engines.base import Engine, Tensors
+from pool.engines.registry import find_engines
+from pool.wire import control, data
+from pool.wire.data import Tensor
+from pool.wire.frames import Buffer
+from pool.wire.peer import Address, Peer, dial, serve
+from pool.worker import Worker
+from registry_sync.documents import Manifest, TensorSpec
+from registry_sync.local import LocalStore
+from tests.support.artifacts import manifest_of
+from tests.support.control import Member
+from tests.support.counting_engine import MAGIC_VALUE, TestSession, _TestEngine
+
+M = TypeVar("M", bound=data.Message)
+
+ENGINES = tuple(
+    f"tests.support.counting_engine:{name}Engine"
+    for name in ("Counting", "Sleeping", "Failing", "Unloadable")
+)
+NUMBERS = TensorSpec("x", "INT64", (-1,))
+WIDE = TensorSpec("x", "FP32", (-1, -1, -1))
+SIGNATURES = {
+    "counter": ((TensorSpec("n", "INT64", (1,)), TensorSpec("delay_ms", "INT64", (1,))), "value"),
+    "sleeper": ((NUMBERS,), "y"),
+    "failing": ((NUMBERS,), "y"),
+    "unloadable": ((NUMBERS,), "y"),
+    "odd": ((NUMBERS,), "y"),
+    "wide": ((WIDE,), "y"),
+    "streaming-odd": ((TensorSpec("n", "INT64", (1,)),), "value"),
+}
+
+
+class OddSession(TestSession):
+    """Answers as its input says: what no engine should."""
+
+    def infer(self, tensors: Tensors, outputs: Sequence[str] = ()) -> Tensors:
+        match int(tensors["x"][0]):
+            case 1:
+                return {"y": tensors["x"], "undeclared": tensors["x"]}
+            case 2:
+                return {"y": np.array(["text"])}
+            case 3:
+                return {"y": [1, 2]}  # type: ignore[dict-item]
+            case 4:
+                raise ValueError("wort " * 10_000)
+            case size:
+                return {"y": np.zeros(size, np.int64)}
+
+
+class OddEngine(_TestEngine):
+    name = "odd"
+    formats = frozenset({"odd", "wide"})
+    session = OddSession
+
+
+class OddStream(TestSession):
+    """Streams one good piece, and then a bad one, and then many more."""
+
+    def __post_init__(self) -> None:
+        self.streams = True
+
+    def stream(self, tensors: Tensors) -> Iterator[Tensors]:
+        yield {"value": np.array([0], np.int64)}
+        yield {"value": "no array"}  # type: ignore[dict-item]
+        for _ in range(100):
+            yield {"value": np.array([0], np.int64)}
+
+
+class OddStreamEngine(_TestEngine):
+    name = "streaming-odd"
+    formats = frozenset({"streaming-odd"})
+    session = OddStream
+
+
+class Edge:
+    """One connection to a worker, and everything that came through it."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.heard: list[tuple[data.Message, list[Tensor]]] = []
+        self.is_lost = False
+        self._news = asyncio.Event()
+        peer.on_frame, peer.on_lost = self._frame, self._lost
+
+    def _frame(self, header: bytes, body: Buffer) -> None:
+        message = data.decode(header)
+        heads = message.outputs if isinstance(message, data.Reply | data.Chunk) else ()
+        self.heard.append((message, data.tensors(heads, body)))
+        self._news.set()
+
+    def _lost(self, error: Exception | None) -> None:
+        self.is_lost = True
+        self._news.set()
+
+    def call(
+        self,
+        model: str,
+        values: Sequence[int] = (),
+        *,
+        id: int = 1,
+        left_s: float = 10.0,
+        inputs: Sequence[Tensor] | None = None,
+        stream: bool = False,
+        digest: str | None = None,
+        version: str = "1",
+    ) -> None:
+        """Send a call; its one input is `values` unless `inputs` says otherwise."""
+        array = np.array(values, np.int64)
+        tensors = inputs or [Tensor("x", "INT64", (len(array),), array.tobytes())]
+        found = digest if digest is not None else manifest(model).digest
+        heads = data.heads(tensors)
+        message = data.Call(
+            id, f"r{id}", model, version, found, int(left_s * 1e6), 0, heads, stream=stream
+        )
+        self.peer.send(data.encode(message, tensors))
+
+    def count(self, n: int, delay_ms: int = 0, *, id: int = 1) -> None:
+        """Send a call of the streaming counter."""
+        inputs = [
+            Tensor(name, "INT64", (1,), np.array([value], np.int64).tobytes())
+            for name, value in (("n", n), ("delay_ms", delay_ms))
+        ]
+        self.call("counter", id=id, inputs=inputs, stream=True)
+
+    def say(self, message: data.Message) -> None:
+        self.peer.send(data.encode(message))
+
+    async def until(self, found: Any) -> Any:
+        async with asyncio.timeout(10):
+            while not (result := found()):
+                self._news.clear()
+                await self._news.wait()
+        return result
+
+    def chunks(self, id: int = 1) -> list[tuple[data.Chunk, list[Tensor]]]:
+        return [
+            (one, tensors)
+            for one, tensors in self.heard
+            if isinstance(one, data.Chunk) and one.call_id == id
+        ]
+
+    async def reply(self, id: int = 1) -> tuple[data.Reply, list[Tensor]]:
+        def found() -> list[tuple[data.Reply, list[Tensor]]]:
+            return [
+                (one, tensors)
+                for one, tensors in self.heard
+                if isinstance(one, data.Reply) and one.call_id == id
+            ]
+
+        replies: list[tuple[data.Reply, list[Tensor]]] = await self.until(found)
+        assert len(replies) == 1
+        return replies[0]
+
+    async def lost(self) -> None:
+        await self.until(lambda: self.is_lost)
+
+
+def manifest(model: str) -> Manifest:
+    """The one version of a model, which is called as its format."""
+    inputs, output = SIGNATURES[model]
+    return msgspec.structs.replace(
+        manifest_of({"f": b"x"}, model=model),
+        format=model,
+        inputs=inputs,
+        outputs=(TensorSpec(output, "INT64", (-1,)),),
+    )
+
+
+def values_of(tensors: list[Tensor]) -> list[int]:
+    return [int(value) for value in np.frombuffer(tensors[0].data, np.int64)]
+
+
+class Node:
+    """A worker that listens, with every model of `SIGNATURES` in its local store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = Address(path=str(folder / "w"))
+        local = LocalStore(folder / "store")
+        for model in SIGNATURES:
+            found = manifest(model)
+            local.save_manifest(found)
+            local.blob_path(found.files[0].sha256).write_bytes(b"x")
+        self.config = WorkerConfig(
+            id="w1",
+            data=str(folder),
+            listen=str(self.address),
+            controller=f"unix:{folder}/c",
+            sync_socket=str(folder / "nobody"),
+            queue_bytes_max=1 << 20,
+        )
+        own: tuple[Engine, ...] = (OddEngine(), OddStreamEngine())
+        self.worker = Worker(self.config, (*own, *find_engines(ENGINES)), None)
+        self.edges: list[Edge] = []
+
+    async def edge(self) -> Edge:
+        edge = Edge(await dial(self.address, None))
+        self.edges.append(edge)
+        return edge
+
+    async def idle(self) -> None:
+        """Wait until nothing is inside."""
+        async with asyncio.timeout(10):
+            while self.worker.inside.bytes or any(s.calls for s in self.worker._slots.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    folder = Path(tempfile.mkdtemp(prefix="tp"))
+    made = Node(folder)
+    server = await serve(made.address, None, made.worker.on_peer)
+    sweep = asyncio.get_running_loop().create_task(made.worker.sweep_forever())
+    yield made
+    assert not sweep.done()
+    sweep.cancel()
+    for edge in made.edges:
+        edge.peer.close()
+    await made.worker.drain(0.0, 5.0)
+    await server.close()
+    await asyncio.sleep(0.02)
+    shutil.rmtree(folder)
+
+
+async def test_worker_says_who_it_is(node: Node) -> None:
+    edge = await node.edge()
+    edge.say(data.Hello(data.WIRE, "edge", "e1", ""))
+    await edge.until(lambda: edge.heard)
+    assert edge.heard[0][0] == data.Hello(data.WIRE, "worker", "w1", node.worker.incarnation)
+
+
+async def test_edge_of_another_wire_is_refused(node: Node) -> None:
+    edge = await node.edge()
+    edge.say(data.Hello(data.WIRE + 1, "edge", "e1", ""))
+    await edge.lost()
+
+
+async def test_call_is_answered_with_its_outputs(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("failing", [1, 2, 3], id=7)
+    reply, tensors = await edge.reply(7)
+    assert (reply.status, reply.batch_rows) == (200, 3)
+    assert [(t.name, t.datatype, t.shape) for t in tensors] == [("y", "INT64", (3,))]
+    assert values_of(tensors) == [1, 2, 3]
+
+
+async def test_calls_are_answered_each_with_its_own(node: Node) -> None:
+    edges = [await node.edge(), await node.edge()]
+    for n, edge in enumerate(edges):
+        for id in range(20):
+            edge.call("failing", [1000 * n + id], id=id)
+    for n, edge in enumerate(edges):
+        for id in range(20):
+            assert values_of((await edge.reply(id))[1]) == [1000 * n + id]
+    await node.idle()
+
+
+async def test_model_that_fails_is_500_for_its_call_alone(node: Node) -> None:
+    edge = await node.edge()
+    for id, value in enumerate((1, MAGIC_VALUE, 3)):
+        edge.call("failing", [value], id=id)
+    assert [(await edge.reply(id))[0].status for id in range(3)] == [200, 500, 200]
+
+
+async def test_model_that_cannot_be_loaded_is_503_with_the_reason(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("unloadable", [1])
+    reply, _ = await edge.reply()
+    assert reply.status == 503
+    assert "cannot be loaded by anything" in reply.detail
+    assert reply.retry_after_ms > 0
+
+
+async def test_version_that_cannot_be_brought_is_503(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("failing", [1], version="2")
+    assert (await edge.reply())[0].status == 503
+
+
+@pytest.mark.parametrize("ref", [("../up", "1"), ("failing", "1/.."), ("", "1")])
+async def test_name_that_is_none_is_404_and_no_path(node: Node, ref: tuple[str, str]) -> None:
+    edge = await node.edge()
+    edge.call(ref[0], [1], version=ref[1], digest="d")
+    assert (await edge.reply())[0].status == 404
+    assert not node.worker._slots
+
+
+async def test_call_for_another_artifact_is_refused(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("failing", [1], digest="0" * 64)
+    reply, _ = await edge.reply()
+    assert (reply.status, reply.detail) == (503, "the worker has another artifact of this version")
+    await node.idle()
+
+
+async def test_call_id_that_is_under_way_closes_the_connection(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [200])
+    edge.call("sleeper", [1])
+    await edge.lost()
+    await node.idle()
+
+
+async def test_call_id_may_be_used_again_after_its_reply(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("failing", [1])
+    await edge.reply()
+    edge.heard.clear()
+    edge.call("failing", [2])
+    assert values_of((await edge.reply())[1]) == [2]
+
+
+HUGE = 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor"),
+    [
+        ("failing", Tensor("x", "INT64", (3,), bytes(16))),
+        ("failing", Tensor("x", "BYTES", (2,), b"\x09\0\0\0abc\0")),
+        ("wide", Tensor("x", "FP32", (0, HUGE, HUGE), b"")),
+        ("wide", Tensor("x", "BYTES", (0, HUGE, HUGE), b"")),
+    ],
+)
+async def test_tensor_that_is_none_is_400_and_harms_nobody(
+    node: Node, model: str, tensor: Tensor
+) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [50], id=1)
+    edge.call(model, id=2, inputs=[tensor])
+    assert (await edge.reply(2))[0].status == 400
+    assert (await edge.reply(1))[0].status == 200
+    await node.idle()
+
+
+async def test_cancelled_call_gets_no_reply_and_leaves_no_trace(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [100], id=1)
+    edge.call("sleeper", [0], id=2)
+    edge.say(data.Cancel(2))
+    await edge.reply(1)
+    await node.idle()
+    assert not [one for one, _ in edge.heard if getattr(one, "call_id", 0) == 2]
+
+
+async def test_call_cancelled_while_its_engine_loads_gives_its_bytes_back(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [1])
+    edge.say(data.Cancel(1))
+    await node.idle()
+    edge.call("sleeper", [1], id=2)
+    await edge.reply(2)
+    assert node.worker.inside.bytes == 0
+
+
+async def test_edge_that_is_lost_takes_its_calls_with_it(node: Node) -> None:
+    stays, leaves = await node.edge(), await node.edge()
+    stays.call("sleeper", [100])
+    for id in range(5):
+        leaves.call("sleeper", [1000], id=id)
+    await asyncio.sleep(0.03)
+    leaves.peer.close()
+    await stays.reply()
+    await node.idle()
+    assert len(node.worker.peers) == 1
+
+
+async def test_more_than_fits_is_refused_and_room_comes_back(node: Node) -> None:
+    edge = await node.edge()
+    many = [0] * (100_000)  # 800 kB of the 1 MiB
+    edge.call("sleeper", [150], id=1)
+    edge.call("sleeper", many, id=2)
+    edge.call("sleeper", many, id=3)
+    reply, _ = await edge.reply(3)
+    assert (reply.status, reply.detail) == (503, "the worker's queues are full")
+    assert reply.retry_after_ms > 0
+    await edge.reply(2)
+    edge.call("sleeper", many, id=4)
+    assert (await edge.reply(4))[0].status == 200
+    await node.idle()
+
+
+async def test_deadline_that_passes_while_the_call_waits_is_504(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [300], id=1)
+    await asyncio.sleep(0.05)
+    edge.call("sleeper", [0], id=2, left_s=0.05)
+    reply, _ = await edge.reply(2)
+    assert reply.status == 504
+    assert not [one for one, _ in edge.heard if getattr(one, "call_id", 0) == 1], "in time"
+    await edge.reply(1)
+
+
+async def test_stream_is_chunks_in_order_and_then_a_reply(node: Node) -> None:
+    edge = await node.edge()
+    edge.count(50)
+    reply, tensors = await edge.reply()
+    assert (reply.status, tensors) == (200, [])
+    chunks = edge.chunks()
+    assert [chunk.seq for chunk, _ in chunks] == list(range(50))
+    assert [values_of(tensors) for _, tensors in chunks] == [[n] for n in range(50)]
+    assert edge.heard[-1][0] is reply
+
+
+async def test_cancelled_stream_stops(node: Node) -> None:
+    edge = await node.edge()
+    edge.count(1000, delay_ms=5)
+    await edge.until(lambda: len(edge.chunks()) > 2)
+    edge.say(data.Cancel(1))
+    await node.idle()
+    count = len(edge.chunks())
+    await asyncio.sleep(0.05)
+    assert len(edge.chunks()) - count <= 1
+    assert count < 500
+
+
+async def test_answer_that_is_larger_than_a_frame_is_500(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool.wire.frames.BODY_BYTES_MAX", 1 << 20)
+    edge = await node.edge()
+    edge.call("odd", [200_000])
+    reply, tensors = await edge.reply()
+    assert (reply.status, tensors) == (500, [])
+    assert "too large" in reply.detail
+    edge.call("odd", [5], id=2)
+    assert (await edge.reply(2))[0].status == 200
+
+
+async def test_output_that_is_not_declared_is_left_out(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("odd", [1])
+    reply, tensors = await edge.reply()
+    assert (reply.status, [one.name for one in tensors]) == (200, ["y"])
+
+
+@pytest.mark.parametrize("value", [2, 3])
+async def test_output_that_is_no_tensor_is_500_and_never_silence(node: Node, value: int) -> None:
+    edge = await node.edge()
+    edge.call("odd", [value])
+    reply, _ = await edge.reply()
+    assert reply.status == 500
+    assert reply.detail.startswith("the model failed")
+
+
+async def test_reason_that_is_too_long_is_cut(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("odd", [4])
+    reply, _ = await edge.reply()
+    assert reply.status == 500
+    assert 100 < len(reply.detail) <= serving.DETAIL_CHARS_MAX
+
+
+async def test_piece_that_is_no_tensor_ends_the_stream_with_500(node: Node) -> None:
+    edge = await node.edge()
+    inputs = [Tensor("n", "INT64", (1,), bytes(8))]
+    edge.call("streaming-odd", inputs=inputs, stream=True)
+    reply, _ = await edge.reply()
+    assert (reply.status, len(edge.chunks())) == (500, 1)
+    await node.idle()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [data.Load(1, 1), data.Reply(1, 200), data.Chunk(1, 0)],
+    ids=lambda m: type(m).__name__,
+)
+async def test_what_an_edge_does_not_say_closes_its_connection(
+    node: Node, message: data.Message
+) -> None:
+    edge, other = await node.edge(), await node.edge()
+    edge.say(message)
+    await edge.lost()
+    other.call("failing", [1])
+    assert (await other.reply())[0].status == 200
+
+
+async def test_load_is_reported_while_calls_wait(node: Node) -> None:
+    edge = await node.edge()
+    for id in range(3):
+        edge.call("sleeper", [60], id=id)
+        await edge.reply(id)
+    edge.heard.clear()
+    edge.call("sleeper", [400], id=10)
+    await asyncio.sleep(0.02)
+    edge.call("sleeper", [1], id=11)
+    await edge.until(lambda: [one for one, _ in edge.heard if isinstance(one, data.Load)])
+    await edge.reply(11)
+
+
+# the controller's side
+
+
+class Control:
+    """A controller's socket, and the one worker that has dialled it."""
+
+    def __init__(self) -> None:
+        self.member: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+
+    def on_peer(self, peer: Peer) -> None:
+        if not self.member.done():
+            self.member.set_result(Member(peer))
+
+
+@pytest.fixture
+async def member(node: Node) -> AsyncIterator[Member]:
+    """What the worker says to its controller."""
+    held = Control()
+    server = await serve(Address(path=f"{node.folder}/c"), None, held.on_peer)
+    link = asyncio.get_running_loop().create_task(node.worker.link.run())
+    async with asyncio.timeout(10):
+        found = await held.member
+    yield found
+    link.cancel()
+    await asyncio.gather(link, return_exceptions=True)
+    found.peer.close()
+    await server.close()
+
+
+def states_of(beat: control.Heartbeat) -> dict[str, str]:
+    return {engine.model: engine.state for engine in beat.engines}
+
+
+async def test_worker_registers_with_its_address(node: Node, member: Member) -> None:
+    register = await member.hear(control.RegisterWorker)
+    assert (register.id, register.address) == ("w1", str(node.address))
+    assert register.incarnation == node.worker.incarnation
+
+
+async def test_command_loads_and_each_change_is_said_at_once(node: Node, member: Member) -> None:
+    member.say(control.Command(1, "load", "failing", "1"))
+    await member.hear(control.Heartbeat, lambda b: states_of(b) == {"failing": "loading"})
+    warm = await member.hear(control.Heartbeat, lambda b: states_of(b) == {"failing": "warm"})
+    assert (warm.engines[0].engine, warm.engines[0].loads) == ("failing", 1)
+
+
+async def test_command_unloads_what_is_idle(node: Node, member: Member) -> None:
+    member.say(control.Command(1, "load", "failing", "1"))
+    await member.hear(control.Heartbeat, lambda b: states_of(b) == {"failing": "warm"})
+    member.say(control.Command(1, "unload", "failing", "1"))
+    seen = len(member.heard)
+    await member.until(
+        lambda: [one for one in member.heard[seen:] if one == control.Heartbeat(0, 0)]
+    )
+
+
+async def test_command_never_unloads_what_has_calls(node: Node, member: Member) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [150])
+    await member.hear(control.Heartbeat, lambda b: states_of(b) == {"sleeper": "warm"})
+    member.say(control.Command(1, "unload", "sleeper", "1"))
+    assert (await edge.reply())[0].status == 200
+    assert node.worker.slot("sleeper", "1").state == "warm"
+
+
+async def test_load_that_failed_is_said_with_its_reason(node: Node, member: Member) -> None:
+    member.say(control.Command(1, "load", "unloadable", "1"))
+    failed = await member.hear(
+        control.Heartbeat, lambda b: states_of(b) == {"unloadable": "failed"}
+    )
+    assert "cannot be loaded" in failed.engines[0].detail
+
+
+async def test_worker_that_drains_says_so_and_answers_what_it_has(
+    node: Node, member: Member
+) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [150])
+    await member.hear(control.Heartbeat, lambda b: states_of(b) == {"sleeper": "warm"})
+    await node.worker.drain(0.0, 5.0)
+    assert (await edge.reply())[0].status == 200
+    assert member.all(control.Heartbeat)[-1].draining
+    await edge.lost()

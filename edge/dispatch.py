@@ -42,7 +42,7 @@ REDIAL_S_MIN = 0.02
 REDIAL_S_MAX = (
     0.25  # a worker that came back is not kept waiting; one that is gone leaves the routes
 )
-SHORT_S = 1.0  # a connection that ends within this is not dialled again at once
+STEADY_S = 1.0  # after a connection that lasted so long the next one is dialled almost at once
 LATE_S = 0.25  # how long after its deadline a worker may still answer, before the edge does
 SWEEP_S = 0.02  # deadlines and departed clients are noticed within this
 RETRY_AFTER_S_MAX = 120.0
@@ -98,6 +98,7 @@ class Call:
         "priority",
         "ref",
         "request_id",
+        "rows_max",
         "sent",
         "sent_s",
     )
@@ -112,6 +113,7 @@ class Call:
         outputs: tuple[str, ...],
         deadline_s: float,
         priority: int = 0,
+        rows_max: int = 0,
         on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
         self.ref = ref
@@ -121,6 +123,7 @@ class Call:
         self.outputs = outputs
         self.deadline_s = deadline_s
         self.priority = priority
+        self.rows_max = rows_max
         self.on_chunk = on_chunk
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.pool: Pool | None = None
@@ -147,8 +150,10 @@ class WorkerConn:
         self.id = worker_id
         self.address = address
         self._pool = pool
-        # The whole mutable state: the connection, the calls it carries, the last load report.
+        # The whole mutable state: the connection once the worker has spoken on it, and before; the
+        # calls it carries; the last load report.
         self.peer: Peer | None = None
+        self._dialled: Peer | None = None
         self.calls: dict[int, Call] = {}
         self.wait_us = 0
         self._next_id = 0
@@ -186,6 +191,7 @@ class WorkerConn:
             tuple(heads),
             call.outputs,
             call.on_chunk is not None,
+            call.rows_max,
         )
         try:
             buffers = data.encode(message, inputs)
@@ -206,34 +212,42 @@ class WorkerConn:
     def close(self) -> None:
         """Stop redialling; calls under way fail as if the worker had broken."""
         self._task.cancel()
-        if self.peer is not None:
-            self.peer.close()
+        if self._dialled is not None:
+            self._dialled.close()
 
     async def _keep(self) -> None:
         redial_s = REDIAL_S_MIN
         while True:
+            began_s = time.monotonic()
             try:
                 peer = await dial(Address.parse(self.address), self._pool.secrets)
             except (OSError, ValueError, WireError) as error:
                 _log.info("worker_unreachable", worker=self.id, error=str(error))
-                await asyncio.sleep(redial_s * random.uniform(0.5, 1.0))
-                redial_s = min(redial_s * 2, REDIAL_S_MAX)
-                continue
-            redial_s = REDIAL_S_MIN
-            self._lost.clear()
-            peer.on_frame = self._frame
-            peer.on_lost = self._on_lost
-            self.wait_us = 0
-            self.peer = peer
-            peer.send(data.encode(data.Hello(data.WIRE, "edge", self._pool.edge_id, "")))
-            self._pool.on_up()
-            began_s = time.monotonic()
-            await self._lost.wait()
-            if time.monotonic() - began_s < SHORT_S:
-                await asyncio.sleep(redial_s)
+            else:
+                self._lost.clear()
+                self._dialled = peer
+                peer.on_frame = self._frame
+                peer.on_lost = self._on_lost
+                peer.send(data.encode(data.Hello(data.WIRE, "edge", self._pool.edge_id, "")))
+                await self._lost.wait()
+            if time.monotonic() - began_s > STEADY_S:
+                redial_s = REDIAL_S_MIN
+            await asyncio.sleep(redial_s * random.uniform(0.5, 1.0))
+            redial_s = min(redial_s * 2, REDIAL_S_MAX)
+
+    def _greeted(self, hello: data.Hello) -> None:
+        """Let calls go to the worker, now that it has shown that it lives.
+
+        That it could be dialled does not: the kernel accepts for a process that is about to die.
+        """
+        if hello.wire != data.WIRE or hello.id != self.id:
+            raise WireError(f"{self.address} is {hello.id} of wire {hello.wire}, not {self.id}")
+        self.wait_us = 0
+        self.peer = self._dialled
+        self._pool.on_up()
 
     def _on_lost(self, error: Exception | None) -> None:
-        self.peer = None
+        self.peer = self._dialled = None
         self._lost.set()
         calls, self.calls = self.calls, {}
         if calls:
@@ -254,7 +268,9 @@ class WorkerConn:
                 call.on_chunk(data.tensors(message.outputs, body))
         elif type(message) is data.Load:
             self.wait_us = message.wait_us
-        elif type(message) is not data.Hello:
+        elif type(message) is data.Hello:
+            self._greeted(message)
+        else:
             raise WireError(f"a worker does not send {type(message).__name__}")
 
     def _settle(self, call: Call, reply: data.Reply, body: Buffer) -> None:

@@ -21,7 +21,7 @@ from edge.body import InferRequest, parse_infer, render_infer
 from edge.body_generate import parse_generate
 from edge.cache import AnswerCache, cache_key
 from edge.dispatch import Answer, Call, Pool
-from edge.errors import BadRequest, NotFound, Unavailable, Unsupported
+from edge.errors import BadRequest, NotFound, Unavailable, Unprocessable, Unsupported
 from edge.flight import Flights
 from edge.metrics import Metrics
 from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
@@ -112,6 +112,12 @@ class Service:
         request = parse_infer(
             body, header("inference-header-content-length"), arm.version.signature
         )
+        if request.rows > endpoint.rows_max:
+            raise Unprocessable(
+                f"{request.rows} rows for {endpoint.name!r}, whose batches have at most "
+                f"{endpoint.rows_max}; send them in several requests",
+                code="rows",
+            )
         deadline_s = self._deadline(trace, endpoint, request, header)
         answer = await self._answer(trace, record, endpoint, arm, request, header, deadline_s)
         content, headers = render_infer(request, target.name, arm.version.ref[1], answer.outputs)
@@ -336,6 +342,7 @@ class Service:
             outputs=request.outputs,
             deadline_s=deadline_s,
             priority=request.priority,
+            rows_max=trace.endpoint.rows_max if trace.endpoint is not None else 0,
             on_chunk=on_chunk,
         )
 

@@ -67,6 +67,7 @@ class Endpoint:
     deadline_s: float
     cache_ttl_s: float  # 0: no caching
     cache_epoch: int
+    rows_max: int  # of a batch, besides the model's own bound
 
     def arm_named(self, name: str) -> ArmOf | None:
         """Return the arm called `name`."""
@@ -137,6 +138,7 @@ def of_version(version: Version, metrics: Metrics) -> Endpoint:
         deadline_s=DEADLINE_S_DEFAULT,
         cache_ttl_s=0.0,
         cache_epoch=0,
+        rows_max=version.manifest.rows_max,
     )
 
 
@@ -180,4 +182,5 @@ def _endpoint(
         deadline_s=spec.deadline_ms / 1000,
         cache_ttl_s=spec.cache.ttl_s if spec.cache is not None else 0.0,
         cache_epoch=state.cache_epoch if state is not None else 0,
+        rows_max=spec.batch.rows_max,
     )

@@ -126,8 +126,9 @@ def _first_of_one_shape(waiting: Iterable[Ticket], rows_max: int) -> tuple[list[
             shape_key = ticket.shape_key
         elif ticket.shape_key != shape_key:
             continue
-        elif rows + ticket.rows > rows_max:
+        elif rows + ticket.rows > min(rows_max, ticket.rows_max):
             break
+        rows_max = min(rows_max, ticket.rows_max)
         mates.append(ticket)
         rows += ticket.rows
         if rows >= rows_max:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
 from pool.slots import EngineSlot, Loaded
-from pool.ticket import Answer, Failed, Outcome, Overdue, Ticket
+from pool.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Overdue, Ticket
 from pool.turn import Turn
 from pool.wire import data
 from pool.wire.data import Tensor
@@ -79,6 +79,7 @@ class Served:
             on_settled=self.settle,
             outputs=call.outputs,
             priority=call.priority,
+            rows_max=call.rows_max or ROWS_UNBOUNDED,
             bytes=self.size_bytes,
             on_chunk=self._chunk if call.stream else None,
         )

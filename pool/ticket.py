@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 from pool.engines.base import Tensors
 
+ROWS_UNBOUNDED = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -58,6 +60,7 @@ class Ticket:
     on_settled: Callable[[Outcome], None]  # called on the loop, exactly once
     outputs: tuple[str, ...] = ()  # empty: all
     priority: int = 0
+    rows_max: int = ROWS_UNBOUNDED  # of a run that it is part of, besides the engine's own bound
     bytes: int = 0  # of the inputs; for the bound on what may wait
     # For engines that stream: takes each piece on the loop.  What it returns is awaited
     # before much more is taken from the engine, so a slow reader slows the engine down.

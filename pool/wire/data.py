@@ -2,7 +2,8 @@
 
     Hello   [1, wire, role, id, incarnation]
     Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
-             [[name, datatype, shape, bytes], ...], [output, ...], stream]        + tensors
+             [[name, datatype, shape, bytes], ...], [output, ...], stream,
+             rows_max]                                                            + tensors
     Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
              queue_us, infer_us, batch_rows, wait_us, retry_after_ms]             + tensors
     Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
@@ -109,6 +110,7 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
     inputs: _Heads
     outputs: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=1024)] = ()  # empty: all
     stream: bool = False
+    rows_max: _Count = 0  # of a batch that this call is part of; 0: the model's own bound
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):

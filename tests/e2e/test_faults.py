@@ -160,7 +160,7 @@ def test_both_workers_killed_one_after_the_other_lose_no_request(two: Stack) -> 
 
 def test_worker_that_stands_still_is_left_and_its_calls_go_elsewhere_or_end(two: Stack) -> None:
     pid = two.pids()["worker-0"]
-    two.edit_endpoint("echo", deadline_ms=4000)
+    two.edit_endpoint("echo", deadline_ms=4000, cache=None)
     try:
         with load_on(two, threads=4) as load:
             load.more(50)
@@ -177,7 +177,7 @@ def test_worker_that_stands_still_is_left_and_its_calls_go_elsewhere_or_end(two:
         assert len(load.failed) <= 4
         assert all(text.startswith("504 after 4.") for text in load.failed), load.failed
     finally:
-        two.edit_endpoint("echo", deadline_ms=10000)
+        two.edit_endpoint("echo", deadline_ms=10000, cache={"ttl_s": 3600})
         until(lambda: warm_in(two) == 2, RESPAWN_S_MAX, "a replica in both workers")
 
 

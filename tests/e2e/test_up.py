@@ -187,7 +187,8 @@ def test_killed_process_is_started_again_and_ends_with_the_rest(tmp_path: Path) 
 
 def test_second_up_on_the_same_data_fails_and_disturbs_nothing(tmp_path: Path) -> None:
     with stack_on(tmp_path / "d") as stack:
-        before = (stack.data / "stack.json").read_bytes()
+        files = [stack.data / "stack.json", stack.data / "registry" / "keys.json"]
+        before = [file.read_bytes() for file in files]
         ended = tidepool(
             *("up", "--data", str(stack.data), "--port", "0", "--admin-port", "0"),
             env={"TIDEPOOL_API_KEY": "another-operator-key"},
@@ -195,12 +196,22 @@ def test_second_up_on_the_same_data_fails_and_disturbs_nothing(tmp_path: Path) -
         assert ended.code == 1
         assert "another `tidepool up` runs on --data" in ended.stderr
         assert "Traceback" not in ended.stderr
-        assert (stack.data / "stack.json").read_bytes() == before
+        assert [file.read_bytes() for file in files] == before
         assert stack.request("GET", "/v2/health/ready").status == 200
-        assert (
-            stack.request("GET", "/admin/pool", key="another-operator-key", admin=True).status
-            == 401
-        )
+
+
+def test_up_after_a_killed_one_waits_for_the_ports_that_it_still_held(tmp_path: Path) -> None:
+    data = tmp_path / "d"
+    data.mkdir()
+    (data / "stack.json").write_text("{}")  # nobody has tidied up
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        process = up(data, "--port", port)
+        time.sleep(1.5)
+    assert first_line(process) == f"ready http://127.0.0.1:{port}\n"
+    end(process)
 
 
 @pytest.mark.parametrize("flag", ["--port", "--admin-port"])

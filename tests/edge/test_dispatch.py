@@ -36,8 +36,12 @@ X = Tensor("x", "FP32", (1,), bytes(4))
 class FakeWorker:
     """Says what its test wants, in the wire's own words."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, name: str, address: Address) -> None:
+        self.name = name
         self.address = address
+        self.greets = True
+        self.id = Path(address.path).name
+        self.greets = True
         self.server: Server | None = None
         self.peers: list[Peer] = []
         self.heard: list[data.Message] = []
@@ -58,8 +62,12 @@ class FakeWorker:
         def frame(header: bytes, body: Buffer) -> None:
             message = data.decode(header)
             self.heard.append(message)
+            if isinstance(message, data.Hello) and self.greets:
+                peer.send(data.encode(data.Hello(data.WIRE, "worker", self.name, "i")))
             if isinstance(message, data.Call):
                 self.on_call(peer, message)
+            elif isinstance(message, data.Hello) and self.greets:
+                peer.send(data.encode(data.Hello(data.WIRE, "worker", self.id, "")))
 
         self.peers.append(peer)
         peer.on_frame = frame
@@ -93,7 +101,7 @@ class Fleet:
     """Some workers, and a pool that goes by routes to them."""
 
     def __init__(self, folder: Path) -> None:
-        self.workers = {n: FakeWorker(Address(path=f"{folder}/{n}")) for n in "abcd"}
+        self.workers = {n: FakeWorker(n, Address(path=f"{folder}/{n}")) for n in "abcd"}
         self.pool = Pool("e1", None)
 
     def __getitem__(self, name: str) -> FakeWorker:
@@ -174,6 +182,26 @@ async def test_pool_says_who_it_is_first(fleet: Fleet) -> None:
     fleet.route("a")
     await fleet.until(lambda: bool(fleet["a"].heard))
     assert fleet["a"].heard[0] == data.Hello(data.WIRE, "edge", "e1", "")
+
+
+async def test_worker_gets_no_call_before_it_has_spoken(fleet: Fleet) -> None:
+    fleet["a"].greets = False
+    await fleet.up("ab")
+    fleet.route(wake_at="ab")
+    await fleet.until(lambda: bool(fleet["a"].heard))
+    await fleet.connected(1)
+    await outcome(fleet.call())
+    assert fleet.served() == "b"
+
+
+async def test_worker_under_the_address_of_another_gets_no_call(fleet: Fleet) -> None:
+    fleet["a"].name = "z"
+    await fleet.up("ab")
+    fleet.route(wake_at="ab")
+    await fleet.until(lambda: bool(fleet["a"].heard))
+    await fleet.connected(1)
+    await outcome(fleet.call())
+    assert fleet.served() == "b"
 
 
 async def test_lighter_of_two_replicas_is_picked_by_their_own_reports(fleet: Fleet) -> None:
@@ -418,10 +446,33 @@ async def test_worker_that_moved_is_dialled_at_its_new_address(fleet: Fleet) -> 
     await fleet.up("ab")
     fleet.route("a", workers="a")
     await fleet.connected(1)
+    fleet["b"].name = "a"
     fleet["a"].address, fleet["b"].address = fleet["b"].address, fleet["a"].address
+    fleet["b"].id = "a"
     fleet.route("a", workers="a")
     assert isinstance(await outcome(fleet.call()), Answer)
     assert fleet.served() == "b"
+
+
+async def test_worker_that_has_not_greeted_is_sent_no_call(fleet: Fleet) -> None:
+    # The kernel accepts connections for a process that hangs, or is about to die.
+    fleet["a"].greets = False
+    await fleet.up("ab")
+    fleet.route("ab")
+    await fleet.connected(1)
+    for _ in range(5):
+        assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "bbbbb"
+
+
+async def test_other_worker_at_the_address_is_sent_no_call(fleet: Fleet) -> None:
+    fleet["a"].id = "c"
+    await fleet.up("ab")
+    fleet.route("ab")
+    await fleet.connected(1)
+    for _ in range(5):
+        assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "bbbbb"
 
 
 async def test_worker_that_says_what_it_must_not_is_hung_up_on(fleet: Fleet) -> None:

@@ -8,14 +8,21 @@ import time
 import pytest
 
 from pool.batching import SCAN_BATCHES_MAX, Decision, Limits, Run, Shed, decide, target_rows
-from pool.ticket import Ticket
+from pool.ticket import ROWS_UNBOUNDED, Ticket
 from tests.support.tickets import asked
 
 
 def ticket(
-    *, rows: int = 1, arrived_s: float = 0.0, slo_s: float = 10.0, shape: str = "x"
+    *,
+    rows: int = 1,
+    arrived_s: float = 0.0,
+    slo_s: float = 10.0,
+    shape: str = "x",
+    rows_max: int = ROWS_UNBOUNDED,
 ) -> Ticket:
-    return asked([0] * rows, arrived_s=arrived_s, slo_s=slo_s, shape_key=shape).ticket
+    made = asked([0] * rows, arrived_s=arrived_s, slo_s=slo_s, shape_key=shape).ticket
+    made.rows_max = rows_max
+    return made
 
 
 def limits(*, rows_max: int = 8, per_row_s: float = 0.001, fixed_s: float = 0.004) -> Limits:
@@ -154,3 +161,13 @@ def test_print_what_a_decision_costs(shapes: int) -> None:
         costs_us.append((time.perf_counter() - started_s) * 1e6)
     p99 = statistics.quantiles(costs_us, n=100)[98]
     print(f"\n{shapes} shapes: median {statistics.median(costs_us):.1f} µs, p99 {p99:.1f} µs")
+
+
+def test_an_endpoints_own_bound_holds_besides_the_engines() -> None:
+    waiting = [ticket(rows_max=2), ticket(rows_max=2), ticket(rows_max=2)]
+    assert decide(waiting, 0.0, limits(), 0.0) == Run(2)
+
+
+def test_the_narrowest_bound_in_a_batch_holds() -> None:
+    waiting = [ticket(), ticket(rows_max=2), ticket()]
+    assert decide(waiting, 0.0, limits(), 0.0) == Run(2)

@@ -185,6 +185,16 @@ async def test_successor_of_a_worker_takes_its_place(stack: Stack) -> None:
     assert [one["id"] for one in stack.status()["workers"]] == ["w1"]
 
 
+async def test_end_of_a_worker_does_not_touch_its_successor(stack: Stack) -> None:
+    await stack.controller.poll()
+    old = await stack.joined(worker("w1", incarnation="i1"))
+    old.say(beat(draining=True))
+    await stack.joined(worker("w1", incarnation="i2"))
+    await old.lost()
+    await asyncio.sleep(0.05)
+    assert [one["id"] for one in stack.status()["workers"]] == ["w1"]
+
+
 async def test_peer_of_another_wire_is_refused(stack: Stack) -> None:
     member = await stack.join(edge(wire=control.WIRE + 1))
     await member.lost()
@@ -200,7 +210,12 @@ async def test_ready_needs_the_expected_workers_once(stack: Stack) -> None:
     second = await stack.joined(worker("w2"))
     await member.hear(control.Routes, lambda r: r.ready)
     second.say(beat(draining=True))
-    assert (await member.hear(control.Routes, lambda r: r.ready and len(r.workers) == 1)).ready
+    second.peer.close()
+    async with asyncio.timeout(5):
+        while len(stack.controller._workers) > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert member.all(control.Routes)[-1].ready
 
 
 # silence

@@ -13,7 +13,7 @@ import pytest
 
 from pool.wire import peer as peer_module
 from pool.wire.frames import PREFIX, Buffer, WireError, encode
-from pool.wire.peer import Address, Peer, PeerLimits, Server, dial, serve
+from pool.wire.peer import BEHIND_BYTES, Address, Peer, PeerLimits, Server, dial, serve
 from tests.support.peers import (
     LOCALHOST,
     SECRETS,
@@ -590,3 +590,32 @@ def test_tcp_sends_at_once_and_notices_dead_peers(run: Run) -> None:
             await theirs.lost()
 
     run(main())
+
+
+async def test_a_peer_that_does_not_read_is_behind_until_it_does() -> None:
+    there, here = socket.socketpair()
+    there.setblocking(False)
+    loop = asyncio.get_running_loop()
+    _, peer = await loop.create_unix_connection(Peer, sock=here)
+    assert peer.behind is None
+    peer.send([b"\0" * (BEHIND_BYTES + (4 << 20))])
+    await asyncio.sleep(0)
+    behind = peer.behind
+    assert behind is not None
+    while not behind.done():
+        await loop.sock_recv(there, 1 << 20)
+    assert peer.behind is None
+    peer.close(WireError("done"))
+    there.close()
+
+
+async def test_who_waits_for_a_peer_that_is_lost_waits_no_more() -> None:
+    there, here = socket.socketpair()
+    _, peer = await asyncio.get_running_loop().create_unix_connection(Peer, sock=here)
+    peer.send([b"\0" * (BEHIND_BYTES + (4 << 20))])
+    await asyncio.sleep(0)
+    behind = peer.behind
+    there.close()
+    assert behind is not None
+    async with asyncio.timeout(5):
+        await behind

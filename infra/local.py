@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from infra import stack
-from infra.client import get
+from infra.client import NoController, ask, get
 from infra.stack import CannotStart, Node, StackFile
 from infra.supervisor import ProcessSpec, Supervisor
 from pool.wire.fleet_secret import make_secrets
@@ -24,6 +26,7 @@ from registry_sync.stores import Store, StoreUnavailable
 
 KEY_VARIABLE = "TIDEPOOL_API_KEY"
 READY_S_MAX = 60.0
+EDGES_S_MAX = 5.0  # once one edge serves, the others are not waited for longer
 POLL_S = 0.02
 LEFTOVERS_S_MAX = 5.0  # processes of a killed `up` are gone, and with them their ports, within this
 
@@ -212,15 +215,32 @@ def _remove_sockets(node: Node) -> None:
 
 async def _until_ready(options: UpOptions, supervisor: Supervisor) -> None:
     deadline_s = time.monotonic() + READY_S_MAX
+    ready_s = 0.0
     while time.monotonic() < deadline_s:
         if supervisor.failed.is_set() or supervisor.hopeless():
             why = supervisor.why_failed or supervisor.hopeless()
             raise CannotStart(f"{why}; the log says why")
         status, _ = await asyncio.to_thread(get, f"{options.url}/v2/health/ready")
         if status == 200:
-            return
+            ready_s = ready_s or time.monotonic()
+            # Without a controller, which a dead registry may keep from leading, nobody can tell.
+            if await _edges_up(options) or time.monotonic() > ready_s + EDGES_S_MAX:
+                return
         await asyncio.sleep(POLL_S)
     raise CannotStart(f"not ready after {READY_S_MAX:.0f} s; the log says why")
+
+
+async def _edges_up(options: UpOptions) -> bool:
+    """Tell whether every edge has registered; they share a port, so that one answers for all."""
+    try:
+        answer = await ask(options.node.control, options.node.data, "status")
+    except NoController:
+        return False
+    return len(msgspec.json.decode(answer.data, type=_Status).edges) >= options.edges
+
+
+class _Status(msgspec.Struct, frozen=True):
+    edges: list[msgspec.Raw]
 
 
 def stop_event() -> asyncio.Event:

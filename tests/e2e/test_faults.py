@@ -172,7 +172,8 @@ def test_worker_that_stands_still_is_left_and_its_calls_go_elsewhere_or_end(two:
             until(lambda: len(status_of(two)["workers"]) == 2, 10.0, "it is back")
             before = load.answered
             until(lambda: load.answered > before + 100, 20.0, "both serve")
-        assert not load.wrong  # its late answers went to nobody
+        assert not load.wrong
+        assert max(load.latencies_s) < 5.5  # what it answered too late went to nobody
         # Only what it already held may end with its deadline, and soon after that.
         assert len(load.failed) <= 4
         assert all(text.startswith("504 after 4.") for text in load.failed), load.failed
@@ -398,7 +399,7 @@ def test_calls_around_the_moment_of_falling_asleep_are_all_answered(
 ) -> None:
     one.publish("dozing", identity(tmp_path / "m.onnx"))
     one.edit_endpoint("dozing", scale={"idle_s": 0.3}, cache=None)
-    with load_on(one, "dozing", threads=2, pause_s=0.7, total=20) as load:
+    with load_on(one, "dozing", threads=2, pause_s=0.6, total=12) as load:
         load.wait()
     load.assert_clean()
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from onnx import helper
 from tritonclient.utils import InferenceServerException
 
 from tests.support import models
+from tests.support.kserve_client import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from tests.support.stack import Stack
 
 SAMPLES: dict[str, np.ndarray] = {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import pytest
 
 from pool.batching import SCAN_BATCHES_MAX, Decision, Limits, Run, Shed, decide, target_rows
@@ -147,20 +144,6 @@ def test_the_size_that_keeps_up_grows_with_the_load_up_to_what_fits(rate: float,
 
 def test_the_size_that_keeps_up_is_bounded_by_the_engine() -> None:
     assert target_rows(limits(rows_max=4), 10.0, 1e6) == 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shapes", [1, 4, 100])
-def test_print_what_a_decision_costs(shapes: int) -> None:
-    waiting = [ticket(slo_s=0.1, shape=f"{i % shapes}") for i in range(2000)]
-    engine = limits(rows_max=32)
-    costs_us = []
-    for _ in range(2000):
-        started_s = time.perf_counter()
-        decide(waiting, 0.0, engine, 1000.0)
-        costs_us.append((time.perf_counter() - started_s) * 1e6)
-    p99 = statistics.quantiles(costs_us, n=100)[98]
-    print(f"\n{shapes} shapes: median {statistics.median(costs_us):.1f} µs, p99 {p99:.1f} µs")
 
 
 def test_an_endpoints_own_bound_holds_besides_the_engines() -> None:

@@ -217,7 +217,7 @@ def test_the_policy_comes_near_the_offline_optimum(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CASES, "tight, Poisson 1.3", "tight, CV 3, 1.3"])
-def test_print_the_goodput_over_the_optimum_at_full_size(name: str) -> None:
+def test_the_policy_comes_near_the_offline_optimum_at_full_size(name: str) -> None:
     tight = {
         "tight, Poisson 1.3": Case(0.001, 0.005, 0.015, load=1.3, cv=1),
         "tight, CV 3, 1.3": Case(0.001, 0.005, 0.015, load=1.3, cv=3),
@@ -229,4 +229,4 @@ def test_print_the_goodput_over_the_optimum_at_full_size(name: str) -> None:
         served += goodput(case, arrivals_s)
         best += optimum(case, arrivals_s)
     print(f"\n{name}: {served / best:.3f} of the optimum")
-    assert served <= best
+    assert (0.8 if name in tight else 0.95) <= served / best <= 1.0

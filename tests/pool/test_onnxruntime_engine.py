@@ -354,22 +354,6 @@ def test_without_a_wish_there_is_a_thread_for_every_core_that_we_may_use() -> No
     assert session_options(0).intra_op_num_threads == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.slow
-def test_print_the_processor_time_of_a_run_with_and_without_spinning(path: Path) -> None:
-    models.mlp(path, 512, 2048, 512)
-    given = {"x": np.zeros((32, 512), np.float32)}
-    for spins in ("0", "1"):
-        options = session_options(2)
-        options.add_session_config_entry("session.intra_op.allow_spinning", spins)
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        session.run(None, given)
-        started_s = time.process_time()
-        for _ in range(100):
-            session.run(None, given)
-            time.sleep(0.005)
-        print(f"\nspinning {spins}: {(time.process_time() - started_s) * 10:.2f} ms a run")
-
-
 def test_close_frees_the_threads(path: Path) -> None:
     manifest = manifest_of(models.mlp(path))
     before = len(list(Path("/proc/self/task").iterdir()))
@@ -377,25 +361,3 @@ def test_close_frees_the_threads(path: Path) -> None:
     assert len(list(Path("/proc/self/task").iterdir())) > before
     session.close()
     assert len(list(Path("/proc/self/task").iterdir())) <= before
-
-
-@pytest.mark.slow
-def test_print_what_a_session_costs_over_onnxruntime_itself(path: Path) -> None:
-    session = load(models.mlp(path))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    bare = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    given = {"x": np.zeros((1, 16), np.float32)}
-    costs_us: dict[str, list[float]] = {"bare": [], "session": []}
-    for _ in range(20):
-        for name, run in (
-            ("bare", lambda: bare.run(["y"], given)),
-            ("session", lambda: session.infer(given)),
-        ):
-            started_s = time.perf_counter()
-            for _ in range(2000):
-                run()
-            costs_us[name].append((time.perf_counter() - started_s) / 2000 * 1e6)
-    best = {name: min(costs) for name, costs in costs_us.items()}
-    ratio = best["session"] / best["bare"]
-    print(f"\nbare {best['bare']:.2f} µs, session {best['session']:.2f} µs: {ratio:.2f}x")

@@ -26,8 +26,21 @@ HEAD_ARRAY = ["input", "FP32", [2, 3], 24]
 EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     (Hello(1, "edge", "edge-0", "a1b2"), [1, 1, "edge", "edge-0", "a1b2"], 4),
     (
-        Call(7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD, HEAD), ("label",), True),
-        [2, 7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, [HEAD_ARRAY] * 2, ["label"], True],
+        Call(7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD,) * 2, ("label",), True, 4),
+        [
+            2,
+            7,
+            "req-7",
+            "digits",
+            "3",
+            "5f" * 32,
+            9_000_000,
+            1,
+            [HEAD_ARRAY] * 2,
+            ["label"],
+            True,
+            4,
+        ],
         8,
     ),
     (
@@ -82,7 +95,8 @@ def test_every_message_has_an_example() -> None:
 
 FIELDS = {
     Hello: "wire role id incarnation",
-    Call: "call_id request_id model version digest time_left_us priority inputs outputs stream",
+    Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
+    "rows_max",
     Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms",
     Chunk: "call_id seq outputs",
     Cancel: "call_id",

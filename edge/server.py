@@ -167,6 +167,10 @@ class App:
             proto.response_bytes(status, headers, body)
         except asyncio.CancelledError:
             status = ClientGone.status
+            if trace.is_body_late:
+                late = BodyTooSlow(f"no body within {self._body_read_s_max} s")
+                status, headers, body = self._refused(trace, late)
+                proto.response_bytes(status, headers, body)
         except Exception:
             # Our own bug must end as an answer, and in the log with all that is known.
             _log.exception("bug", request_id=trace.request_id)
@@ -257,6 +261,10 @@ class App:
         try:
             if length is not None and int(length) > self._body_bytes_max:
                 raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
+            if length is None and header("inference-header-content-length") is not None:
+                # Granian ends a broken chunked body like a whole one, and bytes behind a JSON
+                # head do not show that some are missing.
+                raise BadRequest("a body with binary tensors needs a Content-Length")
             if length is not None and int(length) <= BODY_BYTES_WHOLE:
                 body: bytes = await proto()
                 trace.has_body = True

@@ -59,7 +59,9 @@ class Web:
             for call in ("infer", "generate", "generate_stream")
         ]
         handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _bug}
-        return Starlette(routes=[*routes, *calls], exception_handlers=handlers)
+        app = Starlette(routes=[*routes, *calls], exception_handlers=handlers)
+        app.router.redirect_slashes = False  # it would send clients to whatever Host says
+        return app
 
     async def live(self, request: Request) -> Response:
         """The process answers."""

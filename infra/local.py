@@ -160,6 +160,8 @@ async def _require_ports(options: UpOptions) -> None:
     deadline_s = time.monotonic() + (LEFTOVERS_S_MAX if was_killed else 0.0)
     while True:
         try:
+            if options.port == options.admin_port and options.host == options.admin_host:
+                raise CannotStart(f"--port and --admin-port are both {options.port}")
             stack.require_free(options.host, options.port, "--port")
             stack.require_free(options.admin_host, options.admin_port, "--admin-port")
             return

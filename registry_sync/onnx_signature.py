@@ -64,6 +64,7 @@ class OnnxSignature:
     outputs: tuple[TensorSpec, ...]
     deterministic: bool  # no random operator anywhere, also not in a branch or a function
     external: tuple[str, ...]  # files with weights, relative to the graph's folder, sorted
+    has_batch_axis: bool  # the first axis of every input and output is one and the same symbol
 
 
 def read_signature(path: Path, beside: Mapping[str, int]) -> OnnxSignature:
@@ -93,7 +94,23 @@ def read_signature(path: Path, beside: Mapping[str, int]) -> OnnxSignature:
         outputs=tuple(_tensor(value, "output", path.name) for value in graph.output),
         deterministic=not any(_is_random(body, {}) for body in bodies),
         external=_external_files(bodies, beside, path.name),
+        has_batch_axis=_has_batch_axis([*inputs, *graph.output]) and bool(inputs),
     )
+
+
+def _has_batch_axis(values: Sequence[Any]) -> bool:
+    """Whether all tensors begin with a symbolic axis that nothing says to be another one.
+
+    An axis without a name is believed; two names are two axes, and joining calls along them would
+    mix what belongs to different callers.
+    """
+    names = set()
+    for value in values:
+        dims = value.type.tensor_type.shape.dim
+        if not dims or _size(dims[0]) != -1:
+            return False
+        names.add(dims[0].dim_param)
+    return len(names - {""}) <= 1
 
 
 def _load(path: Path) -> Any:

@@ -73,6 +73,7 @@ def publish(
     labels: Mapping[str, str] | None = None,
     nondeterministic: bool = False,
     golden: Path | None = None,
+    rows_max: int | None = None,
 ) -> str:
     """Publish a file or folder as a version of a model, and return the version.
 
@@ -88,6 +89,8 @@ def publish(
         labels: any words, for people.
         nondeterministic: answers are not to be cached, though no random operator was found.
         golden: an ``.npz`` with recorded inputs and outputs.
+        rows_max: of a batch; 1 for a model whose rows depend on one another, which no graph says.
+            None takes the sidecar's, or 32 where the graph has a batch axis, else 1.
 
     Raises:
         VersionExists: `version` is taken.
@@ -111,7 +114,7 @@ def publish(
         files=tuple(File(source.path, "0" * 64, source.bytes) for source in sources),
         inputs=says.inputs,
         outputs=says.outputs,
-        rows_max=_rows_max(says),
+        rows_max=_rows_max(says) if rows_max is None else rows_max,
         deterministic=says.deterministic and not nondeterministic,
         labels=dict(labels or {}),
     )
@@ -132,7 +135,8 @@ def _sidecar_of(sources: Sequence[Source]) -> Sidecar:
         return _read_sidecar(by_path[artifact.SIDECAR])
     beside = {path: source.bytes for path, source in by_path.items() if path != artifact.GRAPH}
     found = read_signature(by_path[artifact.GRAPH].at, beside)
-    return Sidecar("onnx", found.inputs, found.outputs, None, found.deterministic)
+    rows_max = None if found.has_batch_axis else 1
+    return Sidecar("onnx", found.inputs, found.outputs, rows_max, found.deterministic)
 
 
 def _read_sidecar(source: Source) -> Sidecar:

@@ -53,8 +53,17 @@ def has_registry(data: Path, registry: str) -> bool:
 
 
 def store_of(data: Path, registry: str) -> Store:
-    """Open the registry to work on."""
-    return open_store(registry_url(data, registry))
+    """Open the registry to work on.
+
+    Raises:
+        CannotStart: the folder of a running stack's registry is gone; a new one in its place would
+            make the stack forget every model and key.
+    """
+    url = registry_url(data, registry)
+    stack = node_of(data).read_stack()
+    if stack is not None and stack.registry == url and "://" not in url and not Path(url).exists():
+        raise CannotStart(f"the registry's folder {url} is gone; is it mounted?")
+    return open_store(url)
 
 
 @contextmanager

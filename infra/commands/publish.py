@@ -24,6 +24,9 @@ def publish_command(
     golden: Annotated[
         Path | None, typer.Option(help="An .npz of recorded inputs and outputs.")
     ] = None,
+    rows_max: Annotated[
+        int | None, typer.Option(min=1, help="Of a batch; 1: its rows depend on one another.")
+    ] = None,
     nondeterministic: Annotated[bool, typer.Option(help="Its answers may not be cached.")] = False,
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
@@ -40,6 +43,7 @@ def publish_command(
                 labels=_labels(label or []),
                 nondeterministic=nondeterministic,
                 golden=golden,
+                rows_max=rows_max,
             )
         except VersionExists as error:
             raise ValueError(str(error)) from None

@@ -7,7 +7,7 @@ sent whole.  No websockets, no streams; those have the fast path.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import structlog
@@ -21,8 +21,14 @@ _log = structlog.get_logger()
 class Bridge:
     """An RSGI application around an ASGI one."""
 
-    def __init__(self, app: ASGIApp, body_bytes_max: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        body_bytes_max: int,
+        request_id: Callable[[Callable[[str], str | None]], str] | None = None,
+    ) -> None:
         self._app = app
+        self._request_id = request_id  # from a header lookup; None: answers carry no id
         self._body_bytes_max = min(body_bytes_max, 1 << 20)  # nothing here takes more
 
     async def __call__(self, scope: Any, proto: Any) -> None:
@@ -61,6 +67,8 @@ class Bridge:
         except Exception:
             # Starlette raises what its handler for bugs has answered already.
             _log.exception("bug", path=scope.path)
+        if self._request_id is not None:
+            answer.headers.append(("x-request-id", self._request_id(scope.headers.get)))
         proto.response_bytes(answer.status, answer.headers, b"".join(answer.parts))
 
 

@@ -21,7 +21,15 @@ from edge.body import InferRequest, parse_infer, render_infer
 from edge.body_generate import parse_generate
 from edge.cache import AnswerCache, cache_key
 from edge.dispatch import Answer, Call, Pool
-from edge.errors import BadRequest, NotFound, Unavailable, Unprocessable, Unsupported
+from edge.encoding import ENCODINGS
+from edge.errors import (
+    BadRequest,
+    NotFound,
+    Unavailable,
+    Unprocessable,
+    Unsupported,
+    quote,
+)
 from edge.flight import Flights
 from edge.metrics import Metrics
 from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
@@ -38,7 +46,7 @@ Kept = Sequence[TensorLike]
 
 TENSOR_BYTES_EXTRA = 200  # what a cached tensor costs besides its bytes
 PRECISION = "published"  # precision class of the answer; engines of other classes come later
-CONTENT_ENCODINGS = frozenset(["", "identity"])
+CONTENT_ENCODINGS = ENCODINGS | {"", "identity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +99,14 @@ class Service:
 
     def begin(self, header: Header) -> Trace:
         """Start the trace of a request."""
+        return Trace(self.request_id(header), self._now())
+
+    def request_id(self, header: Header) -> str:
+        """Return the id that a request brings, or a new one."""
         given = header("x-request-id")
         if given is None or not (0 < len(given) <= 128 and given.isascii() and given.isprintable()):
             given = f"{self._id_prefix}-{next(self._ids):x}"
-        return Trace(given, self._now())
+        return given
 
     async def infer(
         self,
@@ -230,7 +242,10 @@ class Service:
         trace.endpoint = endpoint
         encoding = header("content-encoding")
         if encoding is not None and encoding not in CONTENT_ENCODINGS:
-            raise Unsupported("Content-Encoding is not supported here; send the body as it is")
+            raise Unsupported(
+                f"Content-Encoding {quote(encoding)} is not supported; use gzip or deflate",
+                headers=(("accept-encoding", "gzip, deflate"),),
+            )
         return record, endpoint
 
     def _arm(self, endpoint: Endpoint, record: KeyRecord, header: Header) -> ArmOf:

@@ -110,6 +110,7 @@ class Metrics:
         self._followed: dict[str, Callable[[], float]] = {}
         self.arms: dict[ArmKey, ArmMetrics] = {}
         self.in_flight: Callable[[], int] = lambda: 0
+        self.rejected = 0  # documents that did not fit; the last good ones serve
 
     def arm(self, key: ArmKey) -> ArmMetrics:
         """Return what is counted of an arm."""
@@ -161,7 +162,9 @@ class Metrics:
         self.save()  # what was shown once must not be forgotten
         paths = [path for path in sorted(self._folder.glob("*.json")) if path != self._file]
         siblings = [total for total in map(_read, paths) if total is not None]
-        registry.register(_Merged(_merged([self._total(), *siblings]), self.in_flight()))
+        registry.register(
+            _Merged(_merged([self._total(), *siblings]), self.in_flight(), self.rejected)
+        )
         return generate_latest(registry)
 
 
@@ -191,9 +194,10 @@ def _merged(totals: Sequence[_Total]) -> _Total:
 class _Merged(Collector):
     """The sum over all edge processes of a node."""
 
-    def __init__(self, total: _Total, in_flight: int) -> None:
+    def __init__(self, total: _Total, in_flight: int, rejected: int) -> None:
         self._total = total
         self._in_flight = in_flight
+        self._rejected = rejected
 
     def collect(self) -> Iterator[Metric]:
         yield from _counter_families({(n, labels): v for n, labels, v in self._total.counters})
@@ -202,6 +206,11 @@ class _Merged(Collector):
         )
         gauge = GaugeMetricFamily("tidepool_in_flight", "Requests under way in this process.")
         gauge.add_metric([], self._in_flight)
+        yield gauge
+        gauge = GaugeMetricFamily(
+            "tidepool_documents_rejected", "Documents that do not fit; the last good ones serve."
+        )
+        gauge.add_metric([], self._rejected)
         yield gauge
 
 

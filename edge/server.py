@@ -20,6 +20,7 @@ from edge import bridge
 from edge.body_render import render_error_event, render_event
 from edge.body_request import InferRequest
 from edge.dispatch import Call
+from edge.encoding import ENCODINGS, inflate
 from edge.errors import (
     BadRequest,
     BodyTooSlow,
@@ -32,6 +33,7 @@ from edge.errors import (
 from edge.infer import Service, Target, Trace
 from edge.stream import STREAM_BYTES_MAX, Part, Parts
 
+INFLATED_HERE_BYTES = 16 << 10  # a larger one is decompressed in a thread
 NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
 BODY_BYTES_WHOLE = 8 << 20  # larger ones come in parts: what granian reads whole it keeps
 PATHS_MAX = 1024  # remembered; then all are read anew
@@ -76,7 +78,7 @@ class App:
         self, service: Service, rest: ASGIApp, body_bytes_max: int, body_read_s_max: float
     ) -> None:
         self._service = service
-        self._rest = bridge.Bridge(rest, body_bytes_max)
+        self._rest = bridge.Bridge(rest, body_bytes_max, service.request_id)
         self._body_bytes_max = body_bytes_max
         self._body_read_s_max = body_read_s_max
         self._loop = asyncio.get_running_loop()
@@ -256,7 +258,17 @@ class App:
         return status, headers, msgspec.json.encode({"error": refusal.text})
 
     async def _body(self, trace: Trace, header: Any, proto: Any) -> bytes:
-        """Read the body whole and within its bound; how long it may take is `watch_forever`'s."""
+        """Read the body whole, within its bounds before and after decompression."""
+        body = await self._received(trace, header, proto)
+        encoding = header("content-encoding")
+        if encoding not in ENCODINGS:
+            return body
+        if len(body) <= INFLATED_HERE_BYTES:
+            return inflate(body, encoding, self._body_bytes_max)
+        return await asyncio.to_thread(inflate, body, encoding, self._body_bytes_max)
+
+    async def _received(self, trace: Trace, header: Any, proto: Any) -> bytes:
+        """Read what is sent; how long that may take is `watch_forever`'s."""
         length = header("content-length")
         try:
             if length is not None and int(length) > self._body_bytes_max:

@@ -175,6 +175,7 @@ class World:
 
     def _take_documents(self, documents: Documents, *, keep: bool) -> None:
         self.snapshot = compile_snapshot(documents, self.snapshot, self.metrics)
+        self.metrics.rejected = len(self.snapshot.rejected)
         self.has_documents = True
         self._unknown_until_s.clear()
         self._documents = documents

@@ -328,7 +328,7 @@ def test_a_body_over_the_limit_is_refused_on_the_other_routes(stack: Stack) -> N
     assert 400 <= answer.status < 500
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP", "gzip, gzip"])
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip"])
 def test_an_encoding_that_is_not_spoken_is_refused(stack: Stack, encoding: str) -> None:
     bomb = zlib.compress(b" " * (10 << 20))
     answer = stack.request("POST", PATH, bomb, {"content-encoding": encoding})

@@ -354,6 +354,22 @@ def test_a_client_time_out_is_a_time_out(stack: Stack) -> None:
         impatient.infer("oip-sleeper", given, headers=stack.auth())
 
 
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_the_client_may_compress_its_bodies(
+    stack: Stack, client: Any, plain: str, algorithm: str, binary: bool
+) -> None:
+    array = np.arange(4, dtype=np.float32).reshape(1, 4)
+    answer = client.infer(
+        plain,
+        [_input(array, "FP32", binary=binary)],
+        headers=stack.auth(),
+        request_compression_algorithm=algorithm,
+        response_compression_algorithm=algorithm,
+    )
+    assert np.array_equal(answer.as_numpy("y"), array)
+
+
 def test_a_raw_body_is_the_single_input(stack: Stack, plain: str) -> None:
     answer = stack.request(
         "POST",

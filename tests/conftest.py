@@ -12,7 +12,6 @@ import pytest
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import TEST_ENGINES, Stack, running_stack
 
-
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")
 
 

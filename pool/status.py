@@ -25,7 +25,7 @@ class WorkerStatus:
 
     @property
     def state(self) -> str:
-        """starting | parked | ready | draining, as DESIGN calls them."""
+        """One of starting, parked, ready and draining."""
         if self.draining:
             return "draining"
         if any(engine.state == "warm" for engine in self.engines):

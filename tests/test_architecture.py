@@ -1,4 +1,4 @@
-"""The rules of DESIGN about who imports what, read out of every file."""
+"""Who may import what, read out of every file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("registry_sync", "pool", "edge", "infra")
 
-# The table of DESIGN, section 5: each package with what it may import of ours.
+# Each package with what it may import of ours; the README shows the same table.
 MAY_IMPORT = {
     "registry_sync": ("registry_sync",),
     "pool": ("pool", "registry_sync"),

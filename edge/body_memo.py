@@ -8,6 +8,8 @@ binary, in the signature's order, and of numbers.
 
 from __future__ import annotations
 
+import msgspec
+
 from edge.body_request import InferRequest
 from edge.tensors import Tensor
 
@@ -63,14 +65,6 @@ class Memo:
         if len(self._requests) >= TEXTS_MAX:
             self._requests.clear()
         sizes = tuple(len(tensor.data) for tensor in request.inputs)
-        like = InferRequest(
-            None,
-            [Tensor(t.name, t.datatype, t.shape, b"") for t in request.inputs],
-            request.rows,
-            request.outputs,
-            request.binary,
-            request.parameters,
-            request.timeout_us,
-            request.priority,
-        )
+        inputs = [Tensor(t.name, t.datatype, t.shape, b"") for t in request.inputs]
+        like = msgspec.structs.replace(request, inputs=inputs)
         self._requests[text] = (like, sizes, len(body))

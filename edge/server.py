@@ -132,8 +132,7 @@ class App:
             if not trace.is_body_late:
                 service.end(trace, ClientGone.status)
                 return
-            late = BodyTooSlow(f"no body within {self._body_read_s_max} s")
-            status, headers, body = self._refused(trace, late)
+            status, headers, body = self._too_slow(trace)
         except Exception:
             # Our own bug must end as an answer, and in the log with all that is known.
             _log.exception("bug", request_id=trace.request_id)
@@ -170,8 +169,7 @@ class App:
         except asyncio.CancelledError:
             status = ClientGone.status
             if trace.is_body_late:
-                late = BodyTooSlow(f"no body within {self._body_read_s_max} s")
-                status, headers, body = self._refused(trace, late)
+                status, headers, body = self._too_slow(trace)
                 proto.response_bytes(status, headers, body)
         except Exception:
             # Our own bug must end as an answer, and in the log with all that is known.
@@ -249,6 +247,9 @@ class App:
         )
         body = event.removeprefix(b"data: ").rstrip(b"\n")
         proto.response_bytes(200, [_JSON, *self._service.headers(trace)], body)
+
+    def _too_slow(self, trace: Trace) -> tuple[int, list[tuple[str, str]], bytes]:
+        return self._refused(trace, BodyTooSlow(f"no body within {self._body_read_s_max} s"))
 
     def _refused(self, trace: Trace, refusal: Refusal) -> tuple[int, list[tuple[str, str]], bytes]:
         status = refusal.status

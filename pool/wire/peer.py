@@ -119,7 +119,7 @@ class Peer(asyncio.BufferedProtocol):
             self.on_read()
         self._is_reading = False
         if self._unsent:
-            self._flush()
+            self.flush()
 
     def pause_writing(self) -> None:
         assert self._loop is not None
@@ -182,14 +182,11 @@ class Peer(asyncio.BufferedProtocol):
         if not self._unsent and not self._is_reading:
             # What is sent in one turn of the loop leaves in one system call, and wakes the other
             # side once: with many small frames that halves the cost of the hop.
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._unsent.extend(buffers)
 
     def flush(self) -> None:
         """Write what was sent now, because nothing else will follow soon."""
-        self._flush()
-
-    def _flush(self) -> None:
         buffers, self._unsent = self._unsent, []
         transport = self._transport
         if transport is None or not buffers:
@@ -209,7 +206,7 @@ class Peer(asyncio.BufferedProtocol):
         self._error = self._error or error
         if self._transport is not None:
             if error is None:
-                self._flush()
+                self.flush()
                 self._transport.close()
             else:
                 self._transport.abort()

@@ -116,21 +116,13 @@ class Service:
         read_body: ReadBody,
     ) -> Reply:
         """Answer `POST /v2/models/…/infer`; raises `Refusal`."""
-        snapshot = self.world.snapshot
-        record, endpoint = await self._admit(trace, snapshot, target, header)
+        record, endpoint = await self._admit(trace, self.world.snapshot, target, header)
         body = await read_body()
-        arm = self._arm(endpoint, record, header)
-        trace.arm = arm
+        arm = trace.arm = self._arm(endpoint, record, header)
         request = parse_infer(
             body, header("inference-header-content-length"), arm.version.signature
         )
-        if request.rows > endpoint.rows_max:
-            raise Unprocessable(
-                f"{request.rows} rows for {endpoint.name!r}, whose batches have at most "
-                f"{endpoint.rows_max}; send them in several requests",
-                code="rows",
-            )
-        deadline_s = self._deadline(trace, endpoint, request, header)
+        deadline_s = self._accept(trace, endpoint, request, header)
         answer = await self._answer(trace, record, endpoint, arm, request, header, deadline_s)
         content, headers = render_infer(request, target.name, arm.version.ref[1], answer.outputs)
         headers += self.headers(trace)
@@ -145,13 +137,11 @@ class Service:
         on_chunk: Callable[[Sequence[Tensor]], None],
     ) -> tuple[InferRequest, Call]:
         """Begin `POST /v2/models/…/generate_stream`; the call's future ends the stream."""
-        snapshot = self.world.snapshot
-        record, endpoint = await self._admit(trace, snapshot, target, header)
+        record, endpoint = await self._admit(trace, self.world.snapshot, target, header)
         body = await read_body()
-        arm = self._arm(endpoint, record, header)
-        trace.arm = arm
+        arm = trace.arm = self._arm(endpoint, record, header)
         request = parse_generate(body, arm.version.signature)
-        deadline_s = self._deadline(trace, endpoint, request, header)
+        deadline_s = self._accept(trace, endpoint, request, header)
         trace.cache_status = "tidepool; fwd=bypass; detail=stream"
         call = self._call(trace, arm, request, deadline_s, on_chunk)
         self.pool.start(call)
@@ -266,10 +256,19 @@ class Service:
             return arms[endpoint.assignment.draw(random.random())]
         return arms[endpoint.assignment.assign(unit)]
 
-    def _deadline(
+    def _accept(
         self, trace: Trace, endpoint: Endpoint, request: InferRequest, header: Header
     ) -> float:
-        """Return when the answer must be there: the least of the three limits."""
+        """Hold a request to the endpoint's own bounds; return when its answer must be there.
+
+        The deadline is the least of the three limits.
+        """
+        if request.rows > endpoint.rows_max:
+            raise Unprocessable(
+                f"{request.rows} rows for {endpoint.name!r}, whose batches have at most "
+                f"{endpoint.rows_max}; send them in several requests",
+                code="rows",
+            )
         left_s = endpoint.deadline_s
         if request.timeout_us:
             left_s = min(left_s, request.timeout_us / 1e6)

@@ -96,6 +96,11 @@ def find_id(key: str) -> str:
     return made[1] if made else "env-" + hashlib.sha256(_bytes(key)).hexdigest()[:12]
 
 
+def redact(text: str) -> str:
+    """Return `text` with the secret of every made key in it cut out."""
+    return _MADE.sub(lambda made: f"tp_{made[1]}_…", text)
+
+
 def verify(key: str, records: Mapping[str, KeyRecord], now_unix_s: float) -> KeyRecord | None:
     """Return the record of a key that is good now, else None.
 

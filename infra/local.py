@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import sys
@@ -16,11 +17,13 @@ from pathlib import Path
 import msgspec
 
 from infra import stack
+from infra.changes import recorded
 from infra.client import NoController, ask, get
 from infra.stack import CannotStart, Node, StackFile
 from infra.supervisor import ProcessSpec, Supervisor
 from pool.wire.fleet_secret import make_secrets
 from registry_sync import keys
+from registry_sync.documents import KeyRecord
 from registry_sync.open import open_store
 from registry_sync.stores import Store, StoreUnavailable
 
@@ -108,13 +111,18 @@ def ensure_key(store: Store) -> str | None:
         is_admin = found is not None and {*keys.ALL_SCOPES} <= {*found.scopes} and not found.quota
         if not is_admin:
             record = keys.record_of(own, "default", keys.ALL_SCOPES)
-            keys.add_key(store, record, replace=True)
+            _add_key(store, record, f"{KEY_VARIABLE} is set on up")
         return None
     if any("admin" in record.scopes for record in known):
         return None
     key, record = keys.make_key("default", keys.ALL_SCOPES)
-    keys.add_key(store, record)
+    _add_key(store, record, "the first start of up")
     return key
+
+
+def _add_key(store: Store, record: KeyRecord, reason: str) -> None:
+    add = functools.partial(keys.add_key, store, record, replace=True)
+    recorded(store, reason, "key.create", record.id, add)
 
 
 @contextlib.asynccontextmanager

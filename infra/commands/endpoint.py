@@ -10,10 +10,12 @@ import msgspec
 import typer
 import yaml
 
+from infra.changes import recorded
 from infra.commands.options import (
     DATA_DEFAULT,
     Data,
     Json,
+    Reason,
     Registry,
     has_registry,
     poke,
@@ -21,7 +23,7 @@ from infra.commands.options import (
     store_of,
 )
 from infra.stack import CannotStart
-from registry_sync import documents, endpoints
+from registry_sync import audit, documents, endpoints
 from registry_sync.stores import Store
 
 File = Annotated[Path | None, typer.Argument(help="YAML or JSON; default: stdin.")]
@@ -56,6 +58,7 @@ def set_command(
     name: str,
     file: File = None,
     if_revision: Annotated[int | None, typer.Option(min=0, help="Must be current.")] = None,
+    reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
 ) -> None:
@@ -67,7 +70,11 @@ def set_command(
         spec = documents.parse_spec(_read(file))
         _check_name(name, spec)
         store = store_of(data, registry)
-        revision = endpoints.set_spec(store, spec, if_revision)
+        revision = recorded(
+            *(store, reason, "endpoint.set", name),
+            lambda: endpoints.set_spec(store, spec, if_revision),
+            audit.revisions,
+        )
         poke(data, store)
     typer.echo(revision)
 
@@ -86,11 +93,17 @@ def history_command(
         typer.echo(f"{spec.revision}  {arms}")
 
 
-def rollback_command(name: str, data: Data = DATA_DEFAULT, registry: Registry = "") -> None:
+def rollback_command(
+    name: str, reason: Reason = "", data: Data = DATA_DEFAULT, registry: Registry = ""
+) -> None:
     """Make the previous spec current again; prints the new revision."""
     with said():
         store = store_of(data, registry)
-        revision = endpoints.rollback(store, name)
+        revision = recorded(
+            *(store, reason, "endpoint.rollback", name),
+            lambda: endpoints.rollback(store, name),
+            audit.revisions,
+        )
         poke(data, store)
     typer.echo(revision)
 

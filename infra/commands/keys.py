@@ -8,7 +8,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from infra.commands.options import DATA_DEFAULT, Data, Json, Registry, poke, said, store_of
+from infra.changes import recorded
+from infra.commands.options import DATA_DEFAULT, Data, Json, Reason, Registry, poke, said, store_of
 from registry_sync import keys
 
 
@@ -27,6 +28,7 @@ def create_command(
         list[str] | None, typer.Option(help="infer:NAME, infer:* or admin; default infer:*.")
     ] = None,
     days: Annotated[float | None, typer.Option(min=0, help="Refused after so many.")] = None,
+    reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
     json: Json = False,
@@ -36,7 +38,7 @@ def create_command(
     with said():
         store = store_of(data, registry)
         key, record = keys.make_key(tenant, scope or ["infer:*"], not_after=not_after)
-        keys.add_key(store, record)
+        recorded(store, reason, "key.create", record.id, lambda: keys.add_key(store, record))
         poke(data, store)
     typer.echo(msgspec.json.encode({"id": record.id, "key": key}).decode() if json else key)
 
@@ -56,10 +58,12 @@ def list_command(data: Data = DATA_DEFAULT, registry: Registry = "", json: Json 
         typer.echo(f"{record.id}  {record.tenant}  {' '.join(record.scopes)}")
 
 
-def revoke_command(id: str, data: Data = DATA_DEFAULT, registry: Registry = "") -> None:
+def revoke_command(
+    id: str, reason: Reason = "", data: Data = DATA_DEFAULT, registry: Registry = ""
+) -> None:
     """Let a key no longer be good, on every live edge when this returns."""
     with said():
         store = store_of(data, registry)
-        keys.revoke_key(store, id)
+        recorded(store, reason, "key.revoke", id, lambda: keys.revoke_key(store, id))
         poke(data, store)
     typer.echo(f"revoked {id}")

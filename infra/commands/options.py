@@ -29,6 +29,7 @@ Registry = Annotated[
     str, typer.Option("--registry", help="s3://bucket/prefix or a folder; default: the stack's.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the audit trail.")]
 LogLevel = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from infra.commands.options import DATA_DEFAULT, Data, Registry, poke, said, store_of
+from infra.changes import recorded
+from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, poke, said, store_of
 from registry_sync.publish import VersionExists, publish
 
 
@@ -28,22 +29,28 @@ def publish_command(
         int | None, typer.Option(min=1, help="Of a batch; 1: its rows depend on one another.")
     ] = None,
     nondeterministic: Annotated[bool, typer.Option(help="Its answers may not be cached.")] = False,
+    reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
 ) -> None:
     """Publish a version of a model; the last line of stdout is the version."""
+    labels = _labels(label or [])
     with said():
         store = store_of(data, registry)
         try:
-            made = publish(
-                store,
-                model,
-                path,
-                version=version,
-                labels=_labels(label or []),
-                nondeterministic=nondeterministic,
-                golden=golden,
-                rows_max=rows_max,
+            made = recorded(
+                *(store, reason, "model.publish", model),
+                lambda: publish(
+                    store,
+                    model,
+                    path,
+                    version=version,
+                    labels=labels,
+                    nondeterministic=nondeterministic,
+                    golden=golden,
+                    rows_max=rows_max,
+                ),
+                lambda made: ("", made),
             )
         except VersionExists as error:
             raise ValueError(str(error)) from None

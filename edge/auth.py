@@ -1,8 +1,8 @@
 """Who is calling, and whether they may: API keys in front of everything but health.
 
-A key is looked up by its id and compared in constant time (`registry_sync.keys.verify`).  One that
-was found good is remembered until the documents change, so that a busy client costs a dictionary
-lookup.
+A key is looked up by its id and compared in constant time (`registry_sync.keys.recognise`).  One
+that was found good is remembered until the documents change, so that a busy client costs a
+dictionary lookup; one that has an end is looked at each time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from edge.errors import Forbidden, Unauthorized
 from edge.snapshot import Snapshot
 from registry_sync.documents import KeyRecord
-from registry_sync.keys import verify
+from registry_sync.keys import recognise
 
 KEY_CHARS_MAX = 512  # a made key has 85, an operator's own at most 256
 REMEMBERED_MAX = 1024
@@ -41,14 +41,16 @@ class Auth:
             self._good.clear()
             self._snapshot = snapshot
         record = self._good.get(key)
-        if record is not None and record.not_after is None:
+        if record is not None:
             return record
-        record = verify(key, snapshot.keys, time.time())
-        if record is None:
+        found = recognise(key, snapshot.keys, time.time())
+        if found is None:
             raise Unauthorized(_WRONG)
-        if len(self._good) >= REMEMBERED_MAX:
-            self._good.clear()
-        self._good[key] = record
+        record, until_s = found
+        if until_s is None:
+            if len(self._good) >= REMEMBERED_MAX:
+                self._good.clear()
+            self._good[key] = record
         return record
 
 

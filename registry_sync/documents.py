@@ -35,6 +35,7 @@ from registry_sync.rules import (
 SCHEMA: Final = 1
 REQUIRES_KNOWN: Final[frozenset[str]] = frozenset()  # words that this release understands
 FILES_MAX: Final = 10_000
+OLD_SECRETS_MAX: Final = 4  # of one key, still good at once
 
 
 class BadDocument(ValueError):
@@ -57,6 +58,7 @@ _Endpoint = Annotated[str, _named("endpoint")]
 _Model = Annotated[str, _named("model")]
 _Arm = Annotated[str, _named("variant")]
 _Weight = Annotated[float, Meta(ge=0)]
+_Rate = Annotated[float, Meta(ge=0.001, le=1e9)]  # a second
 _Rows = Annotated[int, Meta(ge=1, le=4096)]
 _Text = Annotated[str, Meta(max_length=1024)]
 _Label = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -189,6 +191,23 @@ class EndpointState(msgspec.Struct, frozen=True):
     requires: _Requires = ()
 
 
+class Quota(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one key may use, over all edge processes together; None is no limit."""
+
+    requests_per_s: _Rate | None = None
+    rows_per_s: _Rate | None = None
+    burst_s: Annotated[float, Meta(ge=0, le=3600)] = 1.0  # of either rate, that may be saved up
+    concurrent: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None  # calls under way
+
+
+class OldSecret(msgspec.Struct, frozen=True):
+    """A key's secret from before a rotation, which is good for a while still."""
+
+    salt: _Hex
+    sha256: _Digest
+    not_after: float  # unix seconds
+
+
 class KeyRecord(msgspec.Struct, frozen=True):
     """What is kept of an API key: enough to recognise it, not to use it."""
 
@@ -200,8 +219,9 @@ class KeyRecord(msgspec.Struct, frozen=True):
         tuple[Annotated[str, Meta(extra={"rule": rule_of(check_scope)})], ...],
         Meta(min_length=1, max_length=256),
     ]
-    quota: Annotated[dict[_Label, _Weight], Meta(max_length=16)] | None = None
+    quota: Quota | None = None
     not_after: float | None = None  # unix seconds
+    previous: Annotated[tuple[OldSecret, ...], Meta(max_length=OLD_SECRETS_MAX)] = ()
 
 
 class Keys(msgspec.Struct, frozen=True):

@@ -178,7 +178,7 @@ def _scalar_problem(value: Any, info: types.Type) -> str:
             high = INTEGER_MAX if most is None else most
             if not low <= value <= high:
                 return f"{show(value)} is out of range; allowed are {low} to {high}"
-        case types.FloatType(ge=least, gt=above):
+        case types.FloatType(ge=least, gt=above, le=most):
             if not isinstance(value, int | float) or isinstance(value, bool):
                 return expected
             if not -INTEGER_MAX <= value <= INTEGER_MAX:  # nan as well
@@ -187,6 +187,8 @@ def _scalar_problem(value: Any, info: types.Type) -> str:
                 return f"{show(value)} is out of range; allowed are {least:g} and more"
             if above is not None and value <= above:
                 return f"{show(value)} is out of range; allowed is more than {above:g}"
+            if most is not None and value > most:
+                return f"{show(value)} is out of range; allowed are {most:g} and less"
         case types.BoolType():
             return "" if isinstance(value, bool) else expected
         case types.NoneType():

@@ -1,8 +1,9 @@
 """API keys: how they are made, recognised and kept in `keys.json`, which holds hashes only.
 
 A made key is ``tp_<id>_<secret>`` with 64 random bits of id and 256 of secret, in hexadecimal.
-Any other text may be a key too (an operator's own); its id is taken from its hash.  Which scope
-a request needs, and what a quota means, is decided at the edge.
+Any other text may be a key too (an operator's own); its id is taken from its hash.  A key that is
+rotated keeps its id, and with it its quota, its arms and its place in logs; only the secret is
+another.  Which scope a request needs, and what a quota means, is decided at the edge.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec.structs import replace
 
 from registry_sync import documents
-from registry_sync.documents import KeyRecord, Keys
+from registry_sync.documents import OLD_SECRETS_MAX, KeyRecord, Keys, OldSecret, Quota
 from registry_sync.stores import Object, Store
 from registry_sync.swap import get_or_none, swap
 
@@ -36,10 +39,14 @@ class NoSuchKey(Exception):
     """There is no record with this id."""
 
 
+class CannotRotate(Exception):
+    """This key cannot get another secret now; the text says why, and the way out."""
+
+
 def make_key(
     tenant: str,
     scopes: Sequence[str],
-    quota: Mapping[str, float] | None = None,
+    quota: Quota | None = None,
     not_after: float | None = None,
 ) -> tuple[str, KeyRecord]:
     """Make a new key and its record; the key itself is kept nowhere.
@@ -47,7 +54,7 @@ def make_key(
     Args:
         tenant: whose cache and fair share the key's requests belong to.
         scopes: at least one of ``admin``, ``infer:*``, ``infer:<endpoint>``.
-        quota: limits by name, for the edge; None is no limit.
+        quota: what the key may use; None is no limit.
         not_after: the unix second from which on the key is refused; None is never.
 
     Raises:
@@ -61,7 +68,7 @@ def record_of(
     key: str,
     tenant: str,
     scopes: Sequence[str],
-    quota: Mapping[str, float] | None = None,
+    quota: Quota | None = None,
     not_after: float | None = None,
 ) -> KeyRecord:
     """Return a new record of a key, with a fresh salt; arguments as for `make_key`.
@@ -83,7 +90,7 @@ def record_of(
         sha256=_hash(salt, key),
         tenant=tenant,
         scopes=tuple(scopes),
-        quota=None if quota is None else dict(quota),
+        quota=quota,
         not_after=not_after,
     )
     documents.check_keys(Keys((record,)))
@@ -112,13 +119,31 @@ def verify(key: str, records: Mapping[str, KeyRecord], now_unix_s: float) -> Key
         records: by id, see `by_id`.
         now_unix_s: of the wall clock, as `not_after` is.
     """
+    found = recognise(key, records, now_unix_s)
+    return None if found is None else found[0]
+
+
+def recognise(
+    key: str, records: Mapping[str, KeyRecord], now_unix_s: float
+) -> tuple[KeyRecord, float | None] | None:
+    """Return the record of a key that is good now, and the unix second until which it is.
+
+    As `verify`, for who remembers what was recognised.  A wrong secret for an id that is being
+    rotated costs one more hash for each secret that is still good.
+    """
     record = records.get(find_id(key), _NOBODY)
     is_same = hmac.compare_digest(_hash(bytes.fromhex(record.salt), key), record.sha256)
+    until_s = record.not_after
+    if not is_same:
+        for old in record.previous:
+            if hmac.compare_digest(_hash(bytes.fromhex(old.salt), key), old.sha256):
+                is_same = True
+                until_s = old.not_after if until_s is None else min(until_s, old.not_after)
     if not is_same or record is _NOBODY:
         return None
-    if record.not_after is not None and now_unix_s >= record.not_after:
+    if until_s is not None and now_unix_s >= until_s:
         return None
-    return record
+    return record, until_s
 
 
 def by_id(keys: Keys) -> dict[str, KeyRecord]:
@@ -153,26 +178,88 @@ def add_key(store: Store, record: KeyRecord, *, replace: bool = False) -> None:
 
 
 def revoke_key(store: Store, key_id: str) -> None:
-    """Remove a record from the registry's keys.
+    """Remove a record from the registry's keys, and with it every secret of the key.
 
     Raises:
         NoSuchKey: there is none with this id.
         BadDocument: what is stored does not fit.
     """
+    _swap_record(store, key_id, lambda record: None)
+
+
+def rotate_key(store: Store, key_id: str, grace_s: float, now_unix_s: float) -> str:
+    """Give a key another secret and return the key; the id and all that hangs on it stay.
+
+    Args:
+        store: of the registry.
+        key_id: of a made key.
+        grace_s: for so long the secret before is good as well.  0: every earlier secret ends now.
+        now_unix_s: of the wall clock.
+
+    Raises:
+        NoSuchKey: there is none with this id.
+        CannotRotate: an operator's own key, one that has expired, or one that was rotated too
+            often within its time of grace.
+        BadDocument: what is stored does not fit.
+    """
+    key = f"tp_{key_id}_{secrets.token_hex(32)}"
+    salt = secrets.token_bytes(SALT_BYTES)
+    digest = _hash(salt, key)
+
+    def rotated(record: KeyRecord) -> KeyRecord:
+        if record.sha256 == digest:  # an earlier try landed unseen
+            return record
+        if find_id(key) != key_id:
+            raise CannotRotate(
+                f"{key_id} is an operator's own key: start with another TIDEPOOL_API_KEY, "
+                "then revoke this one"
+            )
+        if record.not_after is not None and record.not_after <= now_unix_s:
+            raise CannotRotate(f"{key_id} has expired: make a new key")
+        previous: list[OldSecret] = []
+        if grace_s > 0:
+            previous = [old for old in record.previous if old.not_after > now_unix_s]
+            previous.append(OldSecret(record.salt, record.sha256, now_unix_s + grace_s))
+        if len(previous) > OLD_SECRETS_MAX:
+            raise CannotRotate(
+                f"{key_id} has {OLD_SECRETS_MAX} earlier secrets that are still good: wait until "
+                "one ends, or end them all with a grace of 0"
+            )
+        return replace(record, salt=salt.hex(), sha256=digest, previous=tuple(previous))
+
+    _swap_record(store, key_id, rotated)
+    return key
+
+
+def _swap_record(
+    store: Store, key_id: str, change: Callable[[KeyRecord], KeyRecord | None]
+) -> None:
+    """Replace one record by what `change` makes of it; None removes it."""
     seen = False
 
-    def removed(current: Object | None) -> bytes:
+    def changed(current: Object | None) -> bytes:
         nonlocal seen
         records = _records(current)
-        left = tuple(record for record in records if record.id != key_id)
+        kept: list[KeyRecord] = []
+        is_there = False
+        for record in records:
+            if record.id != key_id:
+                kept.append(record)
+                continue
+            is_there = True
+            new = change(record)
+            if new is not None:
+                kept.append(new)
         # Seen before and gone now: an earlier try landed unseen.
-        seen = seen or len(left) < len(records)
+        seen = seen or is_there
         if not seen:
             ids = ", ".join(record.id for record in records) or "none"
             raise NoSuchKey(f"there is no key with the id {key_id!r:.80}; there are {ids}")
-        return documents.write(Keys(left))
+        keys = Keys(tuple(kept))
+        documents.check_keys(keys)
+        return documents.write(keys)
 
-    swap(store, KEYS_KEY, removed)
+    swap(store, KEYS_KEY, changed)
 
 
 def _records(stored: Object | None) -> tuple[KeyRecord, ...]:

@@ -16,7 +16,7 @@ from infra.stack import CannotStart, Node
 from pool.wire import control
 from registry_sync.documents import BadDocument
 from registry_sync.endpoints import NoHistory, RevisionConflict
-from registry_sync.keys import KeyExists, NoSuchKey
+from registry_sync.keys import CannotRotate, KeyExists, NoSuchKey
 from registry_sync.leader import look
 from registry_sync.names import BadName
 from registry_sync.open import open_store
@@ -78,6 +78,7 @@ def said() -> Iterator[None]:
         StoreError,
         RevisionConflict,
         NoHistory,
+        CannotRotate,
         KeyExists,
         NoSuchKey,
         NoController,

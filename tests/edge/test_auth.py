@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,9 @@ from edge import auth as auth_module
 from edge.auth import KEY_CHARS_MAX, Auth, allow, allow_admin
 from edge.errors import Forbidden, Unauthorized
 from edge.snapshot import Snapshot
+from registry_sync.directory import DirectoryStore
 from registry_sync.documents import KeyRecord
-from registry_sync.keys import make_key
+from registry_sync.keys import add_key, list_keys, make_key, rotate_key
 
 KEY, RECORD = make_key("t", ["infer:*"])
 
@@ -62,7 +64,7 @@ def test_no_keys_at_all_refuse_everybody() -> None:
 def test_known_key_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     auth, found = Auth(), snapshot(RECORD)
     check(auth, found)
-    monkeypatch.setattr(auth_module, "verify", None)
+    monkeypatch.setattr(auth_module, "recognise", None)
     assert check(auth, found) is RECORD
 
 
@@ -116,3 +118,19 @@ def test_admin_routes_need_the_scope() -> None:
     allow_admin(make_key("t", ["admin"])[1])
     with pytest.raises(Forbidden):
         allow_admin(RECORD)
+
+
+def test_rotated_key_is_remembered_and_its_former_secret_ends_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = DirectoryStore(tmp_path / "registry")
+    add_key(store, RECORD)
+    new = rotate_key(store, RECORD.id, 60.0, time.time())
+    found, auth = snapshot(*list_keys(store)), Auth()
+    for key in (KEY, new, KEY, new):
+        assert check(auth, found, key).id == RECORD.id
+    later_s = time.time() + 61.0
+    monkeypatch.setattr(auth_module.time, "time", lambda: later_s)
+    assert check(auth, found, new).id == RECORD.id
+    with pytest.raises(Unauthorized):
+        check(auth, found, KEY)

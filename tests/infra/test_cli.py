@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,51 @@ def test_keys_are_made_listed_and_revoked_and_never_stored(cli: Cli) -> None:
     assert [k["id"] for k in json.loads(cli.ok("keys", "list", "--json"))] == [key.split("_")[1]]
     assert other["id"] in cli.fails("keys", "revoke", other["id"])
     assert "infer" in cli.fails("keys", "create", "--scope", "everything")
+
+
+def test_key_is_made_with_a_quota_and_an_end_and_rotated(cli: Cli) -> None:
+    made = json.loads(
+        cli.ok(
+            *("keys", "create", "--requests-per-s", "5", "--rows-per-s", "50.5", "--burst-s", "2"),
+            *("--concurrent", "3", "--not-after", "2100-01-31T12:00:00Z", "--json"),
+        )
+    )
+    quota = {"requests_per_s": 5.0, "rows_per_s": 50.5, "burst_s": 2.0, "concurrent": 3}
+    (before,) = json.loads(cli.ok("keys", "list", "--json"))
+    assert before["quota"] == quota
+    assert before["not_after"] == datetime(2100, 1, 31, 12, tzinfo=UTC).timestamp()
+    rotated = json.loads(cli.ok("keys", "rotate", made["id"], "--grace", "1h", "--json"))
+    assert rotated["id"] == made["id"]
+    assert rotated["key"] != made["key"]
+    (after,) = json.loads(cli.ok("keys", "list", "--json"))
+    assert after.pop("previous_not_after") == [rotated["previous_not_after"]]
+    assert {**after, "previous_not_after": []} == before
+    shown = cli.ok("keys", "list")
+    assert "requests_per_s=5" in shown
+    assert "until 2100-01-31T12:00:00+00:00" in shown
+    assert "earlier secret until" in shown
+    stored = (cli.data / "registry" / "keys.json").read_text()
+    for key in (made["key"], rotated["key"]):
+        assert key.split("_")[2] not in stored + shown
+    ended = json.loads(cli.ok("keys", "revoke", made["id"], "--json"))
+    assert ended == {"id": made["id"], "revoked": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("create", "--requests-per-s", "0"), "quota.requests_per_s: 0.0 is out of range"),
+        (("create", "--concurrent", "-1"), "quota.concurrent: -1 is out of range"),
+        (("create", "--burst-s", "2"), "--burst-s: needs --requests-per-s"),
+        (("create", "--not-after", "tomorrow"), "--not-after 'tomorrow'"),
+        (("rotate", "x", "--grace", "soon"), "--grace 'soon'"),
+        (("rotate", "x"), "no key with the id 'x'"),
+    ],
+)
+def test_key_that_cannot_be_is_refused_by_name(
+    cli: Cli, arguments: tuple[str, ...], why: str
+) -> None:
+    assert why in cli.fails("keys", *arguments)
 
 
 # Without and with a running stack.

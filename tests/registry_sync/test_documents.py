@@ -24,6 +24,8 @@ from registry_sync.documents import (
     KeyRecord,
     Keys,
     Manifest,
+    OldSecret,
+    Quota,
     Scale,
     TensorSpec,
     Variant,
@@ -53,7 +55,11 @@ MANIFEST = Manifest(
     golden=DIGEST,
 )
 STATE = EndpointState("magika", 3, {"stable": 90.0}, step=2, cache_epoch=5, reason="ok")
-KEYS = Keys((KeyRecord("ab12", "00" * 16, DIGEST, "acme", ("infer:magika",), {"rows": 5.0}, 9.0),))
+OLD_SECRET = OldSecret("01" * 16, DIGEST, 10.0)
+QUOTA = Quota(requests_per_s=2.5, rows_per_s=5.0, burst_s=3.0, concurrent=4)
+KEYS = Keys(
+    (KeyRecord(*("ab12", "00" * 16, DIGEST, "acme", ("infer:magika",), QUOTA, 9.0, (OLD_SECRET,))),)
+)
 DOCUMENTS: list[tuple[msgspec.Struct, Callable[[bytes], msgspec.Struct]]] = [
     (SPEC, documents.read_spec),
     (MANIFEST, documents.read_manifest),

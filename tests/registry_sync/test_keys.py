@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +17,17 @@ from msgspec.structs import replace
 
 from registry_sync import documents, keys
 from registry_sync.directory import DirectoryStore
-from registry_sync.documents import BadDocument, KeyRecord, Keys
-from registry_sync.keys import KeyExists, NoSuchKey, make_key, record_of, verify
+from registry_sync.documents import BadDocument, KeyRecord, Keys, Quota, read_keys
+from registry_sync.keys import (
+    CannotRotate,
+    KeyExists,
+    NoSuchKey,
+    make_key,
+    recognise,
+    record_of,
+    rotate_key,
+    verify,
+)
 from registry_sync.stores import OutcomeUnknown
 
 NOW_S = 1_800_000_000.0
@@ -92,7 +102,11 @@ def test_any_16_to_256_printable_characters_may_be_a_key(key: str) -> None:
         ({"scopes": ["root"]}, r"\$\.keys\[0\]\.scopes\[0\]: scope .root. is not one"),
         ({"scopes": ["infer:../x"]}, r"\$\.keys\[0\]\.scopes\[0\]: "),
         ({"tenant": "Acme"}, r"\$\.keys\[0\]\.tenant: "),
-        ({"quota": {"rows": -1}}, r"\$\.keys\[0\]\.quota\.rows: -1 is out of range"),
+        ({"quota": Quota(rows_per_s=-1)}, r"\$\.keys\[0\]\.quota\.rows_per_s: -1 is out of range"),
+        ({"quota": Quota(requests_per_s=0)}, r"\$\.keys\[0\]\.quota\.requests_per_s: 0 is out"),
+        ({"quota": Quota(1e10)}, r"\$\.keys\[0\]\.quota\.requests_per_s: 10000000000.0 is out"),
+        ({"quota": Quota(burst_s=3601)}, r"\$\.keys\[0\]\.quota\.burst_s: 3601 is out of range"),
+        ({"quota": Quota(concurrent=0)}, r"\$\.keys\[0\]\.quota\.concurrent: 0 is out of range"),
         ({"not_after": float("nan")}, r"\$\.keys\[0\]\.not_after: "),
     ],
 )
@@ -171,6 +185,99 @@ def test_unknown_id_costs_the_same_hash_and_comparison(monkeypatch: pytest.Monke
     for known in (RECORDS, {}):
         verify(KEY, known, NOW_S)
     assert work == [("hash", 16 + 64, 0), ("compare", 64, 64)] * 2
+
+
+# --- quota ---
+
+
+def test_quota_is_kept_without_the_limits_that_it_has_not() -> None:
+    record = make_key("acme", ["infer:*"], Quota(requests_per_s=5, concurrent=2))[1]
+    plain = json.loads(documents.write(Keys((record,))))["keys"][0]["quota"]
+    # A release that knew only limits by name reads it too: numbers, no null.
+    assert plain == {"requests_per_s": 5.0, "concurrent": 2}
+    assert read_keys(documents.write(Keys((record,)))).keys == (record,)
+
+
+def test_limits_that_are_not_known_here_are_passed_over() -> None:
+    plain = json.loads(documents.write(Keys((RECORD,))))
+    plain["keys"][0]["quota"] = {"rows": 3, "tokens_per_s": 7, "rows_per_s": 9}
+    (record,) = read_keys(json.dumps(plain).encode()).keys
+    assert record.quota == Quota(rows_per_s=9)
+
+
+# --- rotate ---
+
+
+@pytest.fixture
+def rotated(store: DirectoryStore) -> str:
+    """The new key of RECORD, whose old one is good for 60 s."""
+    keys.add_key(store, RECORD)
+    return rotate_key(store, RECORD.id, 60.0, NOW_S)
+
+
+def good_until(store: DirectoryStore, key: str, now_s: float) -> float | None:
+    """Return until when a key is good; -1 if it is not."""
+    found = recognise(key, keys.by_id(Keys(keys.list_keys(store))), now_s)
+    return -1 if found is None else found[1]
+
+
+def test_rotated_key_keeps_its_id_and_all_but_its_secret(
+    store: DirectoryStore, rotated: str
+) -> None:
+    (record,) = keys.list_keys(store)
+    assert keys.find_id(rotated) == RECORD.id
+    assert rotated != KEY
+    same = {"salt": RECORD.salt, "sha256": RECORD.sha256, "previous": ()}
+    assert replace(record, **same) == RECORD
+    assert rotated.split("_")[2] not in documents.write(record).decode()
+
+
+def test_both_secrets_are_good_until_the_grace_ends(store: DirectoryStore, rotated: str) -> None:
+    assert good_until(store, rotated, NOW_S) is None
+    assert good_until(store, KEY, NOW_S) == NOW_S + 60
+    assert good_until(store, KEY, NOW_S + 59.9) == NOW_S + 60
+    assert good_until(store, KEY, NOW_S + 60) == -1
+    assert good_until(store, rotated, NOW_S + 60) is None
+
+
+def test_without_grace_every_earlier_secret_ends_at_once(
+    store: DirectoryStore, rotated: str
+) -> None:
+    newest = rotate_key(store, RECORD.id, 0.0, NOW_S)
+    assert [good_until(store, key, NOW_S) for key in (KEY, rotated, newest)] == [-1, -1, None]
+
+
+def test_revoking_ends_all_secrets(store: DirectoryStore, rotated: str) -> None:
+    keys.revoke_key(store, RECORD.id)
+    assert [good_until(store, key, NOW_S) for key in (KEY, rotated)] == [-1, -1]
+
+
+def test_key_with_an_end_is_not_made_good_for_longer(store: DirectoryStore) -> None:
+    key, record = make_key("acme", ["infer:*"], not_after=NOW_S + 10)
+    keys.add_key(store, record)
+    new = rotate_key(store, record.id, 60.0, NOW_S)
+    assert [good_until(store, one, NOW_S) for one in (key, new)] == [NOW_S + 10] * 2
+    with pytest.raises(CannotRotate, match="expired"):
+        rotate_key(store, record.id, 60.0, NOW_S + 10)
+
+
+def test_secrets_in_grace_are_bounded_and_ended_ones_forgotten(
+    store: DirectoryStore, rotated: str
+) -> None:
+    for _ in range(3):
+        rotate_key(store, RECORD.id, 60.0, NOW_S)
+    with pytest.raises(CannotRotate, match="4 earlier secrets"):
+        rotate_key(store, RECORD.id, 60.0, NOW_S)
+    rotate_key(store, RECORD.id, 60.0, NOW_S + 60)
+    assert len(keys.list_keys(store)[0].previous) == 1
+
+
+def test_operators_own_key_is_not_rotated(store: DirectoryStore) -> None:
+    keys.add_key(store, OWN_RECORD)
+    with pytest.raises(CannotRotate, match="TIDEPOOL_API_KEY"):
+        rotate_key(store, OWN_RECORD.id, 60.0, NOW_S)
+    with pytest.raises(NoSuchKey, match="no key with the id 'x'"):
+        rotate_key(store, "x", 60.0, NOW_S)
 
 
 # --- the store ---
@@ -253,5 +360,9 @@ def test_change_whose_answer_was_lost_is_no_error(tmp_path: Path) -> None:
     store = Lossy(tmp_path / "registry")
     keys.add_key(store, RECORD)
     assert keys.list_keys(store) == (RECORD,)
+    key = rotate_key(store, RECORD.id, 60.0, NOW_S)
+    (record,) = keys.list_keys(store)
+    assert verify(key, {record.id: record}, NOW_S) is record
+    assert len(record.previous) == 1
     keys.revoke_key(store, RECORD.id)
     assert keys.list_keys(store) == ()

@@ -34,11 +34,11 @@ _meta = msgspec.msgpack.Encoder()
 
 
 def cache_key(
-    tenant: str, artifact_digest: str, precision: str, epoch: int, request: InferRequest
+    tenant: str, artifact_digest: str, precision: str, purged: str, request: InferRequest
 ) -> bytes:
     """Name an answer by everything that it depends on.
 
-    Two requests have the same key exactly if all of tenant, artifact, precision class, epoch,
+    Two requests have the same key exactly if all of tenant, artifact, precision class, purge,
     wanted outputs, relevant parameters and input tensors are the same.  How the tensors were
     written (JSON or binary) and how the answer is rendered do not matter.
 
@@ -54,7 +54,7 @@ def cache_key(
             [(tensor.name, tensor.datatype, tensor.shape, len(tensor.data)) for tensor in inputs],
         )
     )
-    scope = _scope(tenant, artifact_digest, precision, epoch)
+    scope = _scope(tenant, artifact_digest, precision, purged)
     head = b"%b%b%b" % (scope, len(meta).to_bytes(8, "little"), meta)
     if len(inputs) == 1 and len(inputs[0].data) <= _JOIN_BYTES_MAX:
         return bytes(blake3(b"".join((head, inputs[0].data))).digest())
@@ -65,8 +65,8 @@ def cache_key(
 
 
 @functools.lru_cache(maxsize=4096)
-def _scope(tenant: str, artifact_digest: str, precision: str, epoch: int) -> bytes:
-    text = _meta.encode((tenant, artifact_digest, precision, epoch))
+def _scope(tenant: str, artifact_digest: str, precision: str, purged: str) -> bytes:
+    text = _meta.encode((tenant, artifact_digest, precision, purged))
     return _KEY_VERSION + len(text).to_bytes(8, "little") + text
 
 

@@ -299,7 +299,7 @@ class Service:
             trace.cache_status = f"tidepool; fwd=bypass; detail={why}"
             return await self._compute(trace, self._call(trace, arm, request, deadline_s))
         now_s = self._now()
-        key = cache_key(record.tenant, arm.version.digest, PRECISION, endpoint.cache_epoch, request)
+        key = cache_key(record.tenant, arm.version.digest, PRECISION, arm.purged, request)
         hit = self.cache.find(key, now_s) if why is None else None
         trace.cache_s = self._now() - now_s
         if hit is not None:

@@ -53,6 +53,7 @@ class ArmOf:
     name: str
     version: Version
     metrics: ArmMetrics
+    purged: str = ""  # names the last purge; part of the key of every cached answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,6 @@ class Endpoint:
     spec: EndpointSpec | None
     deadline_s: float
     cache_ttl_s: float  # 0: no caching
-    cache_epoch: int
     rows_max: int  # of a batch, besides the model's own bound
 
     def arm_named(self, name: str) -> ArmOf | None:
@@ -137,7 +137,6 @@ def of_version(version: Version, metrics: Metrics) -> Endpoint:
         spec=None,
         deadline_s=DEADLINE_S_DEFAULT,
         cache_ttl_s=0.0,
-        cache_epoch=0,
         rows_max=version.manifest.rows_max,
     )
 
@@ -168,6 +167,7 @@ def _endpoint(
             v.name,
             versions[v.model, v.version],
             metrics.arm((spec.endpoint, spec.revision, v.name, v.version)),
+            _purged(state, v.version),
         )
         for v in spec.variants
     )
@@ -181,6 +181,17 @@ def _endpoint(
         spec=spec,
         deadline_s=spec.deadline_ms / 1000,
         cache_ttl_s=spec.cache.ttl_s if spec.cache is not None else 0.0,
-        cache_epoch=state.cache_epoch if state is not None else 0,
         rows_max=spec.batch.rows_max,
     )
+
+
+def _purged(state: EndpointState | None, version: str) -> str:
+    """Name the purge from which on answers of this version count; empty before the first.
+
+    With the endpoint's name: another endpoint with the same artifact, which shares answers until
+    then, has purges of its own.
+    """
+    if state is None:
+        return ""
+    epochs = (state.cache_epoch, state.cache_epochs.get(version, 0))
+    return f"{state.endpoint} {epochs[0]} {version} {epochs[1]}" if any(epochs) else ""

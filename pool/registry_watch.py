@@ -1,8 +1,9 @@
 """The controller's eyes on the registry: which documents hold now.
 
-One list of `endpoints/` and one conditional read of `keys.json` a round; a changed document is
-read, checked whole, and taken only with everything that it names.  One that does not fit stays
-out, the last good one serves, and `rejected` says why.  Manifests are immutable and read once.
+One list of `endpoints/` and one conditional read of `keys.json` a round; the list shows changed
+specs, and changed states by their marks (`registry_sync.endpoints`).  A changed document is read,
+checked whole, and taken only with everything that it names.  One that does not fit stays out, the
+last good one serves, and `rejected` says why.  Manifests are immutable and read once.
 Blocking: the controller calls it in a thread.
 """
 
@@ -27,6 +28,7 @@ from registry_sync.documents import (
     read_spec,
     read_state,
 )
+from registry_sync.endpoints import MARK_SUFFIX
 from registry_sync.names import BadName, check_name, check_version
 from registry_sync.stores import NotFound, Store, StoreError
 
@@ -65,6 +67,7 @@ class RegistryWatch:
         self.snapshot = start or Snapshot()
         self.is_known = start is not None  # False: the registry has never been seen
         self._spec_etags: dict[str, str] = {}
+        self._mark_etags: dict[str, str] = {}
         self._keys_etag: str | None = None
         self._are_keys_good = True  # those of that etag
         self._resolved: dict[Ref, None] = {}
@@ -81,9 +84,13 @@ class RegistryWatch:
         manifests, manifest_bytes = dict(old.manifests), dict(old.manifest_bytes)
         rejected = dict(old.rejected)
         etags = dict(self._spec_etags)  # taken over with the snapshot only, or a change is missed
+        marks: dict[str, str] = {}
         present = set()
         for entry in self._store.list("endpoints/", recursive=False):
             name = entry.key.removeprefix("endpoints/").removesuffix(".json")
+            if name.endswith(MARK_SUFFIX):
+                marks[name.removesuffix(MARK_SUFFIX)] = entry.etag
+                continue
             if not entry.key.endswith(".json"):
                 continue
             present.add(name)
@@ -109,6 +116,9 @@ class RegistryWatch:
         for name in [name for name in (*etags, *specs) if name not in present]:
             for table in (specs, spec_bytes, states, state_bytes, etags):
                 table.pop(name, None)
+        for name in specs:
+            if marks.get(name) != self._mark_etags.get(name):
+                self._read_state(name, states, state_bytes)
         for document in [d for d in rejected if d.startswith("endpoints/")]:
             if document.removeprefix("endpoints/").removesuffix(".json") not in present:
                 del rejected[document]
@@ -119,7 +129,7 @@ class RegistryWatch:
         )
         changed = new != old
         self.snapshot = new
-        self._spec_etags = etags
+        self._spec_etags, self._mark_etags = etags, marks
         self.is_known = True
         return changed
 
@@ -206,7 +216,7 @@ class RegistryWatch:
     def _read_state(
         self, name: str, states: dict[str, EndpointState], state_bytes: dict[str, bytes]
     ) -> None:
-        """Read what the controller (this one or a former) did with the endpoint."""
+        """Read what controllers and purges did with the endpoint."""
         try:
             data = self._store.get(f"endpoints/{name}/state.json").data
             states[name] = read_state(data)

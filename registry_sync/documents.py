@@ -36,6 +36,7 @@ SCHEMA: Final = 1
 REQUIRES_KNOWN: Final[frozenset[str]] = frozenset()  # words that this release understands
 FILES_MAX: Final = 10_000
 OLD_SECRETS_MAX: Final = 4  # of one key, still good at once
+CACHE_EPOCHS_MAX: Final = 256  # versions purged one by one; then the endpoint's own epoch rises
 
 
 class BadDocument(ValueError):
@@ -186,7 +187,9 @@ class EndpointState(msgspec.Struct, frozen=True):
     schema: _Schema = SCHEMA
     step: _Count = 0
     verdict: _Text = "steady"
-    cache_epoch: _Count = 0
+    cache_epoch: _Count = 0  # raised by a purge: nobody answers out of a cache from before
+    # The same for one version; counts anew whenever `cache_epoch` rises.
+    cache_epochs: Annotated[dict[_Version, _Count], Meta(max_length=CACHE_EPOCHS_MAX)] = {}
     reason: Annotated[str, Meta(max_length=65_536)] = ""
     requires: _Requires = ()
 

@@ -2,20 +2,32 @@
 
     endpoints/<endpoint>.json                     the spec; only users write it
     endpoints/<endpoint>/history/<revision>.json  what was current; n is written before n + 1
-    endpoints/<endpoint>/state.json               what the controller made of the spec
+    endpoints/<endpoint>/state.json               what the controller made of the spec, and purges
+    endpoints/<endpoint>@state                    a mark that is new after every change of the state
 
-Every write is a compare-and-swap.  What a spec means is not decided here.
+Every write is a compare-and-swap.  The mark lies beside the specs, so that the one list by which
+the controller follows these shows a changed state as well; its name is none that an endpoint can
+have.  What a spec means is not decided here.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from registry_sync import catalog, documents
-from registry_sync.documents import BadDocument, EndpointSpec, EndpointState, Manifest, TensorSpec
+from registry_sync.documents import (
+    CACHE_EPOCHS_MAX,
+    BadDocument,
+    EndpointSpec,
+    EndpointState,
+    Manifest,
+    TensorSpec,
+)
 from registry_sync.names import BadName, check_name
+from registry_sync.rules import check_version
 from registry_sync.stores import Conflict, NotFound, Object, OutcomeUnknown, Store
 from registry_sync.swap import TRIES_MAX, get_or_none, swap
 
@@ -42,6 +54,14 @@ def spec_key(endpoint: str) -> str:
 def state_key(endpoint: str) -> str:
     """Return the key of an endpoint's state; raises `BadName`."""
     return f"endpoints/{check_name('endpoint', endpoint)}/state.json"
+
+
+MARK_SUFFIX = "@state"
+
+
+def mark_key(endpoint: str) -> str:
+    """Return the key of the mark that changes with an endpoint's state; raises `BadName`."""
+    return f"endpoints/{check_name('endpoint', endpoint)}{MARK_SUFFIX}"
 
 
 def history_key(endpoint: str, revision: int) -> str:
@@ -160,7 +180,8 @@ def update_state(
 ) -> EndpointState:
     """Replace an endpoint's state by what `change` makes of it, and return that.
 
-    `change` is called again if another writer was faster, so two of them lose nothing.
+    `change` is called again if another writer was faster, so two of them lose nothing.  This is
+    how everybody changes a state that others follow: the controller sees the new mark.
     """
     written: list[EndpointState] = []
 
@@ -171,7 +192,50 @@ def update_state(
         return documents.write(state)
 
     swap(store, state_key(name), changed)
+    # After the state, so that who sees the mark reads this state or a later one.
+    mark = secrets.token_hex(8).encode()
+    swap(store, mark_key(name), lambda _: mark)
     return written[-1]
+
+
+def purge(store: Store, name: str, version: str | None = None) -> EndpointState:
+    """Let no edge answer out of a cache what was computed before now; returns the new state.
+
+    It holds for the edges that follow the registry from when they have the new state on, and for
+    answers in memory and on disk.  What is being computed meanwhile is not kept as newer.
+
+    Args:
+        store: the registry.
+        name: the endpoint.
+        version: only the answers of this version, of whatever model; None: all.
+
+    Raises:
+        NotFound: there is no such endpoint, or none of its models has that version.
+        BadName: `version` is not one.
+    """
+    spec, _ = get_spec(store, name)
+    if version is not None:
+        _require_version(store, spec, check_version(version))
+
+    def purged(state: EndpointState | None) -> EndpointState:
+        if state is None:
+            state = EndpointState(name, spec.revision, {})
+        epochs = state.cache_epochs
+        if version is not None and (version in epochs or len(epochs) < CACHE_EPOCHS_MAX):
+            return replace(state, cache_epochs={**epochs, version: epochs.get(version, 0) + 1})
+        return replace(state, cache_epoch=state.cache_epoch + 1, cache_epochs={})
+
+    return update_state(store, name, purged)
+
+
+def _require_version(store: Store, spec: EndpointSpec, version: str) -> None:
+    # Not only those of the spec: one that it named before is answered from the cache again as
+    # soon as a rollback names it.
+    if any(variant.version == version for variant in spec.variants):
+        return
+    models = {variant.model for variant in spec.variants}
+    if not any(version in catalog.versions(store, model) for model in models):
+        raise NotFound(f"version {version} of {', '.join(sorted(models))}", store.url)
 
 
 def _put(store: Store, spec: EndpointSpec, expected: int | None) -> int:

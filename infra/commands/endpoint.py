@@ -1,4 +1,4 @@
-"""`endpoint get|set|history|rollback|lint`: the user's documents, by compare-and-swap."""
+"""`endpoint get|set|history|rollback|lint|purge`: the user's documents, by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
     family.command("history")(history_command)
     family.command("rollback")(rollback_command)
     family.command("lint")(lint_command)
+    family.command("purge")(purge_command)
     app.add_typer(family, name="endpoint")
 
 
@@ -106,6 +107,23 @@ def rollback_command(
         )
         poke(data, store)
     typer.echo(revision)
+
+
+def purge_command(
+    name: str,
+    version: Annotated[str | None, typer.Option(help="Only this version's answers.")] = None,
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Drop an endpoint's cached answers, in memory and on disk; prints what was purged.
+
+    Returns when no live edge of the running stack answers from before any more.
+    """
+    with said():
+        store = store_of(data, registry)
+        endpoints.purge(store, name, version)
+        poke(data, store)
+    typer.echo(f"purged {name}" + ("" if version is None else f" version {version}"))
 
 
 def lint_command(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from registry_sync import endpoints
 from tests.support.counting_engine import MAGIC_VALUE
 from tests.support.models import identity
 from tests.support.observed_engine import Diary
@@ -231,3 +232,54 @@ def test_calls_of_the_cache_are_counted(stack: Stack) -> None:
         return (stable["requests"], stable["hits"], stable["errors"]) == (5, 4, 0)
 
     until(counted, 5.0, "the status shows 5 requests, 4 of them hits")
+
+
+def test_purge_holds_for_every_edge_when_the_command_returns(wide_stack: Stack) -> None:
+    diary = wide_stack.publish_observed("cache-purged", deterministic=True)
+
+    def states() -> set[str]:  # of both edges: connections are spread over them
+        return {
+            _state(wide_stack.infer_observed("cache-purged", 1)).split(";")[1] for _ in range(12)
+        }
+
+    states()
+    until(lambda: states() == {" hit"}, 30.0, "both edges have it")
+    runs = diary.count("run")
+    assert wide_stack.cli("endpoint", "purge", "cache-purged") == "purged cache-purged"
+    assert states() == {" hit", " fwd=uri-miss"}
+    until(lambda: states() == {" hit"}, 30.0, "both edges have it again")
+    assert diary.count("run") == runs + 2
+
+
+def test_purge_of_a_version_leaves_the_answers_of_the_others(stack: Stack) -> None:
+    name = "cache-versions"
+    for _ in range(2):
+        stack.publish_observed(name, deterministic=True)
+    arms = [
+        {"name": f"v{version}", "model": name, "version": version, "weight": 50}
+        for version in ("1", "2")
+    ]
+    stack.edit_endpoint(name, variants=arms, assign={"header_may_pick": True})
+
+    def states() -> list[str]:
+        arm = "x-tidepool-variant"
+        return [_state(stack.infer_observed(name, 1, {arm: f"v{v}"})).split(";")[1] for v in (1, 2)]
+
+    assert states() == [" fwd=uri-miss"] * 2
+    assert stack.cli("endpoint", "purge", name, "--version", "2") == f"purged {name} version 2"
+    assert states() == [" hit", " fwd=uri-miss"]
+    assert states() == [" hit"] * 2
+
+
+def test_what_was_begun_before_a_purge_does_not_answer_after_it(stack: Stack) -> None:
+    diary = stack.publish_observed("cache-begun", deterministic=True)
+    with ThreadPoolExecutor(2) as pool:
+        begun = pool.submit(stack.infer_observed, "cache-begun", 1, delay_ms=1500)
+        until(lambda: diary.count("run") == 1, what="the run has begun")
+        endpoints.purge(stack.store, "cache-begun")
+        stack.poke()
+        # Neither joins the flight from before, nor finds what it leaves.
+        assert not begun.done()
+        after = pool.submit(stack.infer_observed, "cache-begun", 1, delay_ms=1500)
+        assert [_state(one.result()) for one in (begun, after)] == [MISS, MISS]
+    assert diary.count("run") == 2

@@ -154,6 +154,28 @@ def test_endpoint_set_from_a_third_machine_returns_when_every_edge_goes_by_it(
     load.assert_clean()
 
 
+def test_purge_from_a_third_machine_returns_when_no_edge_answers_from_before(nodes: Nodes) -> None:
+    fleet = nodes.fleet
+
+    def states() -> set[str]:  # of both edges: connections are spread over them
+        answers = [fleet.infer("echo", INPUT) for _ in range(12)]
+        return {answer.headers["cache-status"].split(";")[1] for answer in answers}
+
+    fleet.edit_endpoint("echo", cache={"ttl_s": 3600})
+    until(lambda: states() == {" hit"}, BACK_S_MAX, "both edges have it")
+    began_s = time.monotonic()
+    endpoints.purge(fleet.store, "echo")
+    fleet.poke()
+    took_s = time.monotonic() - began_s
+    assert " fwd=uri-miss" in states()
+    until(lambda: states() == {" hit"}, BACK_S_MAX, "both edges have it again")
+    ended = fleet.command("endpoint", "purge", "echo")
+    assert (ended.code, ended.stdout, ended.stderr) == (0, "purged echo\n", "")
+    assert " fwd=uri-miss" in states()
+    print(f"a purge reached every edge in {took_s:.3f} s")
+    assert took_s <= REACH_S_MAX
+
+
 def test_commands_with_a_wrong_fleet_secret_are_refused(nodes: Nodes) -> None:
     ended = nodes.fleet.command("status", env={"TIDEPOOL_FLEET_SECRET": "w" * 64})
     assert ended.code == 1

@@ -18,7 +18,7 @@ from edge.tensors import Tensor
 from registry_sync.documents import TensorSpec
 
 DAY_S = 86400.0
-PINNED = "d4f3b9c65eea1ab5e5a11faf5ae3cee497a970573b6285bac3e5d4b432b867a6"
+PINNED = "ce390ec84be6451eb2eebbcd732c3911f1866955844211c0b34eb88826041a79"
 
 
 def key_of(number: int) -> bytes:
@@ -265,10 +265,10 @@ def key(
     tenant: str = "t",
     digest: str = "d" * 64,
     precision: str = "fp32",
-    epoch: int = 0,
+    purged: str = "",
     **changes: Any,
 ) -> bytes:
-    return cache_key(tenant, digest, precision, epoch, request(**changes))
+    return cache_key(tenant, digest, precision, purged, request(**changes))
 
 
 def test_key_is_the_same_on_every_day() -> None:
@@ -283,7 +283,7 @@ def test_key_does_not_depend_on_how_the_request_was_written() -> None:
         priority=3,
         inputs=[Tensor("x", "FP32", (1, 2), memoryview(b"..12345678")[2:])],
     )
-    assert cache_key("t", "d" * 64, "fp32", 0, same) == key()
+    assert cache_key("t", "d" * 64, "fp32", "", same) == key()
 
 
 def test_order_of_outputs_and_parameters_does_not_matter() -> None:
@@ -302,7 +302,7 @@ def test_everything_that_an_answer_depends_on_changes_its_key() -> None:
         key(tenant=""),
         key(digest="e" * 64),
         key(precision="fp16"),
-        key(epoch=1),
+        key(purged="e 1 1 0"),
         key(tenant="td", digest="d" * 63),
         key(tenant="td" + "d" * 63, digest=""),
         key(outputs=("y",)),

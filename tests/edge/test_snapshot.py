@@ -5,12 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge.metrics import Metrics
 from edge.snapshot import Snapshot, compile_snapshot, of_version
 from pool.wire.control import Documents
-from registry_sync.documents import Cache, EndpointSpec, EndpointState, Keys, Variant, write
+from registry_sync.documents import (
+    Cache,
+    EndpointSpec,
+    EndpointState,
+    Keys,
+    Variant,
+    read_spec,
+    write,
+)
 from registry_sync.keys import make_key
 from tests.support.artifacts import manifest_of
 
@@ -53,7 +62,7 @@ def test_documents_become_endpoints_versions_and_keys(metrics: Metrics) -> None:
         ("a", ("m", "1")),
         ("b", ("m", "2")),
     ]
-    assert (endpoint.deadline_s, endpoint.cache_ttl_s, endpoint.cache_epoch) == (2.5, 60.0, 0)
+    assert (endpoint.deadline_s, endpoint.cache_ttl_s) == (2.5, 60.0)
     assert found.versions.keys() == {("m", "1"), ("m", "2")}
     assert len(found.keys) == 1
     assert not found.rejected
@@ -61,13 +70,38 @@ def test_documents_become_endpoints_versions_and_keys(metrics: Metrics) -> None:
 
 def test_effective_weights_decide_while_they_are_of_this_revision(metrics: Metrics) -> None:
     def shares(revision: int) -> list[int]:
-        state = write(EndpointState("e", revision, {"a": 0.0, "b": 100.0}, cache_epoch=5))
+        state = write(EndpointState("e", revision, {"a": 0.0, "b": 100.0}))
         found = compile_snapshot(documents(states={"e": state}), Snapshot(), metrics)
-        assert found.endpoints["e"].cache_epoch == 5
         return [found.endpoints["e"].assignment.draw(n / 10) for n in range(10)]
 
     assert shares(0) == [1] * 10
     assert shares(7) == [0] * 9 + [1]
+
+
+def purges(metrics: Metrics, name: str = "e", **epochs: Any) -> list[str]:
+    """Return what names the last purge of version 1 and of version 2 of an endpoint."""
+    state = write(EndpointState(name, 0, {}, **epochs))
+    spec_of = write(msgspec.structs.replace(read_spec(spec()), endpoint=name))
+    told = documents(specs={name: spec_of}, states={name: state})
+    return [arm.purged for arm in compile_snapshot(told, Snapshot(), metrics).endpoints[name].arms]
+
+
+def test_purge_names_every_version_anew(metrics: Metrics) -> None:
+    found = [purges(metrics, cache_epoch=epoch) for epoch in (0, 1, 2)]
+    assert found[0] == ["", ""]
+    assert len({*found[0], *found[1], *found[2]}) == 5
+
+
+def test_purge_of_a_version_leaves_the_others(metrics: Metrics) -> None:
+    before, after = (purges(metrics, cache_epochs=epochs) for epochs in ({}, {"1": 1}))
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
+def test_purges_of_two_endpoints_are_not_taken_for_each_other(metrics: Metrics) -> None:
+    # Both serve the same artifact: what one stored after its purge may be from before the other's.
+    one, other = (purges(metrics, name, cache_epoch=1) for name in ("e", "f"))
+    assert not {*one} & {*other}
 
 
 BAD_SPECS = {

@@ -10,7 +10,7 @@ import pytest
 from pool import registry_watch
 from pool.registry_watch import RegistryWatch, Snapshot, restore
 from pool.wire.control import Documents
-from registry_sync import keys
+from registry_sync import endpoints, keys
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import Cache, EndpointSpec, EndpointState, Keys, Variant, write
 from registry_sync.stores import NotFound, Store, StoreUnavailable
@@ -119,6 +119,37 @@ def test_deleted_document_is_gone_with_its_state(store: Any, watch: Any) -> None
     assert watch.poll() is True
     assert not watch.snapshot.specs
     assert not watch.snapshot.states
+
+
+def test_purge_is_seen_by_the_list_that_shows_the_specs(store: Any, watch: Any) -> None:
+    put_spec(store)
+    put_spec(store, "other")
+    watch.poll()
+    endpoints.purge(store, "e")
+    store.calls.clear()
+    assert watch.poll() is True
+    assert store.calls == [
+        ("list", "endpoints/"),
+        ("get", "endpoints/e/state.json"),
+        ("get_if_changed", "keys.json"),
+    ]
+    assert {name: state.cache_epoch for name, state in watch.snapshot.states.items()} == {"e": 1}
+    endpoints.purge(store, "e", "1")
+    assert watch.poll() is True
+    assert watch.snapshot.states["e"].cache_epochs == {"1": 1}
+    assert watch.poll() is False
+
+
+def test_purge_whose_state_cannot_be_read_is_seen_in_the_next_round(store: Any, watch: Any) -> None:
+    put_spec(store)
+    watch.poll()
+    endpoints.purge(store, "e")
+    store.down.add("endpoints/e/state.json")
+    with pytest.raises(StoreUnavailable):
+        watch.poll()
+    store.down.clear()
+    assert watch.poll() is True
+    assert watch.snapshot.states["e"].cache_epoch == 1
 
 
 def test_state_that_is_gone_is_forgotten_with_the_next_spec(store: Any, watch: Any) -> None:

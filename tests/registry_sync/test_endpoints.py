@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from registry_sync import catalog, documents, endpoints
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import (
+    CACHE_EPOCHS_MAX,
     BadDocument,
     EndpointSpec,
     EndpointState,
@@ -477,3 +478,74 @@ def test_updates_of_a_state_at_once_lose_nothing(store: DirectoryStore) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: endpoints.update_state(store, "m", purge), range(40)))
     assert sorted(state.cache_epoch for state in found) == list(range(1, 41))
+
+
+# --- purge ---
+
+
+def epochs(state: EndpointState) -> tuple[int, dict[str, int]]:
+    return state.cache_epoch, state.cache_epochs
+
+
+def test_purge_raises_the_epoch_and_leaves_the_rest_of_the_state(store: DirectoryStore) -> None:
+    endpoints.set_spec(store, spec())
+    state = replace(STATE, weights={"stable": 5.0}, step=3, verdict="running", reason="why")
+    endpoints.write_state(store, state, None)
+    assert endpoints.purge(store, "m") == replace(state, cache_epoch=1)
+    assert endpoints.purge(store, "m") == replace(state, cache_epoch=2)
+    found = endpoints.read_state(store, "m")
+    assert found is not None
+    assert found[0] == replace(state, cache_epoch=2)
+
+
+def test_purge_needs_no_state_and_says_nothing_of_weights(store: DirectoryStore) -> None:
+    endpoints.set_spec(store, spec())
+    assert endpoints.purge(store, "m") == EndpointState("m", 1, {}, cache_epoch=1)
+
+
+def test_purge_of_a_version_leaves_the_others(store: DirectoryStore) -> None:
+    endpoints.set_spec(store, spec("1"))
+    endpoints.purge(store, "m", "1")
+    assert epochs(endpoints.purge(store, "m", "1")) == (0, {"1": 2})
+    # Version 2 is not in the spec, but a rollback may bring it, and its answers, back.
+    assert epochs(endpoints.purge(store, "m", "2")) == (0, {"1": 2, "2": 1})
+    # A whole purge is one for every version: their own counts begin again under it.
+    assert epochs(endpoints.purge(store, "m")) == (1, {})
+
+
+def test_version_that_is_not_published_is_not_purged(store: DirectoryStore) -> None:
+    endpoints.set_spec(store, spec())
+    with pytest.raises(NotFound, match="version 9 of m: not found"):
+        endpoints.purge(store, "m", "9")
+    with pytest.raises(BadName):
+        endpoints.purge(store, "m", "../1")
+    with pytest.raises(NotFound):
+        endpoints.purge(store, "nobody")
+    assert endpoints.read_state(store, "m") is None
+
+
+def test_purges_of_more_versions_than_are_kept_purge_the_endpoint(store: DirectoryStore) -> None:
+    endpoints.set_spec(store, spec())
+    full = {str(version): 1 for version in range(2, CACHE_EPOCHS_MAX + 2)}
+    endpoints.write_state(store, replace(STATE, cache_epochs=full), None)
+    assert epochs(endpoints.purge(store, "m", "2")) == (0, {**full, "2": 2})
+    assert epochs(endpoints.purge(store, "m", "1")) == (1, {})
+
+
+def test_purges_at_once_are_all_counted(store: DirectoryStore) -> None:
+    endpoints.set_spec(store, spec())
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: endpoints.purge(store, "m", "1"), range(20)))
+    found = endpoints.read_state(store, "m")
+    assert found is not None
+    assert epochs(found[0]) == (0, {"1": 20})
+
+
+def test_every_change_of_a_state_leaves_a_new_mark(store: DirectoryStore) -> None:
+    endpoints.set_spec(store, spec())
+    marks = set()
+    for _ in range(3):
+        endpoints.update_state(store, "m", lambda _: STATE)
+        marks.add(store.get(endpoints.mark_key("m")).data)
+    assert len(marks) == 3
+    assert endpoints.names(store) == ["m"]

@@ -126,6 +126,7 @@ async def run(config: EdgeConfig) -> None:
     )
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.in_flight = lambda: app.in_flight
+    metrics.pending = app.pending
     world.boot()
     tasks = [
         loop.create_task(world.run()),

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edge.auth import allow_admin
-from edge.errors import Refusal
+from edge.errors import BadRequest, Refusal
 from edge.infer import Service
 
 
@@ -51,8 +51,19 @@ class Admin:
         return Response("ok\n" if is_ready else "not ready\n", 200 if is_ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus text, summed over this node's edge processes."""
-        return Response(self._service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        """Prometheus text, summed over this node's edge processes.
+
+        `?view=triton` shows the same counters as `nv_inference_…`.
+        """
+        metrics = self._service.metrics
+        match request.query_params.get("view"):
+            case None:
+                text = metrics.text()
+            case "triton":
+                text = metrics.triton_text()
+            case _:
+                raise BadRequest("view: there is no such view of the metrics; use triton")
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def pool(self, request: Request) -> Response:
         """What `tidepool status --json` prints."""

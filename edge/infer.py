@@ -33,13 +33,13 @@ from edge.errors import (
 from edge.flight import Flights
 from edge.metrics import Metrics
 from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
+from edge.trace import Header, Trace, count, server_timing
 from edge.variants import unit_of
 from edge.world import World
 from pool.wire.data import Tensor, TensorLike
 from registry_sync.documents import KeyRecord
 from registry_sync.names import BadName, check_name, check_version
 
-Header = Callable[[str], str | None]
 ReadBody = Callable[[], Awaitable[bytes]]
 Reply = tuple[int, list[tuple[str, str]], bytes]
 Kept = Sequence[TensorLike]
@@ -55,23 +55,6 @@ class Target:
 
     name: str
     version: str | None = None
-
-
-@dataclass(slots=True)
-class Trace:
-    """What is known of one request so far; for its headers, counters and logs."""
-
-    request_id: str
-    started_s: float
-    endpoint: Endpoint | None = None
-    arm: ArmOf | None = None
-    auth_s: float = 0.0
-    cache_s: float = 0.0
-    cache_status: str = ""
-    answer: Answer | None = None
-    dispatched: bool = False
-    has_body: bool = False
-    is_body_late: bool = False
 
 
 class Service:
@@ -118,12 +101,18 @@ class Service:
         """Answer `POST /v2/models/…/infer`; raises `Refusal`."""
         record, endpoint = await self._admit(trace, self.world.snapshot, target, header)
         body = await read_body()
+        read_s = self._now()
         arm = trace.arm = self._arm(endpoint, record, header)
         request = parse_infer(
             body, header("inference-header-content-length"), arm.version.signature
         )
         deadline_s = self._accept(trace, endpoint, request, header)
-        answer = await self._answer(trace, record, endpoint, arm, request, header, deadline_s)
+        now_s = self._now()
+        trace.parse_s = now_s - read_s
+        answer = await self._answer(
+            trace, record, endpoint, arm, request, header, deadline_s, now_s
+        )
+        trace.answered_s = self._now()
         content, headers = render_infer(request, target.name, arm.version.ref[1], answer.outputs)
         headers += self.headers(trace)
         return 200, headers, content
@@ -139,9 +128,11 @@ class Service:
         """Begin `POST /v2/models/…/generate_stream`; the call's future ends the stream."""
         record, endpoint = await self._admit(trace, self.world.snapshot, target, header)
         body = await read_body()
+        read_s = self._now()
         arm = trace.arm = self._arm(endpoint, record, header)
         request = parse_generate(body, arm.version.signature)
         deadline_s = self._accept(trace, endpoint, request, header)
+        trace.parse_s = self._now() - read_s
         trace.cache_status = "tidepool; fwd=bypass; detail=stream"
         call = self._call(trace, arm, request, deadline_s, on_chunk)
         self.pool.start(call)
@@ -188,44 +179,27 @@ class Service:
             headers.append(("x-tidepool-variant", trace.arm.name or trace.arm.version.ref[1]))
         if trace.cache_status:
             headers.append(("cache-status", trace.cache_status))
-        total_ms = (self._now() - trace.started_s) * 1e3
-        answer = trace.answer
-        if answer is None:
-            timing = f"auth;dur={trace.auth_s * 1e3:.3f}, total;dur={total_ms:.3f}"
-        else:
-            timing = (
-                f"auth;dur={trace.auth_s * 1e3:.3f}, cache;dur={trace.cache_s * 1e3:.3f}, "
-                f"queue;dur={answer.queue_us / 1e3:.3f}, infer;dur={answer.infer_us / 1e3:.3f}, "
-                f"total;dur={total_ms:.3f}"
-            )
-        headers.append(("server-timing", timing))
+        trace.ended_s = now_s = self._now()
+        if trace.answered_s:
+            trace.respond_s = now_s - trace.answered_s
+        headers.append(("server-timing", server_timing(trace)))
         return headers
 
     def end(self, trace: Trace, status: int) -> None:
         """Count a request that has ended."""
-        arm = trace.arm
-        if arm is None:
-            self.metrics.count("tidepool_requests", "", "", str(status))
-            return
-        metrics = arm.metrics
-        metrics.statuses[status] = metrics.statuses.get(status, 0) + 1
-        metrics.request_s.observe(self._now() - trace.started_s)
-        answer = trace.answer
-        if answer is not None and trace.dispatched:
-            metrics.queue_s.observe(answer.queue_us / 1e6)
-            metrics.infer_s.observe(answer.infer_us / 1e6)
-            metrics.batch_rows.observe(answer.batch_rows)
-        if status == 200 or status == 500:
-            metrics.requests += 1
-            metrics.errors += status == 500
-            metrics.hits += not trace.dispatched
+        if not trace.ended_s:
+            trace.ended_s = self._now()
+        if trace.arm is None:
+            self.metrics.count("tidepool_requests", "", "", "", str(status))
+        else:
+            count(trace, status)
 
     # the steps
 
     async def _admit(
         self, trace: Trace, snapshot: Snapshot, target: Target, header: Header
     ) -> tuple[KeyRecord, Endpoint]:
-        record = self.auth.check(snapshot, header)
+        record = trace.record = self.auth.check(snapshot, header)
         allow(record, target.name)
         trace.auth_s = self._now() - trace.started_s
         endpoint = await self.find(snapshot, target)
@@ -263,6 +237,7 @@ class Service:
 
         The deadline is the least of the three limits.
         """
+        trace.rows = request.rows
         if request.rows > endpoint.rows_max:
             raise Unprocessable(
                 f"{request.rows} rows for {endpoint.name!r}, whose batches have at most "
@@ -292,16 +267,18 @@ class Service:
         request: InferRequest,
         header: Header,
         deadline_s: float,
+        now_s: float,
     ) -> Answer:
         """Return the answer out of the cache, a flight of its twin, or the pool."""
         why = self._bypass(endpoint, arm, header)
         if why == "off" or why == "no-store":
             trace.cache_status = f"tidepool; fwd=bypass; detail={why}"
             return await self._compute(trace, self._call(trace, arm, request, deadline_s))
-        now_s = self._now()
         key = cache_key(record.tenant, arm.version.digest, PRECISION, arm.purged, request)
-        hit = self.cache.find(key, now_s) if why is None else None
-        trace.cache_s = self._now() - now_s
+        hit = None
+        if why is None:
+            hit = self.cache.find(key, now_s)
+            trace.cache_s = self._now() - now_s
         if hit is not None:
             outputs, until_s = hit
             trace.cache_status = f"tidepool; hit; ttl={int(until_s - now_s)}"

@@ -30,8 +30,9 @@ from edge.errors import (
     TooLarge,
     Unavailable,
 )
-from edge.infer import Service, Target, Trace
+from edge.infer import Service, Target
 from edge.stream import STREAM_BYTES_MAX, Part, Parts
+from edge.trace import Trace
 
 INFLATED_HERE_BYTES = 16 << 10  # a larger one is decompressed in a thread
 NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
@@ -90,6 +91,15 @@ class App:
     def in_flight(self) -> int:
         """How many calls are under way."""
         return len(self._under_way)
+
+    def pending(self) -> dict[tuple[str, str, str], int]:
+        """Return how many calls workers have not answered, by endpoint, variant and version."""
+        found: dict[tuple[str, str, str], int] = {}
+        for trace, _ in self._under_way.values():
+            if trace.dispatched and trace.answer is None and trace.arm and trace.endpoint:
+                arm = (trace.endpoint.name, trace.arm.name, trace.arm.version.ref[1])
+                found[arm] = found.get(arm, 0) + 1
+        return found
 
     async def __rsgi__(self, scope: Scope, proto: Any) -> None:
         path = scope.path
@@ -180,6 +190,8 @@ class App:
             del self._under_way[task]
             if call is not None and not call.future.done():
                 service.pool.cancel(call)
+            if is_stream:
+                trace.ended_s = 0.0  # so far, when its first part was sent
             service.end(trace, status)
 
     async def _send_events(
@@ -242,6 +254,7 @@ class App:
                 raise BadRequest("this model answers in several parts: use generate_stream")
         answer = call.future.result()
         trace.answer = answer
+        trace.answered_s = time.monotonic()
         event = render_event(
             request, target.name, trace.arm.version.ref[1], found[0] if found else answer.outputs
         )

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from edge.arm_metrics import ArmMetrics
 from edge.body import Signature
-from edge.metrics import ArmMetrics, Metrics
+from edge.metrics import Metrics
 from edge.variants import Arm, Arms
 from pool.wire.control import Documents
 from registry_sync import keys as key_rules

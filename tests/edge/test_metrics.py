@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge.metrics import BOUNDS_S, Metrics
+from edge.arm_metrics import PHASES, Histogram
+from edge.dispatch import Answer
+from edge.metrics import Metrics
+from edge.snapshot import ArmOf
+from edge.trace import Trace, count
+from pool.wire.histogram import BOUNDS_S
 
 KEY = ("e", 1, "a", "1")
 
@@ -43,7 +51,7 @@ def test_counters_of_all_processes_add_up(tmp_path: Path) -> None:
     one, other = Metrics(tmp_path, "e1"), Metrics(tmp_path, "e2")
     serve(one, 3)
     serve(other, 4, status=500)
-    one.count("tidepool_requests", "", "", "401")
+    one.count("tidepool_requests", "", "", "", "401")
     other.save()
     assert total(one, "tidepool_requests_total") == 8
     assert total(one, "tidepool_requests_total", status="500", endpoint="e", variant="a") == 4
@@ -139,3 +147,97 @@ def test_value_on_a_bound_belongs_below_it(tmp_path: Path) -> None:
     for bound in BOUNDS_S:
         metrics.arm(KEY).queue_s.observe(bound)
     assert metrics.arm(KEY).queue_s.counts == [1] * len(BOUNDS_S) + [0]
+
+
+def test_file_counted_by_other_bounds_is_left_out(tmp_path: Path) -> None:
+    old, new = Metrics(tmp_path, "e1"), Metrics(tmp_path, "e2")
+    serve(old, 3)
+    arm = old.arm(KEY)
+    arm.request_s = Histogram(BOUNDS_S[:-1])
+    arm.request_s.observe(0.003)
+    old.save()
+    serve(new, 4)
+    assert total(new, "tidepool_request_seconds_count") == 4
+
+
+def test_gauges_of_a_process_that_has_ended_are_forgotten(tmp_path: Path) -> None:
+    ended, alive = Metrics(tmp_path, "e1"), Metrics(tmp_path, "e2")
+    serve(ended, 3)
+    ended.in_flight = lambda: 5
+    ended.pending = lambda: {("e", "a", "1"): 2}
+    alive.in_flight = lambda: 1
+    ended.save()
+    assert total(alive, "tidepool_in_flight") == 6
+    long_ago = time.time() - 60
+    os.utime(tmp_path / "e1.json", (long_ago, long_ago))
+    assert total(alive, "tidepool_in_flight") == 1
+    assert total(alive, "tidepool_requests_total") == 3
+    assert triton(alive)["nv_inference_pending_request_count", "e", "1", ""] == 0
+
+
+def triton(metrics: Metrics) -> dict[tuple[str, str, str, str], float]:
+    """Read the view for Triton's dashboards: by name, model, version and reason."""
+    return {
+        (s.name, s.labels["model"], s.labels["version"], s.labels.get("reason", "")): s.value
+        for family in text_string_to_metric_families(metrics.triton_text().decode())
+        for s in family.samples
+    }
+
+
+def test_view_for_triton_adds_up_with_the_native_one(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, "e1")
+    for variant, version in (("a", "1"), ("b", "2"), ("c", "2")):
+        for status in (200, 200, 200, 429, 499, 500, 502, 503, 504, 422):
+            trace = Trace("id", 10.0, arm=arm_of(metrics, variant, version), rows=3)
+            trace.auth_s, trace.parse_s, trace.cache_s, trace.respond_s = 1e-6, 2e-5, 3e-6, 4e-5
+            trace.answer, trace.dispatched = Answer([], 1000, 2000, 12), True
+            trace.ended_s = 10.004
+            count(trace, status)
+        hit = Trace("id", 10.0, arm=arm_of(metrics, variant, version), rows=3, cache_s=5e-6)
+        hit.answer, hit.ended_s = Answer([], 0, 0, 0), 10.001
+        count(hit, 200)
+    view = triton(metrics)
+
+    def shown(name: str, version: str = "2", reason: str = "") -> float:
+        return view[name, "e", version, reason]
+
+    def native(name: str, **labels: str) -> float:
+        return total(metrics, name, endpoint="e", version="2", **labels)
+
+    requests = native("tidepool_requests_total")
+    reasons = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+    failures = {r: shown("nv_inference_request_failure", reason=r) for r in reasons}
+    assert failures == {"REJECTED": 4, "CANCELED": 2, "BACKEND": 4, "OTHER": 4}
+    assert shown("nv_inference_request_success") == 8
+    assert shown("nv_inference_request_success") + sum(failures.values()) == requests == 22
+    assert shown("nv_inference_count") == native("tidepool_rows_total") == 18
+    assert shown("nv_inference_exec_count") == round(native("tidepool_executions_total")) == 2
+    for name, phase in (
+        ("queue", "queue"), ("compute_input", "parse"), ("compute_infer", "infer"),
+        ("compute_output", "respond"),
+    ):  # fmt: skip
+        of_phase = native(f"tidepool_{phase}_seconds_sum")
+        assert shown(f"nv_inference_{name}_duration_us") == pytest.approx(of_phase * 1e6) != 0
+    assert shown("nv_inference_request_duration_us") == pytest.approx(6 * 4000 + 2 * 1000)
+    lookups = native("tidepool_cache_seconds_count")
+    hits, misses = shown("nv_cache_num_hits_per_model"), shown("nv_cache_num_misses_per_model")
+    assert (hits, hits + misses) == (2, lookups)
+    looked = shown("nv_cache_hit_duration_per_model") + shown("nv_cache_miss_duration_per_model")
+    assert looked == pytest.approx(native("tidepool_cache_seconds_sum") * 1e6, abs=1)
+    assert shown("nv_inference_request_success", version="1") == 4
+
+
+def arm_of(metrics: Metrics, variant: str, version: str) -> ArmOf:
+    """Return an arm as a snapshot has it; nothing here looks at its version."""
+    nothing: Any = None
+    return ArmOf(variant, nothing, metrics.arm(("e", 1, variant, version)))
+
+
+def test_phase_that_did_not_happen_is_not_observed(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, "e1")
+    refused = Trace("id", 10.0, arm=arm_of(metrics, "a", "1"), auth_s=1e-6, ended_s=10.001)
+    count(refused, 400)
+    counts = {
+        phase: total(metrics, f"tidepool_{phase}_seconds_count") for phase in ("request", *PHASES)
+    }
+    assert counts == {**dict.fromkeys(PHASES, 0), "request": 1, "auth": 1}

@@ -1,0 +1,174 @@
+"""What is counted of one arm: plain numbers in the process that answers, and their sums elsewhere.
+
+`ArmMetrics` is what the request's way adds to.  `ArmTotal` is its copy as a value: what lies in a
+process's file, what the sum over processes is, and what every view of it is made from (Prometheus
+text, `nv_inference_*`, `/v2/models/…/stats`).  There is no second place that counts calls.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+
+import msgspec
+
+from pool.wire import histogram
+from pool.wire.histogram import BOUNDS_S, BUCKETS
+
+BOUNDS_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+# Each of them a histogram of seconds; a phase that a request did not go through is not observed.
+PHASES = ("auth", "parse", "cache", "queue", "infer", "respond")
+
+
+class Histogram:
+    """Counts per bucket, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...] = BOUNDS_S) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count `value`; one that equals a bound belongs below it."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class ArmMetrics:
+    """What one process has counted of one arm since it began; only ever grows.
+
+    Held by the snapshot, so that the request's way looks nothing up.
+    """
+
+    __slots__ = (
+        "auth_s", "batch_rows", "cache_s", "errors", "executions", "hit_s", "hits", "infer_s",
+        "last_s", "ok_s", "parse_s", "queue_s", "request_s", "requests", "respond_s", "rows",
+        "statuses",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.requests = 0  # answered, or failed by the model
+        self.errors = 0  # failed by the model
+        self.hits = 0  # answered without a call of their own
+        self.rows = 0  # computed: of the answers that came from a worker
+        self.executions = 0.0  # batches run: a call of 3 rows in a batch of 12 is a quarter of one
+        self.ok_s = 0.0  # of the requests that were answered, from head to answer
+        self.hit_s = 0.0  # looking up what was then a hit
+        self.last_s = 0.0  # when the last one was answered, on the monotonic clock
+        self.statuses: dict[int, int] = {}
+        self.request_s = Histogram()
+        self.auth_s = Histogram()
+        self.parse_s = Histogram()
+        self.cache_s = Histogram()
+        self.queue_s = Histogram()
+        self.infer_s = Histogram()
+        self.respond_s = Histogram()
+        self.batch_rows = Histogram(BOUNDS_ROWS)
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Return the histograms by what they measure."""
+        phases = {phase: getattr(self, f"{phase}_s") for phase in PHASES}
+        return {"request": self.request_s, **phases, "batch_rows": self.batch_rows}
+
+
+class Buckets(msgspec.Struct, array_like=True, frozen=True):
+    """A histogram as a value."""
+
+    counts: list[int]
+    sum: float = 0.0
+
+
+class ArmTotal(msgspec.Struct, array_like=True, frozen=True):
+    """What one or several processes have counted of one arm, as a value.
+
+    `histograms` are by "request", each of `PHASES`, and "batch_rows"; all of them are there.
+    """
+
+    statuses: dict[int, int]
+    requests: int
+    errors: int
+    hits: int
+    rows: int
+    executions: float
+    ok_s: float
+    hit_s: float
+    last_ms: int  # Unix time of the last answer; 0: none yet
+    histograms: dict[str, Buckets]
+
+    def seconds(self, phase: str) -> float:
+        """Return the sum of a histogram."""
+        return self.histograms[phase].sum
+
+    def count(self, phase: str) -> int:
+        """Return how many observations a histogram has."""
+        return sum(self.histograms[phase].counts)
+
+    @property
+    def ok(self) -> int:
+        """How many requests were answered with a result."""
+        return self.statuses.get(200, 0)
+
+    @property
+    def failed(self) -> int:
+        """How many requests ended in any other way."""
+        return sum(self.statuses.values()) - self.ok
+
+    @property
+    def failed_s(self) -> float:
+        """How long those took."""
+        return max(0.0, self.seconds("request") - self.ok_s)
+
+    @property
+    def misses(self) -> int:
+        """How many looked into the cache and then had to be computed, or failed."""
+        return max(0, self.count("cache") - self.hits)
+
+
+def total_of(arm: ArmMetrics, unix_s: float, now_s: float) -> ArmTotal:
+    """Return what `arm` has counted; `unix_s` and `now_s` are one moment on both clocks."""
+    return ArmTotal(
+        dict(arm.statuses),
+        arm.requests,
+        arm.errors,
+        arm.hits,
+        arm.rows,
+        arm.executions,
+        arm.ok_s,
+        arm.hit_s,
+        int((unix_s - (now_s - arm.last_s)) * 1000) if arm.last_s else 0,
+        {name: Buckets(list(h.counts), h.sum) for name, h in arm.histograms().items()},
+    )
+
+
+def sum_of(one: ArmTotal, other: ArmTotal) -> ArmTotal:
+    """Return the counts of both together."""
+    statuses = dict(one.statuses)
+    for status, count in other.statuses.items():
+        statuses[status] = statuses.get(status, 0) + count
+    return ArmTotal(
+        statuses,
+        one.requests + other.requests,
+        one.errors + other.errors,
+        one.hits + other.hits,
+        one.rows + other.rows,
+        one.executions + other.executions,
+        one.ok_s + other.ok_s,
+        one.hit_s + other.hit_s,
+        max(one.last_ms, other.last_ms),
+        {
+            name: Buckets(
+                histogram.added(buckets.counts, other.histograms[name].counts),
+                buckets.sum + other.histograms[name].sum,
+            )
+            for name, buckets in one.histograms.items()
+        },
+    )
+
+
+def is_ours(histograms: Mapping[str, Buckets]) -> bool:
+    """Tell whether histograms out of a file were counted by this release's bounds."""
+    sizes = {"request": BUCKETS, **dict.fromkeys(PHASES, BUCKETS)}
+    sizes["batch_rows"] = len(BOUNDS_ROWS) + 1
+    return sizes == {name: len(buckets.counts) for name, buckets in histograms.items()}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from edge.errors import (
@@ -30,9 +31,10 @@ from edge.errors import (
     WorkerLost,
 )
 from pool.wire import data
+from pool.wire.arena import PLACE_BYTES_MIN, Arena
 from pool.wire.control import EngineRoute, Routes
 from pool.wire.data import Tensor, TensorHead
-from pool.wire.frames import Buffer, WireError
+from pool.wire.frames import Buffer, WireError, padded
 from pool.wire.handshake import Secrets
 from pool.wire.peer import Address, Peer, dial
 
@@ -151,9 +153,11 @@ class WorkerConn:
         self.address = address
         self._pool = pool
         # The whole mutable state: the connection once the worker has spoken on it, and before; the
-        # calls it carries; the last load report.
+        # memory shared over it; the calls it carries; the last load report.
         self.peer: Peer | None = None
         self._dialled: Peer | None = None
+        self._offered: Arena | None = None
+        self._arena: Arena | None = None  # once the worker looks into it
         self.calls: dict[int, Call] = {}
         self.wait_us = 0
         self._next_id = 0
@@ -180,6 +184,7 @@ class WorkerConn:
         call.sent_s = now_s
         inputs = call.inputs
         heads = [TensorHead(t.name, t.datatype, tuple(t.shape), len(t.data)) for t in inputs]
+        at = 0 if self._arena is None else self._arena_at(inputs)
         message = data.Call(
             call.id,
             call.request_id,
@@ -192,9 +197,10 @@ class WorkerConn:
             call.outputs,
             call.on_chunk is not None,
             call.rows_max,
+            at,
         )
         try:
-            buffers = data.encode(message, inputs)
+            buffers = data.encode(message, () if at else inputs)
         except ValueError as error:  # decoded, a body may be larger than a frame may be
             call.fail(TooLarge(f"the inputs are too large: {error}"))
             return
@@ -203,6 +209,14 @@ class WorkerConn:
         if len(self.calls) == 1:
             # Nobody else is under way: waiting for company would only cost this call time.
             self.peer.flush()
+
+    def _arena_at(self, inputs: Sequence[data.TensorLike]) -> int:
+        """Put large inputs into the shared memory; 0 where they take the socket."""
+        size_bytes = sum([padded(len(tensor.data)) for tensor in inputs])
+        if size_bytes < PLACE_BYTES_MIN or self._arena is None:
+            return 0
+        at = self._arena.put([tensor.data for tensor in inputs], size_bytes)
+        return 0 if at is None else at
 
     def forget(self, call: Call) -> None:
         """Drop a call that nobody waits for any more, here and at the worker."""
@@ -228,12 +242,24 @@ class WorkerConn:
                 self._dialled = peer
                 peer.on_frame = self._frame
                 peer.on_lost = self._on_lost
-                peer.send(data.encode(data.Hello(data.WIRE, "edge", self._pool.edge_id, "")))
+                peer.send(data.encode(self._hello(peer)))
                 await self._lost.wait()
             if time.monotonic() - began_s > STEADY_S:
                 redial_s = REDIAL_S_MIN
             await asyncio.sleep(redial_s * random.uniform(0.5, 1.0))
             redial_s = min(redial_s * 2, REDIAL_S_MAX)
+
+    def _hello(self, peer: Peer) -> data.Hello:
+        """Return our first message, which offers a worker of this host memory to share."""
+        hello = data.Hello(data.WIRE, "edge", self._pool.edge_id, "")
+        if peer.local_pid is None:
+            return hello
+        try:
+            arena = self._offered = Arena()
+        except OSError as error:
+            _log.warning("no_arena", worker=self.id, error=str(error))
+            return hello
+        return msgspec.structs.replace(hello, arena_fd=arena.fd, arena_bytes=arena.bytes_max)
 
     def _greeted(self, hello: data.Hello) -> None:
         """Let calls go to the worker, now that it has shown that it lives.
@@ -244,10 +270,15 @@ class WorkerConn:
             raise WireError(f"{self.address} is {hello.id} of wire {hello.wire}, not {self.id}")
         self.wait_us = 0
         self.peer = self._dialled
+        if hello.arena_bytes:
+            self._arena = self._offered
         self._pool.on_up()
 
     def _on_lost(self, error: Exception | None) -> None:
-        self.peer = self._dialled = None
+        self.peer = self._dialled = self._arena = None
+        if self._offered is not None:
+            self._offered.close()
+            self._offered = None
         self._lost.set()
         calls, self.calls = self.calls, {}
         if calls:
@@ -268,6 +299,8 @@ class WorkerConn:
                 call.on_chunk(data.tensors(message.outputs, body))
         elif type(message) is data.Load:
             self.wait_us = message.wait_us
+        elif type(message) is data.Release and self._arena is not None:
+            self._arena.released(message.places)
         elif type(message) is data.Hello:
             self._greeted(message)
         else:

@@ -6,8 +6,12 @@ engines are loaded nor the controller.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
 
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
@@ -15,13 +19,16 @@ from pool.slots import EngineSlot, Loaded
 from pool.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Overdue, Ticket
 from pool.turn import Turn
 from pool.wire import data
+from pool.wire.arena import ArenaView
 from pool.wire.data import Tensor
-from pool.wire.frames import Buffer, WireError
+from pool.wire.frames import Buffer, WireError, padded
 from pool.wire.peer import Peer
 from registry_sync.names import BadName
 
 RETRY_AFTER_MS = 1000  # of a refusal that may pass
 DETAIL_CHARS_MAX = 1000  # well within what the wire takes, in any script
+
+_log = structlog.get_logger(__name__)
 
 
 class Inside:
@@ -190,8 +197,11 @@ class EdgePeer:
         self._inside = inside
         self._turn = turn
         self._on_lost = on_lost
-        # The whole mutable state: the calls that are not replied to yet.
+        self._loop = asyncio.get_running_loop()
+        # The whole mutable state: the calls that are not replied to yet, and the memory that the
+        # edge shares with us.
         self.calls: dict[int, Served] = {}
+        self._arena: ArenaView | None = None
         peer.on_frame = self._frame
         peer.on_read = turn.end
         peer.on_lost = self._lost
@@ -210,6 +220,8 @@ class EdgePeer:
         message = data.decode(header)
         if type(message) is data.Call:
             self._turn.begin()
+            if message.arena_at:
+                body = self._look(message)
             self._call(message, data.tensors(message.inputs, body))
         elif type(message) is data.Cancel:
             served = self.calls.get(message.call_id)
@@ -218,9 +230,41 @@ class EdgePeer:
         elif type(message) is data.Hello:
             if message.wire != data.WIRE:
                 raise WireError(f"this worker speaks wire {data.WIRE}, not {message.wire}")
-            self.peer.send(data.encode(self._hello))
+            self._map_arena(message)
+            taken_bytes = 0 if self._arena is None else self._arena.size_bytes
+            hello = msgspec.structs.replace(self._hello, arena_bytes=taken_bytes)
+            self.peer.send(data.encode(hello))
         else:
             raise WireError(f"an edge does not send {type(message).__name__}")
+
+    def _map_arena(self, hello: data.Hello) -> None:
+        """Look into the memory that the edge offers, if that can be done."""
+        pid = self.peer.local_pid
+        if hello.arena_bytes == 0 or pid is None or self._arena is not None:
+            return
+        try:
+            self._arena = ArenaView(pid, hello.arena_fd, hello.arena_bytes)
+        except (OSError, WireError) as error:
+            _log.info("arena_not_shared", edge=hello.id, reason=str(error))
+
+    def _look(self, call: data.Call) -> Buffer:
+        """Return a call's tensors as they lie in the arena."""
+        if self._arena is None:
+            raise WireError("a call refers to an arena, and none was taken")
+        size_bytes = sum([padded(head.bytes) for head in call.inputs])
+        return self._arena.look(call.arena_at, size_bytes, self._released_soon)
+
+    def _released_soon(self) -> None:
+        """Some place of the arena is free, as any thread may find out."""
+        try:
+            self._loop.call_soon_threadsafe(self._release)
+        except RuntimeError:
+            pass  # the loop has ended, and with it the connection
+
+    def _release(self) -> None:
+        places = () if self._arena is None else self._arena.take_released()
+        if places:
+            self.peer.send(data.encode(data.Release(places)))
 
     def _call(self, call: data.Call, tensors: list[Tensor]) -> None:
         if call.call_id in self.calls:

@@ -1,4 +1,8 @@
-"""The hop from an edge to a worker alone: the real wire, two processes, nothing behind it."""
+"""The hop from an edge to a worker alone: the real wire, two processes, nothing behind it.
+
+Both ends are the product's own: the edge's connection with the memory that it shares, and the
+worker's reading of a call up to its tensors.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ import uvloop
 from infra.bench import cpu
 from infra.bench.processes import environment
 from pool.wire import data
+from pool.wire.arena import PLACE_BYTES_MIN, Arena, ArenaView
 from pool.wire.data import Tensor
 from pool.wire.frames import Buffer
 from pool.wire.peer import Address, Peer, dial, serve
@@ -57,14 +62,19 @@ async def _measure(address: Address, other: int, body_bytes: int) -> float:
     heads = data.heads([tensor])
     pending: dict[int, asyncio.Future[None]] = {}
     loop = asyncio.get_running_loop()
+    arena = Arena()
 
     def on_frame(header: bytes, body: Buffer) -> None:
-        reply = data.decode(header)
-        assert isinstance(reply, data.Reply)
-        data.tensors(reply.outputs, body)
-        pending.pop(reply.call_id).set_result(None)
+        message = data.decode(header)
+        if isinstance(message, data.Release):
+            arena.released(message.places)
+            return
+        assert isinstance(message, data.Reply)
+        data.tensors(message.outputs, body)
+        pending.pop(message.call_id).set_result(None)
 
     peer.on_frame = on_frame
+    peer.send(data.encode(data.Hello(data.WIRE, "edge", "e", "", arena.fd, arena.bytes_max)))
     made = 0
 
     async def call_until(end_s: float) -> int:
@@ -73,8 +83,9 @@ async def _measure(address: Address, other: int, body_bytes: int) -> float:
         while time.monotonic() < end_s:
             made += 1
             future = pending[made] = loop.create_future()
-            call = data.Call(made, "bench", "m", "1", "d" * 64, 1_000_000, 0, heads)
-            peer.send(data.encode(call, [tensor]))
+            at = (body_bytes >= PLACE_BYTES_MIN and arena.put([tensor.data], body_bytes)) or 0
+            call = data.Call(made, "bench", "m", "1", "d" * 64, 1_000_000, 0, heads, arena_at=at)
+            peer.send(data.encode(call, () if at else [tensor]))
             await future
             count += 1
         return count
@@ -87,6 +98,7 @@ async def _measure(address: Address, other: int, body_bytes: int) -> float:
     counts = await asyncio.gather(*(call_until(end_s) for _ in range(in_flight)))
     used_ns = cpu.used_ns(before, cpu.read(pids))
     peer.close()
+    arena.close()
     return used_ns / 1e3 / sum(counts)
 
 
@@ -95,9 +107,24 @@ async def _answer(path: str) -> None:
     heads = data.heads(reply)
 
     def on_peer(peer: Peer) -> None:
+        loop = asyncio.get_running_loop()
+        views: list[ArenaView] = []
+
+        def release() -> None:
+            peer.send(data.encode(data.Release(views[0].take_released())))
+
         def on_frame(header: bytes, body: Buffer) -> None:
             call = data.decode(header)
+            if isinstance(call, data.Hello):
+                views.append(ArenaView(peer.local_pid or 0, call.arena_fd, call.arena_bytes))
+                return
             assert isinstance(call, data.Call)
+            if call.arena_at:
+                body = views[0].look(
+                    call.arena_at,
+                    call.inputs[0].bytes,
+                    lambda: loop.call_soon_threadsafe(release),
+                )
             data.tensors(call.inputs, body)
             peer.send(data.encode(data.Reply(call.call_id, 200, "", heads), reply))
 

@@ -1,19 +1,22 @@
 """The messages between edge and worker.
 
-    Hello   [1, wire, role, id, incarnation]
+    Hello   [1, wire, role, id, incarnation, arena_fd, arena_bytes]
     Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
              [[name, datatype, shape, bytes], ...], [output, ...], stream,
-             rows_max]                                                            + tensors
+             rows_max, arena_at]                                                  + tensors
     Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
              queue_us, infer_us, batch_rows, wait_us, retry_after_ms]             + tensors
     Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
     Cancel  [5, call_id]
     Load    [6, wait_us, calls]
+    Release [7, [arena_at, ...]]
 
 Positional; fields are only ever appended, each with a default, and a reader skips what it does not
 know.  Every field's type and bound is checked on the way in.  `call_id` belongs to one connection.
 A deadline travels as the time left when sent: the clocks of edge and worker are never compared.
 A streamed call is answered by chunks in order of `seq` and then by one reply without tensors.
+An edge's hello may offer an arena (see arena.py), and the worker's then says that it looks into it:
+from then on a call's tensors may lie there instead of behind its header.
 """
 
 from __future__ import annotations
@@ -95,6 +98,8 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
     role: _Short
     id: _Short
     incarnation: _Short
+    arena_fd: _Count = 0  # of the edge's process
+    arena_bytes: _Count = 0  # offered by the edge, taken by the worker; 0: no arena
 
 
 class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
@@ -111,6 +116,8 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
     outputs: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=1024)] = ()  # empty: all
     stream: bool = False
     rows_max: _Count = 0  # of a batch that this call is part of; 0: the model's own bound
+    # Where the tensors lie in the arena, each padded as in a body; 0: behind this header.
+    arena_at: _Count = 0
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -148,7 +155,13 @@ class Load(msgspec.Struct, array_like=True, frozen=True, tag=6):
     calls: _Count
 
 
-Message = Hello | Call | Reply | Chunk | Cancel | Load
+class Release(msgspec.Struct, array_like=True, frozen=True, tag=7):
+    """The worker does not look at these places of the arena any more."""
+
+    places: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=1 << 16)]
+
+
+Message = Hello | Call | Reply | Chunk | Cancel | Load | Release
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ HANDSHAKE_S_MAX = 5.0
 DIAL_S_MAX = 5.0
 WRITE_BYTES_MAX = 512 << 20  # a peer that lets this much wait has stopped reading
 BEHIND_BYTES = 8 << 20  # a peer for which so much waits is behind: streams pause for it
+_PEERCRED = struct.Struct("iII")  # pid, uid, gid
 UNIX_PATH_BYTES_MAX = 100  # sun_path holds 108 on Linux, 104 on macOS
 
 
@@ -170,6 +172,16 @@ class Peer(asyncio.BufferedProtocol):
         Who sends much at its own pace waits for it; it must not be cancelled.
         """
         return self._behind
+
+    @property
+    def local_pid(self) -> int | None:
+        """The other side's process, as the kernel tells it; None over TCP."""
+        raw = None if self._transport is None else self._transport.get_extra_info("socket")
+        if raw is None or raw.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
+            return None
+        found = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+        pid: int = _PEERCRED.unpack(found)[0]
+        return pid
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Queue one frame's buffers for writing; on a closed connection do nothing.

@@ -181,7 +181,9 @@ async def test_pool_says_who_it_is_first(fleet: Fleet) -> None:
     await fleet.up("a")
     fleet.route("a")
     await fleet.until(lambda: bool(fleet["a"].heard))
-    assert fleet["a"].heard[0] == data.Hello(data.WIRE, "edge", "e1", "")
+    hello = fleet["a"].heard[0]
+    assert isinstance(hello, data.Hello)
+    assert (hello.wire, hello.role, hello.id) == (data.WIRE, "edge", "e1")
 
 
 async def test_worker_gets_no_call_before_it_has_spoken(fleet: Fleet) -> None:

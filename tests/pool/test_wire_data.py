@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pool.wire import data
-from pool.wire.data import Call, Cancel, Chunk, Hello, Load, Reply, Tensor, TensorHead
+from pool.wire.data import (
+    Call,
+    Cancel,
+    Chunk,
+    Hello,
+    Load,
+    Release,
+    Reply,
+    Tensor,
+    TensorHead,
+)
 from pool.wire.frames import Buffer, FrameReader, WireError
 from registry_sync.datatypes import DATATYPES, ITEMSIZE
 from tests.support import wire
@@ -24,9 +34,15 @@ HEAD_ARRAY = ["input", "FP32", [2, 3], 24]
 
 # Each message, its documented positional array, and how many fields behind the kind it must have.
 EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
-    (Hello(1, "edge", "edge-0", "a1b2"), [1, 1, "edge", "edge-0", "a1b2"], 4),
     (
-        Call(7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD,) * 2, ("label",), True, 4),
+        Hello(1, "edge", "edge-0", "a1b2", 17, 1 << 25),
+        [1, 1, "edge", "edge-0", "a1b2", 17, 1 << 25],
+        4,
+    ),
+    (
+        Call(
+            7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD,) * 2, ("label",), True, 4, 64
+        ),
         [
             2,
             7,
@@ -40,6 +56,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
             ["label"],
             True,
             4,
+            64,
         ],
         8,
     ),
@@ -51,6 +68,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     (Chunk(7, 3, (HEAD,)), [4, 7, 3, [HEAD_ARRAY]], 2),
     (Cancel(7), [5, 7], 1),
     (Load(1200, 3), [6, 1200, 3], 2),
+    (Release((0, 65536)), [7, [0, 65536]], 1),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 each = pytest.mark.parametrize(
@@ -94,9 +112,9 @@ def test_every_message_has_an_example() -> None:
 
 
 FIELDS = {
-    Hello: "wire role id incarnation",
+    Hello: "wire role id incarnation arena_fd arena_bytes",
     Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
-    "rows_max",
+    "rows_max arena_at",
     Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms",
     Chunk: "call_id seq outputs",
     Cancel: "call_id",

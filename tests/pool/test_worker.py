@@ -18,6 +18,7 @@ from pool.config import WorkerConfig
 from pool.engines.base import Engine, Tensors
 from pool.engines.registry import find_engines
 from pool.wire import control, data
+from pool.wire.arena import Arena
 from pool.wire.data import Tensor
 from pool.wire.frames import Buffer
 from pool.wire.peer import Address, Peer, dial, serve
@@ -214,6 +215,12 @@ class Node:
         edge = Edge(await dial(self.address, None))
         self.edges.append(edge)
         return edge
+
+    async def running(self, model: str) -> None:
+        """Wait until a run of `model` is under way."""
+        async with asyncio.timeout(10):
+            while not (queue := self.worker.slot(model, "1").queue) or queue._running is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
 
     async def idle(self) -> None:
         """Wait until nothing is inside."""
@@ -479,7 +486,7 @@ async def test_piece_that_is_no_tensor_ends_the_stream_with_500(node: Node) -> N
 
 @pytest.mark.parametrize(
     "message",
-    [data.Load(1, 1), data.Reply(1, 200), data.Chunk(1, 0)],
+    [data.Load(1, 1), data.Reply(1, 200), data.Chunk(1, 0), data.Release((0,))],
     ids=lambda m: type(m).__name__,
 )
 async def test_what_an_edge_does_not_say_closes_its_connection(
@@ -490,6 +497,109 @@ async def test_what_an_edge_does_not_say_closes_its_connection(
     await edge.lost()
     other.call("failing", [1])
     assert (await other.reply())[0].status == 200
+
+
+class Sharing:
+    """An edge that shares an arena with the worker."""
+
+    def __init__(self, edge: Edge, arena: Arena) -> None:
+        self.edge = edge
+        self.arena = arena
+
+    def call(self, model: str, values: Sequence[int], id: int = 1) -> int:
+        """Put a call's one input into the arena; return where it lies."""
+        array = np.array(values, np.int64)
+        tensor = Tensor("x", "INT64", (len(array),), array.tobytes())
+        at = self.arena.put([tensor.data], len(tensor.data))
+        assert at is not None
+        self.say(model, at, data.heads([tensor]), id)
+        return at
+
+    def say(self, model: str, at: int, heads: tuple[data.TensorHead, ...], id: int = 1) -> None:
+        digest = manifest(model).digest
+        call = data.Call(id, f"r{id}", model, "1", digest, 10**7, 0, heads, arena_at=at)
+        self.edge.say(call)
+
+    def released(self) -> list[int]:
+        heard = [one for one, _ in self.edge.heard]
+        return [at for one in heard if isinstance(one, data.Release) for at in one.places]
+
+    async def release(self, count: int = 1) -> list[int]:
+        await self.edge.until(lambda: len(self.released()) >= count)
+        return self.released()
+
+
+@pytest.fixture
+async def sharing(node: Node) -> AsyncIterator[Sharing]:
+    edge, arena = await node.edge(), Arena(1 << 20)
+    edge.say(data.Hello(data.WIRE, "edge", "e1", "", arena.fd, arena.bytes_max))
+    await edge.until(lambda: edge.heard)
+    hello = edge.heard[0][0]
+    assert isinstance(hello, data.Hello)
+    assert hello.arena_bytes == arena.bytes_max
+    yield Sharing(edge, arena)
+    arena.close()
+
+
+async def test_call_in_the_arena_is_answered_and_its_place_comes_back(sharing: Sharing) -> None:
+    values = list(range(-10_000, 0))
+    at = sharing.call("failing", values)
+    assert values_of((await sharing.edge.reply())[1]) == values
+    assert await sharing.release() == [at]
+
+
+async def test_output_that_is_a_view_of_the_arena_is_answered_whole(sharing: Sharing) -> None:
+    values = [1, *range(9_999)]
+    at = sharing.call("odd", values)
+    assert values_of((await sharing.edge.reply())[1]) == values
+    assert await sharing.release() == [at]
+
+
+async def test_place_of_a_cancelled_call_comes_back_only_after_its_run(
+    node: Node, sharing: Sharing
+) -> None:
+    sharing.edge.call("sleeper", [0], id=8)
+    await sharing.edge.reply(8)  # loaded
+    sharing.call("sleeper", [200] + [0] * 9_999)
+    await node.running("sleeper")
+    sharing.edge.say(data.Cancel(1))
+    sharing.edge.call("failing", [1], id=9)
+    await sharing.edge.reply(9)  # so the cancel was read
+    assert sharing.released() == []
+    await sharing.release()
+
+
+async def test_call_that_is_refused_gives_its_place_back(sharing: Sharing) -> None:
+    at = sharing.call("failing", [1] * 9_000)
+    await sharing.edge.reply()
+    sharing.say("failing", sharing.call("failing", [2] * 9_000, id=2), ())  # no inputs
+    await sharing.edge.lost()
+    assert at
+
+
+async def test_place_outside_of_the_arena_closes_the_connection(
+    node: Node, sharing: Sharing
+) -> None:
+    sharing.say("failing", 1 << 20, (data.TensorHead("x", "INT64", (1,), 8),))
+    await sharing.edge.lost()
+    other = await node.edge()
+    other.call("failing", [1])
+    assert (await other.reply())[0].status == 200
+
+
+async def test_call_in_an_arena_that_was_never_offered_closes_the_connection(node: Node) -> None:
+    edge = await node.edge()
+    heads = (data.TensorHead("x", "INT64", (1,), 8),)
+    edge.say(data.Call(1, "r", "failing", "1", "d", 10**7, 0, heads, arena_at=64))
+    await edge.lost()
+
+
+async def test_arena_that_cannot_be_opened_leaves_the_socket(node: Node) -> None:
+    edge = await node.edge()
+    edge.say(data.Hello(data.WIRE, "edge", "e1", "", 2**20, 1 << 20))
+    edge.call("failing", [7])
+    assert values_of((await edge.reply())[1]) == [7]
+    assert edge.heard[0][0] == data.Hello(data.WIRE, "worker", "w1", node.worker.incarnation)
 
 
 async def test_load_is_reported_while_calls_wait(node: Node) -> None:

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from edge.body_json import check_keys, pack_data, read_json
-from edge.body_parameters import read_flag, read_steering, relevant
+from edge.body_parameters import read_class_count, read_flag, read_steering, relevant
 from edge.body_render import render_infer
 from edge.body_request import NOTHING, InferRequest, Parameter
 from edge.body_signature import RANK_MAX, InputRule, Signature
@@ -45,7 +45,9 @@ class _Input(msgspec.Struct, gc=False):
     parameters: _Parameters = UNSET
 
 
-class _Output(msgspec.Struct, gc=False):
+class Output(msgspec.Struct, gc=False):
+    """An output that is asked for."""
+
     name: str
     parameters: _Parameters = UNSET
 
@@ -54,7 +56,7 @@ class _Infer(msgspec.Struct, gc=False):
     inputs: Annotated[list[_Input], Meta(max_length=TENSORS_MAX)]
     id: str | UnsetType | None = UNSET
     parameters: _Parameters = UNSET
-    outputs: Annotated[list[_Output], Meta(max_length=TENSORS_MAX)] | UnsetType | None = UNSET
+    outputs: Annotated[list[Output], Meta(max_length=TENSORS_MAX)] | UnsetType | None = UNSET
 
 
 _decoder = msgspec.json.Decoder(_Infer)
@@ -156,11 +158,12 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
             timeout_us, priority, all_binary = read_steering(request.parameters)
             parameters = relevant(request.parameters)
     outputs: tuple[str, ...] = ()
+    classes: dict[str, int] = {}
     binary = signature.output_names if all_binary else NOTHING
     if request.outputs is not UNSET:
         colons += 1
         if request.outputs:
-            more, outputs, binary = _read_outputs(request.outputs, all_binary)
+            more, outputs, binary, classes = read_outputs(request.outputs, all_binary)
             colons += more
     if text.count(b":") != colons:
         check_keys(text, bulk)
@@ -169,7 +172,7 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
         raise signature.refuse_missing(inputs)
     tensors: list[Tensor] = inputs  # type: ignore[assignment]  # None was ruled out
     if outputs or signature.no_json:
-        signature.pick_outputs(outputs, binary)
+        signature.pick_outputs(outputs, binary, classes)
     found = InferRequest(
         given_id,
         tensors,
@@ -179,6 +182,7 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
         parameters,
         timeout_us,
         priority,
+        classes,
     )
     if in_order:
         signature.memo.keep(text, body, found)
@@ -215,12 +219,21 @@ def _binary_size(given: _Input, index: int) -> int | None:
     return size
 
 
-def _read_outputs(
-    given: list[_Output], all_binary: bool
-) -> tuple[int, tuple[str, ...], frozenset[str]]:
-    """Return the colons of their keys, the names, and the names of those wanted as binary."""
+def read_outputs(
+    given: list[Output], all_binary: bool
+) -> tuple[int, tuple[str, ...], frozenset[str], dict[str, int]]:
+    """Read which outputs are asked for, and how.
+
+    Returns:
+        The colons of their keys, the names, the names of those wanted in binary form, and how
+        many classes are wanted of those that are to be classified.
+
+    Raises:
+        BadRequest: a parameter of an output has another type, or is not spoken here.
+    """
     colons = len(given)
     binary = []
+    classes = {}
     for output in given:
         parameters = output.parameters
         is_binary = all_binary
@@ -228,11 +241,10 @@ def _read_outputs(
             colons += 1
             if parameters:
                 colons += len(parameters)
-                if parameters.get("classification"):
-                    raise BadRequest(
-                        f"output {quote(output.name)}: classification is not offered; "
-                        "ask for the output itself"
-                    )
+                if "classification" in parameters and (
+                    count := read_class_count(parameters, output.name)
+                ):
+                    classes[output.name] = count
                 if "shared_memory_region" in parameters:
                     raise BadRequest(
                         f"output {quote(output.name)}: shared memory is not spoken here"
@@ -241,7 +253,7 @@ def _read_outputs(
                     is_binary = read_flag(parameters, "binary_data")
         if is_binary:
             binary.append(output.name)
-    return colons, tuple(output.name for output in given), frozenset(binary)
+    return colons, tuple(output.name for output in given), frozenset(binary), classes
 
 
 def check_id(value: str) -> None:

@@ -107,7 +107,7 @@ def pack_data(
         raise _refuse_depth_of(depth, shape, index)
     if len(values) != count:
         raise _refuse_count(len(values), shape, count, index)
-    return _pack(rule, values, index)
+    return pack_values(rule, values, index)
 
 
 def _pack_bulk(
@@ -167,7 +167,7 @@ def unfold_data(
         dims = tuple(shape)
         if depth > 1:
             values = _flatten(values, dims, where)
-    return (1,) * (rule.rank - len(dims)) + dims, _pack(rule, values, where)
+    return (1,) * (rule.rank - len(dims)) + dims, pack_values(rule, values, where)
 
 
 def depth_of(data: msgspec.Raw | bytes) -> int:
@@ -253,7 +253,12 @@ def _refuse_ragged(shape: Sequence[int], where: int | str) -> BadRequest:
     )
 
 
-def _pack(rule: InputRule, values: list[Any], where: int | str) -> bytes:
+def pack_values(rule: InputRule, values: list[Any], where: int | str) -> bytes:
+    """Put decoded elements into the tensor's binary form.
+
+    Raises:
+        BadRequest: one of them is out of the datatype's range.
+    """
     if rule.code:
         try:
             return struct.pack(f"<{len(values)}{rule.code}", *values)

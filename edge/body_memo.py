@@ -51,6 +51,7 @@ class Memo:
             like.parameters,
             like.timeout_us,
             like.priority,
+            like.classes,
         )
 
     def keep(self, text: bytes, body: bytes, request: InferRequest) -> None:

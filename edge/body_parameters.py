@@ -13,6 +13,7 @@ from edge.body_request import Parameter
 from edge.errors import BadRequest, quote
 
 PRIORITY_MAX = 100
+CLASSES_MAX = 1 << 16  # of one output and row
 TIMEOUT_US_MAX = 2**53  # what a JSON number holds exactly
 RESERVED = frozenset(
     {
@@ -50,6 +51,8 @@ def read_steering(given: Mapping[str, Parameter]) -> tuple[int, int, bool]:
             f"parameter 'priority' must be 0 (default) or 1 (highest) to {PRIORITY_MAX}, "
             f"not {_show(priority)}"
         )
+    if type(given.get("headers", "")) is not str:
+        raise BadRequest(f"parameter 'headers' must be a string, not {_show(given['headers'])}")
     return timeout_us, priority, read_flag(given, "binary_data_output")
 
 
@@ -59,6 +62,17 @@ def read_flag(given: Mapping[str, Parameter], name: str) -> bool:
     if value is True or value is False:
         return value
     raise BadRequest(f"parameter {quote(name)} must be true or false, not {_show(value)}")
+
+
+def read_class_count(given: Mapping[str, Parameter], output: str) -> int:
+    """Read how many classes an output is wanted as; 0: the output itself."""
+    value = given["classification"]
+    if type(value) is int and 0 <= value <= CLASSES_MAX:
+        return value
+    raise BadRequest(
+        f"output {quote(output)}: classification must be a whole number of classes from 0 to "
+        f"{CLASSES_MAX}, not {_show(value)}"
+    )
 
 
 def relevant(given: Mapping[str, Parameter]) -> dict[str, Parameter]:

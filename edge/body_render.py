@@ -125,7 +125,7 @@ def render_data(tensor: TensorLike) -> bytes:
     if dtype is None:
         return _render_strings(tensor, count)
     if len(data) != count * dtype.itemsize:
-        raise _refuse_size(tensor)
+        raise refuse_size(tensor)
     array = np.frombuffer(data, dtype) if count else np.empty(0, dtype)
     if not array.flags.aligned:
         array = array.copy()
@@ -150,7 +150,7 @@ def _render_strings(tensor: TensorLike, count: int) -> bytes:
     try:
         elements = split_bytes(tensor.data, count)
     except ValueError:
-        raise _refuse_size(tensor) from None
+        raise refuse_size(tensor) from None
     try:
         return orjson.dumps([element.decode() for element in elements])
     except UnicodeDecodeError:
@@ -161,7 +161,8 @@ def _render_strings(tensor: TensorLike, count: int) -> bytes:
         ) from None
 
 
-def _refuse_size(tensor: TensorLike) -> WorkerLost:
+def refuse_size(tensor: TensorLike) -> WorkerLost:
+    """Say that an output has not the bytes of its shape."""
     return WorkerLost(
         f"the worker's answer for output {quote(tensor.name)} has not the bytes of its shape"
     )

@@ -21,3 +21,4 @@ class InferRequest(msgspec.Struct, gc=False):
     parameters: dict[str, Parameter] = {}  # without the reserved ones
     timeout_us: int = 0  # 0: none given
     priority: int = 0  # 0: default, 1: highest
+    classes: dict[str, int] = {}  # outputs wanted as their best classes: how many of them

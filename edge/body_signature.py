@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,15 +152,19 @@ class Signature:
             )
         return rows
 
-    def pick_outputs(self, names: Sequence[str], binary: frozenset[str]) -> None:
+    def pick_outputs(
+        self, names: Sequence[str], binary: frozenset[str], classes: Container[str] = ()
+    ) -> None:
         """Check that the wanted outputs exist and can be rendered as they are wanted.
 
         Args:
             names: the wanted outputs; empty for all.
             binary: those of them that are wanted in binary form.
+            classes: those of them that are to be classified.
 
         Raises:
-            BadRequest: an output is named twice, or has no JSON form and was not asked as binary.
+            BadRequest: an output is named twice, is to be classified and is not of numbers, or has
+                no JSON form and was not asked as binary.
             Unprocessable: an output does not exist.
         """
         if names:
@@ -170,6 +174,11 @@ class Signature:
                 if name not in self.outputs:
                     raise Unprocessable(
                         f"unexpected inference output {quote(name)} for model {quote(self.model)}"
+                    )
+                if name in classes and self.outputs[name] not in CODES:
+                    raise BadRequest(
+                        f"output {quote(name)} is {self.outputs[name]}, which has no classes: "
+                        "classification is for numbers"
                     )
         if self.no_json:
             for name in self.no_json.intersection(names or self.outputs) - binary:

@@ -1,7 +1,16 @@
-"""Compressed request bodies: gzip and deflate, bounded before anything is made of them."""
+"""Compressed bodies, gzip and deflate: requests bounded before anything is made of them, answers.
+
+A request is decompressed whatever its size.  An answer is compressed for who asks for it: by an
+Accept-Encoding that names one of the two and no other coding, as tritonclient's
+`response_compression_algorithm` does.  Most HTTP libraries list all that they could read with
+every request, without a wish of anybody's; compressing tensors for them would cost far more time
+than it saves.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import zlib
 
 from edge.errors import BadRequest, TooLarge
@@ -9,6 +18,9 @@ from edge.errors import BadRequest, TooLarge
 # What zlib calls the formats: gzip with its header, and what HTTP calls deflate, a zlib stream.
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 ENCODINGS = frozenset(_WINDOW_BITS)
+LEVEL = 1  # the client waits for it: a higher level costs more time than it saves on most links
+DEFLATED_HERE_BYTES = 16 << 10  # a larger one is compressed in a thread
+HEADER_CHARS_MAX = 256  # of an Accept-Encoding that is looked at and remembered
 
 
 def inflate(body: bytes, encoding: str, bytes_max: int) -> bytes:
@@ -35,3 +47,45 @@ def inflate(body: bytes, encoding: str, bytes_max: int) -> bytes:
     if inflater.unused_data:
         raise BadRequest(f"{len(inflater.unused_data)} bytes are left behind the {encoding} body")
     return found
+
+
+def deflate(body: bytes, encoding: str) -> bytes:
+    """Return `body` compressed; `encoding` is one of `ENCODINGS`."""
+    deflater = zlib.compressobj(LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding])
+    return deflater.compress(body) + deflater.flush()
+
+
+async def encoded(body: bytes, accept_encoding: str) -> tuple[bytes, list[tuple[str, str]]]:
+    """Compress an answer if the client asks for it.
+
+    Args:
+        body: the answer's.
+        accept_encoding: the header's value.
+
+    Returns:
+        The body, and the headers that belong to it.
+    """
+    encoding = wanted(accept_encoding) if len(accept_encoding) <= HEADER_CHARS_MAX else ""
+    if not encoding:
+        return body, []
+    if len(body) <= DEFLATED_HERE_BYTES:
+        small = deflate(body, encoding)
+    else:
+        small = await asyncio.to_thread(deflate, body, encoding)
+    return small, [("content-encoding", encoding), ("vary", "accept-encoding")]
+
+
+@functools.lru_cache(maxsize=256)
+def wanted(accept_encoding: str) -> str:
+    """Return the one coding that an Accept-Encoding asks for; empty if it asks for none.
+
+    >>> wanted("gzip"), wanted("deflate;q=0.5, identity;q=0"), wanted("gzip, deflate, br")
+    ('gzip', 'deflate', '')
+    """
+    named = []
+    for choice in accept_encoding.lower().split(","):
+        coding, _, weight = (part.strip() for part in choice.partition(";"))
+        is_refused = weight.replace(" ", "").rstrip("0").rstrip(".") in ("q=0", "q=")
+        if coding and coding != "identity" and not is_refused:
+            named.append(coding)
+    return named[0] if len(named) == 1 and named[0] in ENCODINGS else ""

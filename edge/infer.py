@@ -7,6 +7,7 @@ server: it gets a header lookup and a way to read the body, and returns status, 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import math
 import random
@@ -19,9 +20,12 @@ from typing import Literal
 from edge.auth import Auth, allow
 from edge.body import InferRequest, parse_infer, render_infer
 from edge.body_generate import parse_generate
+from edge.body_msgpack import parse_msgpack, render_msgpack
 from edge.cache import AnswerCache, cache_key
+from edge.classification import classify
+from edge.content import answers_msgpack, is_msgpack, refuse_msgpack
 from edge.dispatch import Answer, Call, Pool
-from edge.encoding import ENCODINGS
+from edge.encoding import ENCODINGS, encoded
 from edge.errors import (
     BadRequest,
     NotFound,
@@ -45,6 +49,7 @@ Reply = tuple[int, list[tuple[str, str]], bytes]
 Kept = Sequence[TensorLike]
 
 TENSOR_BYTES_EXTRA = 200  # what a cached tensor costs besides its bytes
+CLASSIFIED_HERE_BYTES = 64 << 10  # larger outputs are classified in a thread
 PRECISION = "published"  # precision class of the answer; engines of other classes come later
 CONTENT_ENCODINGS = ENCODINGS | {"", "identity"}
 
@@ -100,12 +105,17 @@ class Service:
     ) -> Reply:
         """Answer `POST /v2/models/…/infer`; raises `Refusal`."""
         record, endpoint = await self._admit(trace, self.world.snapshot, target, header)
+        is_packed = is_msgpack(header("content-type"))
+        packs = answers_msgpack(header("accept"), is_packed)
         body = await read_body()
         read_s = self._now()
         arm = trace.arm = self._arm(endpoint, record, header)
-        request = parse_infer(
-            body, header("inference-header-content-length"), arm.version.signature
-        )
+        signature = arm.version.signature
+        header_length = header("inference-header-content-length")
+        if is_packed:
+            request = parse_msgpack(body, header_length, signature, binary=packs)
+        else:
+            request = parse_infer(body, header_length, signature)
         deadline_s = self._accept(trace, endpoint, request, header)
         now_s = self._now()
         trace.parse_s = now_s - read_s
@@ -113,7 +123,15 @@ class Service:
             trace, record, endpoint, arm, request, header, deadline_s, now_s
         )
         trace.answered_s = self._now()
-        content, headers = render_infer(request, target.name, arm.version.ref[1], answer.outputs)
+        outputs = answer.outputs
+        if request.classes:
+            outputs = await self._classes(request, arm, outputs)
+        render = render_msgpack if packs else render_infer
+        content, headers = render(request, target.name, arm.version.ref[1], outputs)
+        accepted = header("accept-encoding")
+        if accepted is not None:
+            content, more = await encoded(content, accepted)
+            headers += more
         headers += self.headers(trace)
         return 200, headers, content
 
@@ -127,6 +145,7 @@ class Service:
     ) -> tuple[InferRequest, Call]:
         """Begin `POST /v2/models/…/generate_stream`; the call's future ends the stream."""
         record, endpoint = await self._admit(trace, self.world.snapshot, target, header)
+        refuse_msgpack(header("content-type"))
         body = await read_body()
         read_s = self._now()
         arm = trace.arm = self._arm(endpoint, record, header)
@@ -345,6 +364,18 @@ class Service:
             self.pool.cancel(call)
             raise
         return trace.answer
+
+    async def _classes(self, request: InferRequest, arm: ArmOf, outputs: Kept) -> list[TensorLike]:
+        """Return the outputs with those as classes that are wanted so; off the loop if it takes."""
+        work = functools.partial(
+            classify,
+            request,
+            outputs,
+            arm.version.manifest.labels,
+            batched=arm.version.signature.batched,
+        )
+        is_small = sum(len(output.data) for output in outputs) <= CLASSIFIED_HERE_BYTES
+        return work() if is_small else await asyncio.to_thread(work)
 
     def _keep(self, key: bytes, endpoint: Endpoint, done: asyncio.Future[Answer]) -> None:
         if not done.cancelled() and done.exception() is None:

@@ -403,7 +403,7 @@ def test_a_path_that_leads_elsewhere_leads_nowhere(stack: Stack, path: str, meth
 def test_a_header_that_is_no_text_does_no_harm(stack: Stack, name: str, value: str) -> None:
     for method, path in (("POST", PATH), ("GET", f"/v2/models/{MODEL}")):
         answer = stack.request(method, path, GOOD if method == "POST" else None, {name: value})
-        assert answer.status in (200, 400), answer.body
+        assert answer.status in (200, 400, 415), answer.body
         assert answer.headers.get("x-request-id", "") != value
 
 

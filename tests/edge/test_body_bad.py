@@ -253,9 +253,13 @@ MALFORMED: dict[str, Any] = {
     "output without a name": {"inputs": [x()], "outputs": [{}]},
     "output twice": {"inputs": [x()], "outputs": [{"name": "y"}, {"name": "y"}]},
     "1025 outputs": {"inputs": [x()], "outputs": [{"name": "y"}] * 1025},
-    "classification": {
-        "inputs": [x()],
-        "outputs": [{"name": "y", "parameters": {"classification": 3}}],
+    "headers of a number": {"inputs": [x()], "parameters": {"headers": 5}},
+    **{
+        f"classification {count!r}": {
+            "inputs": [x()],
+            "outputs": [{"name": "y", "parameters": {"classification": count}}],
+        }
+        for count in (-1, "3", True, 2.0, 10**6, 10**40)
     },
     "binary_data 1": {
         "inputs": [x()],

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from edge.encoding import inflate
+from edge.encoding import DEFLATED_HERE_BYTES, encoded, inflate, wanted
 from edge.errors import BadRequest, TooLarge
 
 COMPRESS = {"gzip": gzip.compress, "deflate": zlib.compress}
@@ -52,3 +52,39 @@ def test_what_lies_behind_is_refused(encoding: str) -> None:
 def test_other_bytes_are_refused() -> None:
     with pytest.raises(BadRequest, match="is not gzip"):
         inflate(b"{}", "gzip", 1000)
+
+
+@pytest.mark.parametrize("encoding", COMPRESS)
+@pytest.mark.parametrize("size", [0, 10, DEFLATED_HERE_BYTES + 1])
+async def test_an_answer_is_compressed_for_who_asks(encoding: str, size: int) -> None:
+    small, headers = await encoded(b"a" * size, encoding)
+    assert inflate(small, encoding, size) == b"a" * size
+    assert headers == [("content-encoding", encoding), ("vary", "accept-encoding")]
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "expected"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("GZIP;q=0.5", "gzip"),
+        ("gzip, identity;q=0", "gzip"),
+        ("gzip, deflate;q=0", "gzip"),
+        ("gzip, deflate;q=0.000", "gzip"),
+        ("gzip, deflate", ""),  # what a library says without anybody's wish
+        ("gzip, deflate, br, zstd", ""),
+        ("*", ""),
+        ("identity", ""),
+        ("gzip;q=0", ""),
+        ("br", ""),
+        ("", ""),
+        (",;,;q=", ""),
+        ("\xff", ""),
+    ],
+)
+def test_only_a_wish_for_one_coding_is_one(accept_encoding: str, expected: str) -> None:
+    assert wanted(accept_encoding) == expected
+
+
+async def test_a_long_wish_is_none() -> None:
+    assert await encoded(b"body", "gzip" + " " * 30_000) == (b"body", [])

@@ -53,16 +53,17 @@ def decide(
 
     Heads are shed while they would be late in the batch that this load calls for: its size
     is what keeps up with the arrivals (`target_rows`), or less if less waits.  Running them
-    in a smaller batch would be on time, and make everybody behind them late.  Then the
-    longest prefix runs with which everybody in it is on time.
+    in a smaller batch would be on time, and make everybody behind them late.  Only who has
+    the head's own priority counts as behind it: nobody is shed for the sake of a lower one.
+    Then the longest prefix runs with which everybody in it is on time.
 
     Tickets count by their rows and are never split; one with more rows than `rows_max` runs
     alone.  Tickets that differ in shape never share a run: only those with the head's shape
     are looked at, the others keep their places.
 
     Args:
-        waiting: tickets in the order in which they are to be served; not empty.  Gone
-            through once, and no further than a decision needs.
+        waiting: tickets in the order in which they are to be served, by priority first; not
+            empty.  Gone through once, and no further than a decision needs.
         now_s: the time of the decision, on the tickets' clock.
         limits: what the engine allows.
         arrival_rows_per_s: lately, of this engine; 0 if unknown.
@@ -82,8 +83,12 @@ def decide(
     head = mates[0]
 
     target = target_rows(limits, head.deadline_s - head.arrived_s, arrival_rows_per_s)
-    shed, rows_left = 0, rows
-    for ticket in mates:
+    peers, rows_left = mates, rows
+    if mates[-1].priority != head.priority:
+        peers = [ticket for ticket in mates if ticket.priority == head.priority]
+        rows_left = sum([ticket.rows for ticket in peers])
+    shed = 0
+    for ticket in peers:
         assert ticket.rows >= 1
         if now_s + run_s(max(ticket.rows, min(target, rows_left))) <= ticket.deadline_s:
             break

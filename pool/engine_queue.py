@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from pool.counters import QueueCounters
 from pool.engines.base import Session, reason_of
 from pool.expiry import Expiries
 from pool.inline import InlineRule
+from pool.line import Line
 from pool.profile import ArrivalRate, LatencyProfile
 from pool.runner import Runner, ThreadRunner, run_here
 from pool.running import Ran, run_tickets
@@ -92,11 +92,11 @@ class EngineQueue:
         self._arrivals = ArrivalRate()
         self._inline = InlineRule()
         # Who waits, in order, and which of them have come since the last step:
-        self._waiting: OrderedDict[Ticket, None] = OrderedDict()
+        self._waiting = Line()
         self._arrived: list[Ticket] = []
         self._rows_waiting = 0
         self._bytes_waiting = 0
-        self._expiries = Expiries(self._waiting.keys(), self._expire, clock, self._loop)
+        self._expiries = Expiries(self._waiting, self._expire, clock, self._loop)
         # Who runs, and what happens next:
         self._running: _Running | None = None
         self._is_step_due = False
@@ -160,7 +160,7 @@ class EngineQueue:
             return
         now_s = self._clock()
         self._arrivals.add(ticket.rows, now_s, ticket.deadline_s - ticket.arrived_s)
-        self._waiting[ticket] = None
+        self._waiting.add(ticket)
         self._rows_waiting += ticket.rows
         self._bytes_waiting += ticket.bytes
         self._is_idle_known = False
@@ -372,8 +372,7 @@ class EngineQueue:
         return taken
 
     def _remove(self, ticket: Ticket) -> None:
-        if ticket in self._waiting:
-            del self._waiting[ticket]
+        if self._waiting.remove(ticket):
             self._rows_waiting -= ticket.rows
             self._bytes_waiting -= ticket.bytes
 

@@ -23,6 +23,7 @@ from pool.wire.arena import ArenaView
 from pool.wire.data import Tensor
 from pool.wire.frames import Buffer, WireError, padded
 from pool.wire.peer import Peer
+from registry_sync.documents import PRIORITY_DEFAULT
 from registry_sync.names import BadName
 
 RETRY_AFTER_MS = 1000  # of a refusal that may pass
@@ -85,7 +86,7 @@ class Served:
             inputs=inputs,
             on_settled=self.settle,
             outputs=call.outputs,
-            priority=call.priority,
+            priority=call.priority or PRIORITY_DEFAULT,
             rows_max=call.rows_max or ROWS_UNBOUNDED,
             bytes=self.size_bytes,
             on_chunk=self._chunk if call.stream else None,

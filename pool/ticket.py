@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pool.engines.base import Tensors
+from registry_sync.documents import PRIORITY_DEFAULT
 
 ROWS_UNBOUNDED = 1 << 30
 
@@ -59,7 +60,7 @@ class Ticket:
     inputs: Tensors
     on_settled: Callable[[Outcome], None]  # called on the loop, exactly once
     outputs: tuple[str, ...] = ()  # empty: all
-    priority: int = 0
+    priority: int = PRIORITY_DEFAULT  # 1 is the highest
     rows_max: int = ROWS_UNBOUNDED  # of a run that it is part of, besides the engine's own bound
     bytes: int = 0  # of the inputs; for the bound on what may wait
     # For engines that stream: takes each piece on the loop.  What it returns is awaited

@@ -37,6 +37,7 @@ REQUIRES_KNOWN: Final[frozenset[str]] = frozenset()  # words that this release u
 FILES_MAX: Final = 10_000
 OLD_SECRETS_MAX: Final = 4  # of one key, still good at once
 CACHE_EPOCHS_MAX: Final = 256  # versions purged one by one; then the endpoint's own epoch rises
+PRIORITY_DEFAULT: Final = 50  # of calls that name none; 1 is the highest, 100 the lowest
 
 
 class BadDocument(ValueError):
@@ -225,6 +226,8 @@ class KeyRecord(msgspec.Struct, frozen=True):
     quota: Quota | None = None
     not_after: float | None = None  # unix seconds
     previous: Annotated[tuple[OldSecret, ...], Meta(max_length=OLD_SECRETS_MAX)] = ()
+    # The highest priority that its calls may have, of 1, the highest, to 100.
+    priority: Annotated[int, Meta(ge=1, le=100)] = 1
 
 
 class Keys(msgspec.Struct, frozen=True):

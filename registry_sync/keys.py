@@ -48,6 +48,7 @@ def make_key(
     scopes: Sequence[str],
     quota: Quota | None = None,
     not_after: float | None = None,
+    priority: int = 1,
 ) -> tuple[str, KeyRecord]:
     """Make a new key and its record; the key itself is kept nowhere.
 
@@ -56,12 +57,13 @@ def make_key(
         scopes: at least one of ``admin``, ``infer:*``, ``infer:<endpoint>``.
         quota: what the key may use; None is no limit.
         not_after: the unix second from which on the key is refused; None is never.
+        priority: the highest that its calls may have, of 1, the highest, to 100.
 
     Raises:
         BadDocument: names the value that does not fit.
     """
     key = f"tp_{secrets.token_hex(8)}_{secrets.token_hex(32)}"
-    return key, record_of(key, tenant, scopes, quota, not_after)
+    return key, record_of(key, tenant, scopes, quota, not_after, priority)
 
 
 def record_of(
@@ -70,6 +72,7 @@ def record_of(
     scopes: Sequence[str],
     quota: Quota | None = None,
     not_after: float | None = None,
+    priority: int = 1,
 ) -> KeyRecord:
     """Return a new record of a key, with a fresh salt; arguments as for `make_key`.
 
@@ -92,6 +95,7 @@ def record_of(
         scopes=tuple(scopes),
         quota=quota,
         not_after=not_after,
+        priority=priority,
     )
     documents.check_keys(Keys((record,)))
     return record

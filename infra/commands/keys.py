@@ -55,6 +55,9 @@ def create_command(
     concurrent: Concurrent = None,
     days: Annotated[float | None, typer.Option(min=0, help="Refused after so many.")] = None,
     not_after: NotAfter = None,
+    priority: Annotated[
+        int, typer.Option(min=1, max=100, help="The highest that its calls may have; 1: any.")
+    ] = 1,
     reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
@@ -69,7 +72,7 @@ def create_command(
             until_s = _unix_s(not_after)
         quota = _quota(requests_per_s, rows_per_s, burst_s, concurrent)
         store = store_of(data, registry)
-        key, record = keys.make_key(tenant, scope or ["infer:*"], quota, until_s)
+        key, record = keys.make_key(tenant, scope or ["infer:*"], quota, until_s, priority)
         recorded(store, reason, "key.create", record.id, lambda: keys.add_key(store, record))
         poke(data, store)
     typer.echo(_json({"id": record.id, "key": key}) if json else key)

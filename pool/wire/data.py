@@ -111,7 +111,7 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
     version: _Short
     digest: _Short  # of the artifact: a worker never answers for another one
     time_left_us: _Count
-    priority: _Count
+    priority: _Count  # 1: the highest; 0: the default
     inputs: _Heads
     outputs: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=1024)] = ()  # empty: all
     stream: bool = False

@@ -11,7 +11,7 @@ import numpy as np
 
 from pool.engines.base import Array, Tensors
 from pool.ticket import Outcome, Ticket
-from registry_sync.documents import TensorSpec
+from registry_sync.documents import PRIORITY_DEFAULT, TensorSpec
 from tests.support.counting_engine import TestSession
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ def asked(
     arrived_s: float = 0.0,
     slo_s: float = 10.0,
     shape_key: Hashable = "x",
+    priority: int = PRIORITY_DEFAULT,
     inputs: Tensors | None = None,
     outputs: tuple[str, ...] = (),
     on_chunk: Callable[[Tensors], Awaitable[None] | None] | None = None,
@@ -57,6 +58,7 @@ def asked(
     ticket = Ticket(
         rows=len(tensor),
         shape_key=shape_key,
+        priority=priority,
         arrived_s=arrived_s,
         deadline_s=arrived_s + slo_s,
         inputs=inputs if inputs is not None else {"x": tensor},

@@ -29,6 +29,7 @@ from edge.errors import (
     Unavailable,
     Unprocessable,
     WorkerLost,
+    jittered,
 )
 from pool.wire import data
 from pool.wire.arena import PLACE_BYTES_MIN, Arena
@@ -45,9 +46,8 @@ REDIAL_S_MAX = (
     0.25  # a worker that came back is not kept waiting; one that is gone leaves the routes
 )
 STEADY_S = 1.0  # after a connection that lasted so long the next one is dialled almost at once
-LATE_S = 0.25  # how long after its deadline a worker may still answer, before the edge does
-SWEEP_S = 0.02  # deadlines and departed clients are noticed within this
-RETRY_AFTER_S_MAX = 120.0
+LATE_S = 0.03  # how long after its deadline a worker may still answer, before the edge does
+SWEEP_S = 0.02  # so often calls are looked for whose deadline is near; these get a timer each
 LOST_RETRIES = 1  # a call is sent again so often, and only when its worker broke
 
 _log = structlog.get_logger()
@@ -73,9 +73,7 @@ def refusal_of(reply: data.Reply) -> Refusal:
         case 422:
             return Unprocessable(reply.detail)
         case 503:
-            jitter = random.uniform(1.0, 1.5)  # so that those refused together do not return so
-            after_s = min(reply.retry_after_ms / 1000 * jitter, RETRY_AFTER_S_MAX)
-            return Unavailable(reply.detail, retry_after_s=after_s)
+            return Unavailable(reply.detail, retry_after_s=jittered(reply.retry_after_ms / 1000))
         case 504:
             return DeadlineExceeded(reply.detail)
         case 500:
@@ -419,25 +417,45 @@ class Pool:
         self.start(call)
 
     async def sweep_forever(self) -> None:
-        """End the calls whose deadline has passed without the worker's saying so."""
+        """Give a timer to every call whose deadline comes before the next look.
+
+        One for each call from its start would cost more than most calls do.
+        """
         while True:
             await asyncio.sleep(SWEEP_S)
-            now_s = time.monotonic()
-            for call in [c for c in self._waiting if now_s > c.deadline_s]:
-                self.cancel(call, self._too_late(call))
             for conn in [conn for conn in self._leaving if not conn.calls]:
                 self._leaving.discard(conn)
                 conn.close()
+            until_s = time.monotonic() + 2 * SWEEP_S  # the next look may be late
+            for call in [c for c in self._waiting if c.deadline_s < until_s]:
+                self._expire_at(call, call.deadline_s)
             for conn in (*self._conns.values(), *self._leaving):
                 if conn.calls:
-                    late = [c for c in conn.calls.values() if now_s > c.deadline_s + LATE_S]
-                    for call in late:
-                        self.cancel(call, DeadlineExceeded("no answer before the deadline"))
+                    near = [c for c in conn.calls.values() if c.deadline_s + LATE_S < until_s]
+                    for call in near:
+                        self._expire_at(call, call.deadline_s + LATE_S)
 
-    def _too_late(self, call: Call) -> Refusal:
-        if call.ref not in self._engines:
-            return Unavailable("no worker of the pool knows this model yet", retry_after_s=1.0)
-        return Unavailable("no worker of the pool can be reached", retry_after_s=1.0)
+    def _expire_at(self, call: Call, at_s: float) -> None:
+        left_s = at_s - time.monotonic()
+        if left_s <= 0:
+            self._expire(call)
+        else:
+            asyncio.get_running_loop().call_later(left_s, self._expire, call)
+
+    def _expire(self, call: Call) -> None:
+        """End a call whose deadline has passed without the worker's saying so.
+
+        A worker that has the call answers at its deadline by itself, if it still waits there; so
+        that it is heard first, the edge leaves it `LATE_S`.
+        """
+        if call.future.done():
+            return
+        if call in self._waiting:
+            why = "can be reached" if call.ref in self._engines else "knows this model yet"
+            text = f"no worker of the pool {why}"
+            self.cancel(call, Unavailable(text, retry_after_s=jittered(1.0)))
+        else:
+            self.cancel(call, DeadlineExceeded("no answer before the deadline"))
 
     async def close(self) -> None:
         """Close every connection."""

@@ -11,9 +11,11 @@ answers `{"error": text}` and the admin routes problem+json, each in its own han
 from __future__ import annotations
 
 import math
+import random
 from typing import ClassVar
 
 TEXT_CHARS_MAX = 300
+RETRY_AFTER_S_MAX = 120.0  # clients that read it do not come back at all after a longer one
 QUOTE_CHARS_MAX = 80  # of the caller's own input, so that an error never reflects a body
 
 Headers = tuple[tuple[str, str], ...]
@@ -176,6 +178,11 @@ def retry_headers(retry_after_s: float) -> Headers:
         ("retry-after", str(max(1, math.ceil(retry_after_s)))),
         ("retry-after-ms", str(max(1, math.ceil(retry_after_s * 1000)))),
     )
+
+
+def jittered(retry_after_s: float) -> float:
+    """Spread a wait, at most 120 s, so that those refused together do not come back together."""
+    return min(retry_after_s * random.uniform(1.0, 1.5), RETRY_AFTER_S_MAX)
 
 
 def quote(value: str) -> str:

@@ -32,6 +32,7 @@ from edge.errors import (
     Unavailable,
     Unprocessable,
     Unsupported,
+    jittered,
     quote,
 )
 from edge.flight import Flights
@@ -41,7 +42,7 @@ from edge.trace import Header, Trace, count, server_timing
 from edge.variants import unit_of
 from edge.world import World
 from pool.wire.data import Tensor, TensorLike
-from registry_sync.documents import KeyRecord
+from registry_sync.documents import PRIORITY_DEFAULT, KeyRecord
 from registry_sync.names import BadName, check_name, check_version
 
 ReadBody = Callable[[], Awaitable[bytes]]
@@ -182,7 +183,7 @@ class Service:
                 raise Unavailable(
                     f"whether version {target.version!r} of {target.name!r} exists cannot be told "
                     "while no controller can be reached",
-                    retry_after_s=1.0,
+                    retry_after_s=jittered(1.0),
                 ) from None
         if version is None:
             raise NotFound(
@@ -344,6 +345,7 @@ class Service:
         on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> Call:
         trace.dispatched = True
+        record = trace.record
         return Call(
             ref=arm.version.ref,
             digest=arm.version.digest,
@@ -351,7 +353,7 @@ class Service:
             inputs=request.inputs,
             outputs=request.outputs,
             deadline_s=deadline_s,
-            priority=request.priority,
+            priority=request.priority if record is None else capped(request.priority, record),
             rows_max=trace.endpoint.rows_max if trace.endpoint is not None else 0,
             on_chunk=on_chunk,
         )
@@ -387,6 +389,12 @@ class Service:
         size_bytes = sum(len(output.data) + TENSOR_BYTES_EXTRA for output in answer.outputs)
         outputs = [_own(output) for output in answer.outputs]
         self.cache.put(key, outputs, size_bytes, now_s, ttl_s)
+
+
+def capped(priority: int, record: KeyRecord) -> int:
+    """Return the priority of a call, 0 being the default: no higher than its key may have."""
+    highest = record.priority
+    return priority if highest == 1 else max(priority or PRIORITY_DEFAULT, highest)
 
 
 def _own(tensor: TensorLike) -> TensorLike:

@@ -29,6 +29,7 @@ from edge.errors import (
     Refusal,
     TooLarge,
     Unavailable,
+    jittered,
 )
 from edge.infer import Service, Target
 from edge.stream import STREAM_BYTES_MAX, Part, Parts
@@ -167,7 +168,9 @@ class App:
                 trace, target, header, lambda: self._body(trace, header, proto), parts.put
             )
             call.future.add_done_callback(lambda _: parts.end())
-            fast = Unavailable("the model answers faster than can be sent", retry_after_s=1.0)
+            fast = Unavailable(
+                "the model answers faster than can be sent", retry_after_s=jittered(1.0)
+            )
             parts.on_overfull = functools.partial(service.pool.cancel, call, fast)
             if is_stream:
                 status = await self._send_events(proto, trace, target, request, call, parts)

@@ -19,6 +19,7 @@ import structlog
 
 from pool.engine_queue import EngineQueue
 from pool.engines.base import EngineError, Session, reason_of
+from pool.expiry import Expiries
 from pool.ticket import Failed, Outcome, Overdue, Ticket
 from registry_sync.documents import Manifest
 
@@ -88,6 +89,9 @@ class EngineSlot:
         self.queue: EngineQueue | None = None
         self.used_s = time.monotonic()
         self._waiting: dict[Waiting, None] = {}
+        self._expiries: Expiries[Waiting] = Expiries(
+            self._waiting.keys(), self._expire, time.monotonic, asyncio.get_running_loop()
+        )
         self._failures = 0
         self._retry_at_s = 0.0
         self._loading: asyncio.Task[None] | None = None
@@ -129,6 +133,7 @@ class EngineSlot:
             waiting.settle(Failed(503, f"the model cannot be loaded: {self.detail}"))
             return
         self._waiting[waiting] = None
+        self._expiries.watch(waiting)
 
     def forget(self, waiting: Waiting) -> bool:
         """Drop a call that nobody wants any more; tell whether it waited for the load."""
@@ -137,11 +142,15 @@ class EngineSlot:
         del self._waiting[waiting]
         return True
 
-    def expire(self, now_s: float) -> None:
-        """End the calls whose deadline passed while the engine loads."""
-        for waiting in [w for w in self._waiting if now_s >= w.deadline_s]:
-            del self._waiting[waiting]
-            waiting.settle(Overdue(now_s - waiting.arrived_s, was_shed=False))
+    def _expire(self, waiting: Waiting) -> None:
+        """End a call whose deadline passes while the engine loads."""
+        del self._waiting[waiting]
+        waiting.settle(Overdue(time.monotonic() - waiting.arrived_s, was_shed=False))
+
+    def _take_waiting(self) -> list[Waiting]:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
 
     async def unload(self) -> None:
         """Give the memory back, unless somebody has called since that was decided.
@@ -165,6 +174,7 @@ class EngineSlot:
     async def close(self) -> None:
         """End everything; who still waits is refused, and who comes later."""
         self._is_closed = True
+        self._expiries.close()
         if self._loading is not None:
             self._loading.cancel()
         self._refuse_waiting("the worker is shutting down")
@@ -202,8 +212,7 @@ class EngineSlot:
             waiting=len(self._waiting),
         )
         self._set("warm")
-        waiting, self._waiting = self._waiting, {}
-        for one in waiting:
+        for one in self._take_waiting():
             self.submit(one)
 
     def _fail(self, detail: str) -> None:
@@ -217,8 +226,7 @@ class EngineSlot:
         self._refuse_waiting(f"the model cannot be loaded: {detail}")
 
     def _refuse_waiting(self, why: str) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for one in waiting:
+        for one in self._take_waiting():
             one.settle(Failed(503, why))
 
     def _set(self, state: str) -> None:

@@ -42,7 +42,6 @@ from registry_sync.sync import present
 
 HEARTBEAT_S = 0.5
 LOAD_REPORT_S = 0.1
-SWEEP_S = 0.02
 SLOTS_MAX = 4096  # versions that one worker has ever been asked for
 
 _log = structlog.get_logger()
@@ -183,22 +182,16 @@ class Worker:
             await asyncio.sleep(HEARTBEAT_S)
             self._heartbeat()
 
-    async def sweep_forever(self) -> None:
-        """End what waits too long for a load, and report a load that has changed."""
-        next_report_s = 0.0
+    async def report_forever(self) -> None:
+        """Tell the edges a load that has changed."""
         while True:
-            await asyncio.sleep(SWEEP_S)
-            now_s = time.monotonic()
-            for slot in self._slots.values():
-                slot.expire(now_s)
-            if now_s >= next_report_s:
-                next_report_s = now_s + LOAD_REPORT_S
-                wait_us = self._wait_us()
-                if wait_us != self._reported_us:
-                    self._reported_us = wait_us
-                    calls = sum(slot.calls for slot in self._slots.values())
-                    for edge in self.peers:
-                        edge.peer.send(data.encode(data.Load(wait_us, calls)))
+            await asyncio.sleep(LOAD_REPORT_S)
+            wait_us = self._wait_us()
+            if wait_us != self._reported_us:
+                self._reported_us = wait_us
+                calls = sum(slot.calls for slot in self._slots.values())
+                for edge in self.peers:
+                    edge.peer.send(data.encode(data.Load(wait_us, calls)))
 
     async def drain(self, lame_duck_s: float, drain_s_max: float) -> None:
         """Leave the routes, keep serving for a while, let what is inside end."""
@@ -228,7 +221,7 @@ async def run(config: WorkerConfig) -> None:
     tasks = [
         loop.create_task(worker.link.run()),
         loop.create_task(worker.beat_forever()),
-        loop.create_task(worker.sweep_forever()),
+        loop.create_task(worker.report_forever()),
     ]
     calm_collector()
     _log.info("worker_up", worker=config.id, address=str(server.address))

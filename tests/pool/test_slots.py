@@ -122,11 +122,10 @@ async def test_command_loads_without_a_call_and_once(place: Place) -> None:
 
 
 async def test_call_whose_deadline_passes_while_the_engine_loads_is_ended(place: Place) -> None:
-    soon, later = place.call(left_s=1.0), place.call(left_s=5.0)
-    place.slot.expire(soon.arrived_s + 0.99)
-    assert not soon.outcomes
-    place.slot.expire(soon.deadline_s)
-    assert isinstance(await soon.outcome(), Overdue)
+    soon, later = place.call(left_s=0.1), place.call(left_s=10.0)
+    outcome = await soon.outcome()
+    assert isinstance(outcome, Overdue)
+    assert outcome.waited_s >= 0.1
     assert not later.outcomes
     assert place.slot.calls == 1
 

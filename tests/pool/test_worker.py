@@ -234,7 +234,7 @@ async def node() -> AsyncIterator[Node]:
     folder = Path(tempfile.mkdtemp(prefix="tp"))
     made = Node(folder)
     server = await serve(made.address, None, made.worker.on_peer)
-    sweep = asyncio.get_running_loop().create_task(made.worker.sweep_forever())
+    sweep = asyncio.get_running_loop().create_task(made.worker.report_forever())
     yield made
     assert not sweep.done()
     sweep.cancel()

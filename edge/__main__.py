@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import time
@@ -21,15 +22,17 @@ import uvloop
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from edge.admin import Admin
+from edge.admin import Admin, refuse_as_problem
 from edge.auth import Auth
 from edge.bridge import Bridge
 from edge.cache import AnswerCache
 from edge.config import EdgeConfig
 from edge.dispatch import Pool
 from edge.flight import Flights
+from edge.guard import HEAD_BYTES_MAX, Guard
 from edge.infer import Service
 from edge.metrics import Metrics
+from edge.receive import Room
 from edge.server import App
 from edge.web import Web
 from edge.world import World
@@ -43,6 +46,8 @@ from registry_sync.stores import StoreError
 METRICS_S = 1.0
 CONNECTIONS_MAX = 8192  # granian's backpressure counts connections, not requests
 BACKLOG = 2048
+FILES_WANTED = 1 << 16  # where there is no limit
+FILES_SPARE = 128  # descriptors that are no client's connection
 ADMIN_BODY_BYTES_MAX = 1 << 20
 
 _log = structlog.get_logger()
@@ -79,20 +84,25 @@ def granian(app: Any, host: str, port: int, config: EdgeConfig) -> Server:
         http="1",  # HTTP/2 belongs to the balancer in front
         websockets=False,
         backlog=BACKLOG,
-        backpressure=CONNECTIONS_MAX,
-        http1_settings=HTTP1Settings(header_read_timeout=config.header_read_timeout_ms),
+        backpressure=min(CONNECTIONS_MAX, files_max() - FILES_SPARE),
+        http1_settings=HTTP1Settings(
+            header_read_timeout=config.header_read_timeout_ms, max_buffer_size=HEAD_BYTES_MAX
+        ),
         log_enabled=False,
     )
 
 
-class _Admin:
-    """The admin port's RSGI application: Starlette alone."""
+def files_max() -> int:
+    """Let this process open as many files as it may; return how many.
 
-    def __init__(self, admin: Admin) -> None:
-        self._bridge = Bridge(admin.app(), ADMIN_BODY_BYTES_MAX)
-
-    async def __rsgi__(self, scope: Any, proto: Any) -> None:
-        await self._bridge(scope, proto)
+    A shell's usual 1,024 are fewer than the sockets that a few idle clients hold.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
 
 
 async def run(config: EdgeConfig) -> None:
@@ -119,11 +129,18 @@ async def run(config: EdgeConfig) -> None:
         metrics=metrics,
     )
     web = Web(service, stop.is_set)
-    app = App(service, web.app(), config.body_bytes_max, config.body_read_timeout_ms / 1000)
-    public = granian(app, config.host, config.port, config)
-    admin = granian(
-        _Admin(Admin(service, stop.is_set)), config.admin_host, config.admin_port, config
+    body_read_s_max = config.body_read_timeout_ms / 1000
+    bodies_bytes_max = max(config.body_bytes_in_flight_max, config.body_bytes_max)
+    app = App(service, web.app(), config.body_bytes_max, body_read_s_max, bodies_bytes_max)
+    public = granian(Guard(app.__rsgi__, app.refuse), config.host, config.port, config)
+    behind = Bridge(
+        Admin(service, stop.is_set).app(),
+        ADMIN_BODY_BYTES_MAX,
+        refuse_as_problem,
+        Room(bodies_bytes_max),
+        body_read_s_max,
     )
+    admin = granian(Guard(behind, refuse_as_problem), config.admin_host, config.admin_port, config)
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.in_flight = lambda: app.in_flight
     metrics.pending = app.pending

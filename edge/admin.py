@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from edge.auth import allow_admin
 from edge.errors import BadRequest, Refusal
+from edge.guard import Lookup, Reply
 from edge.infer import Service
 
 
@@ -74,6 +75,13 @@ class Admin:
         except ConnectionError as error:
             return _problem(503, str(error))
         return Response(found.data, media_type="application/json")
+
+
+def refuse_as_problem(refusal: Refusal, header: Lookup) -> Reply:
+    """Answer a request that is refused before a route gets to see it."""
+    body = {"title": HTTPStatus(refusal.status).phrase, "status": refusal.status}
+    headers = [("content-type", "application/problem+json"), *refusal.headers]
+    return refusal.status, headers, msgspec.json.encode({**body, "detail": refusal.text})
 
 
 def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:

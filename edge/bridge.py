@@ -1,52 +1,88 @@
 """From RSGI to ASGI: lets Starlette answer what is not on the fast path.
 
-Only what Starlette needs for small requests and answers: HTTP, a bounded body read whole, an answer
-sent whole.  No websockets, no streams; those have the fast path.
+Only what Starlette needs for small requests and answers: HTTP, a bounded body read whole and sent
+as it is, an answer sent whole.  No websockets, no streams, no compressed requests; those have the
+fast path.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from starlette.types import ASGIApp
 
-BODY_S_MAX = 10.0
+from edge.errors import BodyTooSlow, Refusal, Unsupported
+from edge.guard import Lookup, Reply
+from edge.receive import Room, receive
+
+BODY_BYTES_MAX = 1 << 20  # nothing here takes more
 
 _log = structlog.get_logger()
 
 
 class Bridge:
-    """An RSGI application around an ASGI one."""
+    """An RSGI application around an ASGI one.
+
+    Args:
+        app: what answers.
+        body_bytes_max: of a request.
+        refuse: makes the answer to a request that `app` does not get to see.
+        room: for the bodies of all requests.
+        body_read_s_max: how long a body may take.
+        request_id: of a header lookup; None: answers carry no id.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         body_bytes_max: int,
-        request_id: Callable[[Callable[[str], str | None]], str] | None = None,
+        refuse: Callable[[Refusal, Lookup], Reply],
+        room: Room,
+        body_read_s_max: float,
+        request_id: Callable[[Lookup], str] | None = None,
     ) -> None:
         self._app = app
-        self._request_id = request_id  # from a header lookup; None: answers carry no id
-        self._body_bytes_max = min(body_bytes_max, 1 << 20)  # nothing here takes more
+        self._body_bytes_max = min(body_bytes_max, BODY_BYTES_MAX)
+        self._refuse = refuse
+        self._room = room
+        self._body_read_s_max = body_read_s_max
+        self._request_id = request_id
 
     async def __call__(self, scope: Any, proto: Any) -> None:
         """Answer one request."""
-        headers = [(name.encode(), _latin(value)) for name, value in _items(scope)]
-        body = bytearray()
+        lookup = scope.headers.get
+        holding = _Holding()
         try:
-            async with asyncio.timeout(BODY_S_MAX):
-                async for part in proto:
-                    body += part
-                    if len(body) > self._body_bytes_max:
-                        _refuse(proto, 413, b'{"error":"the body is too large"}')
-                        return
+            body = await self._body(lookup, proto, holding)
+            answer = await self._ask(scope, body)
+        except Refusal as refusal:
+            proto.response_bytes(*self._refuse(refusal, lookup))
+            return
+        finally:
+            self._room.give_back(holding, holding.held_bytes)
+        if self._request_id is not None:
+            answer.headers.append(("x-request-id", self._request_id(lookup)))
+        proto.response_bytes(answer.status, answer.headers, b"".join(answer.parts))
+
+    async def _body(self, lookup: Lookup, proto: Any, holding: _Holding) -> bytes:
+        encoding = lookup("content-encoding")
+        if encoding not in (None, "", "identity"):
+            raise Unsupported("a compressed body is not supported on this route")
+        late_s = self._body_read_s_max
+        try:
+            async with asyncio.timeout(late_s):
+                return await receive(
+                    proto, lookup, self._body_bytes_max, self._room, holding, late_s
+                )
         except TimeoutError:
-            _refuse(proto, 408, b'{"error":"the body did not arrive in time"}')
-            return
-        except RuntimeError:  # granian: the client left
-            return
+            raise BodyTooSlow(f"no body within {late_s} s") from None
+
+    async def _ask(self, scope: Any, body: bytes) -> _Answer:
+        headers = [(name.encode(), _latin(value)) for name, value in _items(scope)]
         asgi_scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -61,15 +97,21 @@ class Bridge:
             "client": None,
             "server": None,
         }
-        answer = _Answer(bytes(body))
+        answer = _Answer(body)
         try:
             await self._app(asgi_scope, answer.receive, answer.send)
         except Exception:
             # Starlette raises what its handler for bugs has answered already.
             _log.exception("bug", path=scope.path)
-        if self._request_id is not None:
-            answer.headers.append(("x-request-id", self._request_id(scope.headers.get)))
-        proto.response_bytes(answer.status, answer.headers, b"".join(answer.parts))
+        return answer
+
+
+@dataclass(slots=True)
+class _Holding:
+    """What a request's body holds of the room."""
+
+    held_bytes: int = 0
+    body_due_s: float = 0.0
 
 
 class _Answer:
@@ -97,10 +139,6 @@ class _Answer:
             ]
         elif message["type"] == "http.response.body":
             self.parts.append(bytes(message.get("body", b"")))
-
-
-def _refuse(proto: Any, status: int, body: bytes) -> None:
-    proto.response_bytes(status, [("content-type", "application/json")], body)
 
 
 def _latin(value: str) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+BODIES_BYTES_MAX = 512 << 20
+
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Settings of one edge process."""
@@ -17,6 +19,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     registry: str = ""  # only to find the leader where `controller` is empty
     controller: str = ""  # "unix:/path" or "tcp://host:port"; empty: read the leader record
     body_bytes_max: int = 64 << 20
+    body_bytes_in_flight_max: int = BODIES_BYTES_MAX  # of all requests of this process together
     cache_bytes_max: int = 256 << 20
     header_read_timeout_ms: int = 5000
     body_read_timeout_ms: int = 10000

@@ -21,6 +21,23 @@ ENCODINGS = frozenset(_WINDOW_BITS)
 LEVEL = 1  # the client waits for it: a higher level costs more time than it saves on most links
 DEFLATED_HERE_BYTES = 16 << 10  # a larger one is compressed in a thread
 HEADER_CHARS_MAX = 256  # of an Accept-Encoding that is looked at and remembered
+# A tensor of zeros compresses a thousandfold and is no attack; 8 MB of them are cheap enough to
+# find out.  Larger ones must not be made of next to nothing.
+INFLATED_BYTES_FREE = 8 << 20
+RATIO_MAX = 100
+
+
+def inflated_bytes_max(body_bytes: int, bytes_max: int) -> int:
+    """Return how large a compressed body may become.
+
+    Args:
+        body_bytes: of the body as it came.
+        bytes_max: of any body.
+
+    >>> [inflated_bytes_max(size, 64 << 20) >> 20 for size in (1, 200 << 10, 10 << 20)]
+    [8, 19, 64]
+    """
+    return min(bytes_max, max(INFLATED_BYTES_FREE, body_bytes * RATIO_MAX))
 
 
 def inflate(body: bytes, encoding: str, bytes_max: int) -> bytes:

@@ -95,6 +95,12 @@ class TooLarge(Refusal):
     status, code = 413, "too_large"
 
 
+class TargetTooLong(Refusal):
+    """The request's target is longer than any that means something."""
+
+    status, code = 414, "target_too_long"
+
+
 class Unsupported(Refusal):
     """A content type or encoding that is not spoken here."""
 

@@ -1,7 +1,7 @@
 """The RSGI application: a fast path for calls, Starlette for everything else.
 
-Owns reading a body within its bounds, noticing that a client has left, and turning a `Refusal` into
-an answer.  The request's way itself is `infer.Service`.
+Owns noticing that a client has left or sends too slowly, and turning a `Refusal` into an answer.
+The request's way itself is `infer.Service`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from starlette.types import ASGIApp
 from edge import bridge
 from edge.body_render import render_error_event, render_event
 from edge.body_request import InferRequest
+from edge.config import BODIES_BYTES_MAX
 from edge.dispatch import Call
-from edge.encoding import ENCODINGS, inflate
+from edge.encoding import ENCODINGS, inflate, inflated_bytes_max
 from edge.errors import (
     BadRequest,
     BodyTooSlow,
     ClientGone,
     ModelFailed,
     Refusal,
-    TooLarge,
     Unavailable,
     jittered,
 )
 from edge.infer import Service, Target
+from edge.receive import Room, receive
 from edge.stream import STREAM_BYTES_MAX, Part, Parts
 from edge.trace import Trace
 
 INFLATED_HERE_BYTES = 16 << 10  # a larger one is decompressed in a thread
 NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
-BODY_BYTES_WHOLE = 8 << 20  # larger ones come in parts: what granian reads whole it keeps
 PATHS_MAX = 1024  # remembered; then all are read anew
 
 _CALL = re.compile(
@@ -77,16 +77,24 @@ class App:
     """One edge process as granian sees it."""
 
     def __init__(
-        self, service: Service, rest: ASGIApp, body_bytes_max: int, body_read_s_max: float
+        self,
+        service: Service,
+        rest: ASGIApp,
+        body_bytes_max: int,
+        body_read_s_max: float,
+        bodies_bytes_max: int = BODIES_BYTES_MAX,
     ) -> None:
         self._service = service
-        self._rest = bridge.Bridge(rest, body_bytes_max, service.request_id)
+        self._room = Room(bodies_bytes_max)
+        self._rest = bridge.Bridge(
+            rest, body_bytes_max, self.refuse, self._room, body_read_s_max, service.request_id
+        )
         self._body_bytes_max = body_bytes_max
         self._body_read_s_max = body_read_s_max
         self._loop = asyncio.get_running_loop()
         # The whole mutable state: the requests under way, and what was made of the last paths.
         self._under_way: dict[asyncio.Task[Any], tuple[Trace, Any]] = {}
-        self._calls: dict[str, tuple[Target, str] | None] = {}
+        self._calls: dict[str, tuple[Target, str]] = {}
 
     @property
     def in_flight(self) -> int:
@@ -105,7 +113,7 @@ class App:
     async def __rsgi__(self, scope: Scope, proto: Any) -> None:
         path = scope.path
         if scope.method == "POST" and path.startswith("/v2/models/"):
-            call = self._calls[path] if path in self._calls else self._read_path(path)
+            call = self._calls.get(path) or self._read_path(path)
             if call is not None:
                 target, what = call
                 if what == "infer":
@@ -120,7 +128,9 @@ class App:
 
     def _read_path(self, path: str) -> tuple[Target, str] | None:
         match = _CALL.fullmatch(path)
-        call = None if match is None else (Target(match[1], match[2]), match[3])
+        if match is None:
+            return None  # not remembered: it may be of any length
+        call = Target(match[1], match[2]), match[3]
         if len(self._calls) >= PATHS_MAX:
             self._calls.clear()
         self._calls[path] = call
@@ -150,6 +160,7 @@ class App:
             status, headers, body = self._refused(trace, Refusal("internal error"))
         finally:
             del self._under_way[task]
+            self._room.give_back(trace, trace.held_bytes)
         proto.response_bytes(status, headers, body)
         service.end(trace, status)
 
@@ -191,6 +202,7 @@ class App:
             proto.response_bytes(status, headers, body)
         finally:
             del self._under_way[task]
+            self._room.give_back(trace, trace.held_bytes)
             if call is not None and not call.future.done():
                 service.pool.cancel(call)
             if is_stream:
@@ -264,6 +276,13 @@ class App:
         body = event.removeprefix(b"data: ").rstrip(b"\n")
         proto.response_bytes(200, [_JSON, *self._service.headers(trace)], body)
 
+    def refuse(self, refusal: Refusal, header: Any) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Answer, and count, a request that is refused before anybody knows what it asks for."""
+        trace = self._service.begin(header)
+        reply = self._refused(trace, refusal)
+        self._service.end(trace, refusal.status)
+        return reply
+
     def _too_slow(self, trace: Trace) -> tuple[int, list[tuple[str, str]], bytes]:
         return self._refused(trace, BodyTooSlow(f"no body within {self._body_read_s_max} s"))
 
@@ -276,41 +295,21 @@ class App:
 
     async def _body(self, trace: Trace, header: Any, proto: Any) -> bytes:
         """Read the body whole, within its bounds before and after decompression."""
-        body = await self._received(trace, header, proto)
+        body = await receive(
+            proto, header, self._body_bytes_max, self._room, trace, self._body_read_s_max
+        )
+        trace.has_body = True
         encoding = header("content-encoding")
         if encoding not in ENCODINGS:
             return body
+        bytes_max = inflated_bytes_max(len(body), self._body_bytes_max)
+        self._room.take(trace, bytes_max)
         if len(body) <= INFLATED_HERE_BYTES:
-            return inflate(body, encoding, self._body_bytes_max)
-        return await asyncio.to_thread(inflate, body, encoding, self._body_bytes_max)
-
-    async def _received(self, trace: Trace, header: Any, proto: Any) -> bytes:
-        """Read what is sent; how long that may take is `watch_forever`'s."""
-        length = header("content-length")
-        try:
-            if length is not None and int(length) > self._body_bytes_max:
-                raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
-            if length is None and header("inference-header-content-length") is not None:
-                # Granian ends a broken chunked body like a whole one, and bytes behind a JSON
-                # head do not show that some are missing.
-                raise BadRequest("a body with binary tensors needs a Content-Length")
-            if length is not None and int(length) <= BODY_BYTES_WHOLE:
-                body: bytes = await proto()
-                trace.has_body = True
-                if len(body) != int(length):
-                    raise BadRequest("the body ended before its Content-Length")
-                return body
-            parts = bytearray()  # in one piece, which goes back to the system when it is freed
-            async for part in proto:
-                if len(parts) + len(part) > self._body_bytes_max:
-                    raise TooLarge(f"the body is over {self._body_bytes_max} bytes")
-                parts += part
-            trace.has_body = True
-            if length is not None and len(parts) != int(length):
-                raise BadRequest("the body ended before its Content-Length")
-            return bytes(parts)
-        except RuntimeError:  # granian: the client left, or its framing broke
-            raise BadRequest("the body did not arrive whole") from None
+            found = inflate(body, encoding, bytes_max)
+        else:
+            found = await asyncio.to_thread(inflate, body, encoding, bytes_max)
+        self._room.give_back(trace, bytes_max - len(found))
+        return found
 
     async def watch_forever(self) -> None:
         """Cancel the requests whose client has left, or whose body takes too long.
@@ -324,7 +323,8 @@ class App:
             for task, (trace, proto) in list(self._under_way.items()):
                 age_s = now_s - trace.started_s
                 if not trace.has_body:
-                    if age_s >= self._body_read_s_max and not trace.is_body_late:
+                    due_s = trace.body_due_s or trace.started_s + self._body_read_s_max
+                    if now_s >= due_s and not trace.is_body_late:
                         trace.is_body_late = True
                         task.cancel()
                 elif age_s >= NOTICE_S and task not in watched:

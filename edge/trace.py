@@ -46,6 +46,8 @@ class Trace:
     dispatched: bool = False
     has_body: bool = False
     is_body_late: bool = False
+    held_bytes: int = 0  # of the room for bodies
+    body_due_s: float = 0.0  # of a body that comes in parts
 
 
 def server_timing(trace: Trace) -> str:

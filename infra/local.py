@@ -50,6 +50,7 @@ class UpOptions:
     lame_duck_s: float = 0.0
     sync_interval_s: float = 0.0
     body_bytes_max: int = 64 << 20
+    body_bytes_in_flight_max: int = 512 << 20
     log_level: str = "warning"
     log_folder: Path | None = None
 
@@ -210,6 +211,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             controller=node.control,
             lame_duck_s=options.lame_duck_s,
             body_bytes_max=options.body_bytes_max,
+            body_bytes_in_flight_max=options.body_bytes_in_flight_max,
         ),
     ]
 

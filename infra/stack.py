@@ -242,6 +242,7 @@ def edge_processes(
     lame_duck_s: float = 0.0,
     drain_s_max: float = 30.0,
     body_bytes_max: int = 64 << 20,
+    body_bytes_in_flight_max: int = 512 << 20,
 ) -> list[ProcessSpec]:
     """Return the node's edges, all on the same ports."""
     name = node.id()
@@ -261,6 +262,7 @@ def edge_processes(
                 lame_duck_s=lame_duck_s,
                 drain_s_max=drain_s_max,
                 body_bytes_max=body_bytes_max,
+                body_bytes_in_flight_max=body_bytes_in_flight_max,
                 log_level=log_level,
             ),
             STAGE_EDGE,

@@ -38,6 +38,12 @@ Controller = Annotated[
 ]
 Interval = Annotated[float, typer.Option("--sync-interval-s", min=0, help="0: 1 s, on S3 10 s.")]
 BodyMax = Annotated[int, typer.Option("--body-bytes-max", min=1, help="Of one request.")]
+BodiesMax = Annotated[
+    int,
+    typer.Option(
+        "--body-bytes-in-flight-max", min=1, help="Of all requests of an edge process together."
+    ),
+]
 
 NO_SECRET = "TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET, or put one into DATA/secrets"
 WILDCARDS = ("0.0.0.0", "::")  # good to listen on, impossible to dial
@@ -66,6 +72,7 @@ def up_command(
     lame_duck_s: LameDuck = 0.0,
     sync_interval_s: Interval = 0.0,
     body_bytes_max: BodyMax = 64 << 20,
+    body_bytes_in_flight_max: BodiesMax = 512 << 20,
     log_level: LogLevel = "warning",
 ) -> None:
     """Run the whole system on this machine until Ctrl-C or SIGTERM."""
@@ -82,6 +89,7 @@ def up_command(
         lame_duck_s=lame_duck_s,
         sync_interval_s=sync_interval_s,
         body_bytes_max=body_bytes_max,
+        body_bytes_in_flight_max=body_bytes_in_flight_max,
         log_level=log_level,
     )
     with said():
@@ -100,6 +108,7 @@ def edge_command(
     edges: Edges = 1,
     lame_duck_s: LameDuck = 5.0,
     body_bytes_max: BodyMax = 64 << 20,
+    body_bytes_in_flight_max: BodiesMax = 512 << 20,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only the edge."""
@@ -120,6 +129,7 @@ def edge_command(
         controller=controller,
         lame_duck_s=lame_duck_s,
         body_bytes_max=body_bytes_max,
+        body_bytes_in_flight_max=body_bytes_in_flight_max,
     )
 
     def before() -> None:

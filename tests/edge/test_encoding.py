@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from edge.encoding import DEFLATED_HERE_BYTES, encoded, inflate, wanted
+from edge.encoding import DEFLATED_HERE_BYTES, encoded, inflate, inflated_bytes_max, wanted
 from edge.errors import BadRequest, TooLarge
 
 COMPRESS = {"gzip": gzip.compress, "deflate": zlib.compress}
@@ -88,3 +88,10 @@ def test_only_a_wish_for_one_coding_is_one(accept_encoding: str, expected: str) 
 
 async def test_a_long_wish_is_none() -> None:
     assert await encoded(b"body", "gzip" + " " * 30_000) == (b"body", [])
+
+
+def test_more_than_a_hundredfold_is_made_only_of_a_tensor_that_is_not_large() -> None:
+    assert inflated_bytes_max(1, 64 << 20) == 8 << 20
+    assert inflated_bytes_max(1 << 20, 64 << 20) == 64 << 20
+    assert inflated_bytes_max(200_000, 64 << 20) == 20_000_000
+    assert inflated_bytes_max(1, 1 << 20) == 1 << 20

@@ -21,6 +21,7 @@ from edge.auth import Auth, allow
 from edge.body import InferRequest, parse_infer, render_infer
 from edge.body_generate import parse_generate
 from edge.body_msgpack import parse_msgpack, render_msgpack
+from edge.body_signature import Signature
 from edge.cache import AnswerCache, cache_key
 from edge.classification import classify
 from edge.content import answers_msgpack, is_msgpack, refuse_msgpack
@@ -37,6 +38,7 @@ from edge.errors import (
 )
 from edge.flight import Flights
 from edge.metrics import Metrics
+from edge.readers import READ_HERE_BYTES, Readers, is_long
 from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
 from edge.trace import Header, Trace, count, server_timing
 from edge.variants import unit_of
@@ -82,6 +84,7 @@ class Service:
         self.cache = cache
         self.flights = flights
         self.metrics = metrics
+        self._readers = Readers()
         self._now = time.monotonic
         self._id_prefix = secrets.token_hex(5)
         self._ids = itertools.count(1)
@@ -113,10 +116,11 @@ class Service:
         arm = trace.arm = self._arm(endpoint, record, header)
         signature = arm.version.signature
         header_length = header("inference-header-content-length")
-        if is_packed:
-            request = parse_msgpack(body, header_length, signature, binary=packs)
+        read = functools.partial(parse_msgpack, binary=packs) if is_packed else parse_infer
+        if len(body) > READ_HERE_BYTES and is_long(body, header_length):
+            request = await self._readers.read(read, body, header_length, signature)
         else:
-            request = parse_infer(body, header_length, signature)
+            request = read(body, header_length, signature)
         deadline_s = self._accept(trace, endpoint, request, header)
         now_s = self._now()
         trace.parse_s = now_s - read_s
@@ -150,7 +154,11 @@ class Service:
         body = await read_body()
         read_s = self._now()
         arm = trace.arm = self._arm(endpoint, record, header)
-        request = parse_generate(body, arm.version.signature)
+        signature = arm.version.signature
+        if len(body) > READ_HERE_BYTES:
+            request = await self._readers.read(_parse_generate, body, None, signature)
+        else:
+            request = parse_generate(body, signature)
         deadline_s = self._accept(trace, endpoint, request, header)
         trace.parse_s = self._now() - read_s
         trace.cache_status = "tidepool; fwd=bypass; detail=stream"
@@ -395,6 +403,10 @@ def capped(priority: int, record: KeyRecord) -> int:
     """Return the priority of a call, 0 being the default: no higher than its key may have."""
     highest = record.priority
     return priority if highest == 1 else max(priority or PRIORITY_DEFAULT, highest)
+
+
+def _parse_generate(body: bytes, _: str | None, signature: Signature) -> InferRequest:
+    return parse_generate(body, signature)
 
 
 def _own(tensor: TensorLike) -> TensorLike:

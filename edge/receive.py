@@ -27,6 +27,7 @@ STEP_S = 5.0
 PARTS_FREE = 1024  # of any size; from there on they must have `PART_BYTES_MIN` on average,
 PART_BYTES_MIN = 64  # because each costs as much as half a small request
 RETRY_S = 1.0
+TIDY_BYTES = 32 << 20  # of bodies that are gone, after which freed memory is worth looking for
 
 _BROKEN = "the body did not arrive whole"
 
@@ -44,6 +45,7 @@ class Room:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.held_bytes = 0
+        self._released_bytes = 0  # since `wants_tidying` last said so
 
     def take(self, holder: Holder, size_bytes: int) -> None:
         """Make room for so many bytes more.
@@ -63,6 +65,14 @@ class Room:
         """Let go of so many bytes."""
         self.held_bytes -= size_bytes
         holder.held_bytes -= size_bytes
+        self._released_bytes += size_bytes
+
+    def wants_tidying(self) -> bool:
+        """Tell whether much was released, and little is held: once for each time that it is so."""
+        if self._released_bytes < TIDY_BYTES or self.held_bytes > TIDY_BYTES >> 2:
+            return False
+        self._released_bytes = 0
+        return True
 
 
 async def receive(

@@ -35,9 +35,11 @@ from edge.infer import Service, Target
 from edge.receive import Room, receive
 from edge.stream import STREAM_BYTES_MAX, Part, Parts
 from edge.trace import Trace
+from registry_sync.memory import give_back
 
 INFLATED_HERE_BYTES = 16 << 10  # a larger one is decompressed in a thread
 NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
+TIDY_S = 2.0  # between two looks for memory that can be given back
 PATHS_MAX = 1024  # remembered; then all are read anew
 
 _CALL = re.compile(
@@ -317,9 +319,13 @@ class App:
         Only requests that are not answered at once are looked at, so that the others cost nothing.
         """
         watched: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
+        tidied_s = 0.0
         while True:
             await asyncio.sleep(NOTICE_S)
             now_s = time.monotonic()
+            if now_s - tidied_s > TIDY_S and self._room.wants_tidying():
+                tidied_s = now_s
+                self._loop.run_in_executor(None, give_back)
             for task, (trace, proto) in list(self._under_way.items()):
                 age_s = now_s - trace.started_s
                 if not trace.has_body:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import pytest
 
 from edge import receive as receive_module
 from edge.errors import BadRequest, Overloaded, TooLarge
-from edge.receive import Room, receive
+from edge.receive import TIDY_BYTES, Room, receive
 
 
 @dataclass
@@ -135,4 +134,17 @@ async def test_body_that_keeps_its_pace_may_take_longer(monkeypatch: pytest.Monk
     await receive(proto, {"transfer-encoding": "chunked"}.get, 1 << 20, Room(1 << 20), holding, 10)
     monkeypatch.undo()
     assert dues[:6] == [110.0, 110.0, 110.0, 117.0, 117.0, 125.0]
-    assert time.monotonic() > 0
+
+
+def test_memory_is_tidied_once_much_is_gone_and_little_is_held() -> None:
+    room, small, large = Room(1 << 30), Holding(), Holding()
+    room.take(small, 1000)
+    room.give_back(small, 1000)
+    assert not room.wants_tidying()
+    room.take(large, TIDY_BYTES)
+    room.take(small, TIDY_BYTES)
+    room.give_back(small, TIDY_BYTES)
+    assert not room.wants_tidying()  # much is held still
+    room.give_back(large, TIDY_BYTES)
+    assert room.wants_tidying()
+    assert not room.wants_tidying()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from pool import last_good, placement
+from pool import last_good, letting_go, placement
 from pool.placement import Ref, WorkerView
 from pool.registry_watch import RegistryWatch, Snapshot
 from pool.status import WorkerStatus, status
@@ -110,6 +110,7 @@ class Controller:
         self._workers: dict[str, _Worker] = {}
         self._edges: dict[str, _Edge] = {}
         self._tally = Tally()
+        self._let_go: dict[Ref, bool] = {}  # unloaded by request; see `letting_go`
         self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
         self._seq = 0
         self._documents: control.Documents | None = None
@@ -246,6 +247,8 @@ class Controller:
             case "warm":
                 detail = self._warm(message.argument)
                 peer.send(control.encode(control.Answer(not detail, detail, b"{}", message.id)))
+            case "unload":
+                peer.send(control.encode(self._unload(message.argument, message.id)))
             case what:
                 detail = f"unknown question {what!r}"
                 peer.send(control.encode(control.Answer(False, detail, b"", message.id)))
@@ -328,12 +331,23 @@ class Controller:
         views = [worker.view() for worker in self._workers.values()]
         for variant in spec.variants:
             ref = (variant.model, variant.version)
+            self._let_go.pop(ref, None)
             route = placement.route(ref, views)
             if not route.wake_at:
                 return "there is no worker"
             if not route.warm:
                 self._command(placement.Load(route.wake_at[0], ref))
         return ""
+
+    def _unload(self, endpoint: str, ask_id: int) -> control.Answer:
+        """Let the workers drop what `endpoint` alone names; answer with what that is."""
+        specs = self._watch.snapshot.specs
+        if endpoint not in specs:
+            return control.Answer(False, f"there is no endpoint {endpoint!r}", b"", ask_id)
+        refs = letting_go.refs_of(endpoint, specs)
+        self._let_go.update(dict.fromkeys(refs, False))
+        self.act()
+        return control.Answer(True, "", msgspec.json.encode(refs), ask_id)
 
     # rounds
 
@@ -410,6 +424,7 @@ class Controller:
             member.peer.close()
         self._workers.clear()
         self._edges.clear()
+        self._let_go.clear()
         self._documents = None
         self._routes = None
         self._acting_since_s = None
@@ -441,7 +456,9 @@ class Controller:
             for name, state in snapshot.states.items()
             if name in snapshot.specs and state.revision == snapshot.specs[name].revision
         }
-        for step in placement.plan(placement.demands(snapshot.specs.values(), weights), views):
+        self._let_go = letting_go.still(self._let_go, views)
+        wanted = placement.demands(snapshot.specs.values(), weights)
+        for step in placement.plan({**wanted, **letting_go.demands(self._let_go)}, views):
             self._command(step)
         self._publish_routes(snapshot, views)
 
@@ -470,7 +487,10 @@ class Controller:
                 for _, w in sorted(self._workers.items())
                 if not w.heartbeat.draining
             ),
-            engines=tuple(placement.route(ref, views) for ref in sorted(snapshot.manifests)),
+            engines=tuple(
+                placement.route(ref, views, is_let_go=ref in self._let_go)
+                for ref in sorted(snapshot.manifests)
+            ),
             ready=self._was_complete,
         )
         last = self._routes

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from pool.wire.control import EngineRoute, EngineState
+from pool.wire.control import UNLOADED, EngineRoute, EngineState
 from registry_sync.documents import EndpointSpec
 
 Ref: TypeAlias = tuple[str, str]  # model, version
@@ -179,8 +179,11 @@ def _unloads(
     return steps
 
 
-def route(ref: Ref, workers: Sequence[WorkerView]) -> EngineRoute:
-    """Return where `ref` runs now and who is to wake it, for the edges."""
+def route(ref: Ref, workers: Sequence[WorkerView], *, is_let_go: bool = False) -> EngineRoute:
+    """Return where `ref` runs now and who is to wake it, for the edges.
+
+    One that sleeps because somebody had it unloaded says so.
+    """
     live = [worker for worker in workers if not worker.draining]
     states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
     warm = tuple(sorted(w for w, engine in states.items() if engine.state == "warm"))
@@ -197,5 +200,5 @@ def route(ref: Ref, workers: Sequence[WorkerView]) -> EngineRoute:
     elif failed:
         state, detail = "failed", failed[0].detail
     else:
-        state, detail = "asleep", ""
+        state, detail = "asleep", UNLOADED if is_let_go else ""
     return EngineRoute(ref[0], ref[1], warm, tuple(order[:WAKE_AT_MAX]), state, detail)

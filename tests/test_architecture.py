@@ -45,6 +45,7 @@ LATE_IMPORTS = {
 # Policies are functions of values: they know no clock, loop, file, log or chance.
 PURE = (
     "pool.batching",
+    "pool.letting_go",
     "pool.placement",
     "pool.profile",
     "pool.status",

@@ -21,6 +21,7 @@ from pool.wire import frames
 from pool.wire.frames import Buffer, WireError
 
 WIRE = 1
+UNLOADED = "unloaded by request"  # the detail of an engine that sleeps until somebody wants it
 
 _Short = Annotated[str, msgspec.Meta(max_length=512)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -108,7 +109,7 @@ class Resolve(msgspec.Struct, array_like=True, frozen=True, tag=6):
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, tag=7):
-    """A client's question: status | poke | warm | ready; answered by one Answer."""
+    """A client's question: status | poke | warm | unload; answered by one Answer."""
 
     what: _Short
     argument: _Text = ""

@@ -1,0 +1,50 @@
+"""Engines that an operator has had unloaded: they sleep until somebody wants them again.
+
+An endpoint that never sleeps by policy would have its engines loaded again at once.  So what was
+let go is remembered until it is woken, by a call or by being asked for; then it is wanted as
+before.  A pure function over the workers' last heartbeats; the controller keeps the memory, which
+does not outlive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pool.placement import Demand, Ref, WorkerView
+from registry_sync.documents import EndpointSpec
+
+# No replica is kept, and the first round in which it has no calls takes it away.
+NOTHING = Demand(replicas_min=0, replicas_max=0, idle_s=0.0)
+
+
+def refs_of(endpoint: str, specs: Mapping[str, EndpointSpec]) -> list[Ref]:
+    """Return the versions that `endpoint` alone names; what others serve too stays with them."""
+    others = {
+        (variant.model, variant.version)
+        for name, spec in specs.items()
+        if name != endpoint
+        for variant in spec.variants
+    }
+    own = [(variant.model, variant.version) for variant in specs[endpoint].variants]
+    return [ref for ref in dict.fromkeys(own) if ref not in others]
+
+
+def still(let_go: Mapping[Ref, bool], workers: Sequence[WorkerView]) -> dict[Ref, bool]:
+    """Return what is still let go, and for each whether every worker has dropped it since.
+
+    One that is there again after it was gone was woken, and is let go no longer.
+
+    >>> still({("m", "1"): False}, [])
+    {('m', '1'): True}
+    """
+    there = {ref for worker in workers for ref in worker.engines}
+    return {
+        ref: was_gone or ref not in there
+        for ref, was_gone in let_go.items()
+        if not (was_gone and ref in there)
+    }
+
+
+def demands(let_go: Iterable[Ref]) -> dict[Ref, Demand]:
+    """Return what is wanted of them meanwhile, in place of what their endpoints want."""
+    return dict.fromkeys(let_go, NOTHING)

@@ -43,9 +43,9 @@ class ArmMetrics:
     """
 
     __slots__ = (
-        "auth_s", "batch_rows", "cache_s", "errors", "executions", "hit_s", "hits", "infer_s",
-        "last_s", "ok_s", "parse_s", "queue_s", "request_s", "requests", "respond_s", "rows",
-        "statuses",
+        "auth_s", "batch_rows", "batches", "cache_s", "errors", "executions", "hit_s", "hits",
+        "infer_s", "last_s", "ok_s", "parse_s", "queue_s", "request_s", "requests", "respond_s",
+        "rows", "statuses",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -57,6 +57,7 @@ class ArmMetrics:
         self.ok_s = 0.0  # of the requests that were answered, from head to answer
         self.hit_s = 0.0  # looking up what was then a hit
         self.last_s = 0.0  # when the last one was answered, on the monotonic clock
+        self.batches: dict[int, list[float]] = {}  # rows → the fields of `Batches`
         self.statuses: dict[int, int] = {}
         self.request_s = Histogram()
         self.auth_s = Histogram()
@@ -66,6 +67,18 @@ class ArmMetrics:
         self.infer_s = Histogram()
         self.respond_s = Histogram()
         self.batch_rows = Histogram(BOUNDS_ROWS)
+
+    def count_batch(
+        self, batch_rows: int, share: float, input_s: float, infer_s: float, output_s: float
+    ) -> None:
+        """Count a call's share of the batch that it was part of."""
+        batch = self.batches.get(batch_rows)
+        if batch is None:
+            batch = self.batches[batch_rows] = [0.0, 0.0, 0.0, 0.0]
+        batch[0] += share
+        batch[1] += input_s
+        batch[2] += infer_s * share
+        batch[3] += output_s
 
     def histograms(self) -> dict[str, Histogram]:
         """Return the histograms by what they measure."""
@@ -78,6 +91,15 @@ class Buckets(msgspec.Struct, array_like=True, frozen=True):
 
     counts: list[int]
     sum: float = 0.0
+
+
+class Batches(msgspec.Struct, array_like=True, frozen=True):
+    """The batches of one size: how many ran, and how long they took in all."""
+
+    runs: float  # each call of r of its b rows adds r/b
+    input_s: float  # reading the bodies of their calls
+    infer_s: float
+    output_s: float  # rendering their answers
 
 
 class ArmTotal(msgspec.Struct, array_like=True, frozen=True):
@@ -96,6 +118,7 @@ class ArmTotal(msgspec.Struct, array_like=True, frozen=True):
     hit_s: float
     last_ms: int  # Unix time of the last answer; 0: none yet
     histograms: dict[str, Buckets]
+    batches: dict[int, Batches] = {}  # by their rows
 
     def seconds(self, phase: str) -> float:
         """Return the sum of a histogram."""
@@ -139,6 +162,7 @@ def total_of(arm: ArmMetrics, unix_s: float, now_s: float) -> ArmTotal:
         arm.hit_s,
         int((unix_s - (now_s - arm.last_s)) * 1000) if arm.last_s else 0,
         {name: Buckets(list(h.counts), h.sum) for name, h in arm.histograms().items()},
+        {rows: Batches(*batch) for rows, batch in arm.batches.items()},
     )
 
 
@@ -164,6 +188,23 @@ def sum_of(one: ArmTotal, other: ArmTotal) -> ArmTotal:
             )
             for name, buckets in one.histograms.items()
         },
+        {
+            rows: _both(one.batches.get(rows), other.batches.get(rows))
+            for rows in one.batches.keys() | other.batches.keys()
+        },
+    )
+
+
+def _both(one: Batches | None, other: Batches | None) -> Batches:
+    if one is None or other is None:
+        found = one or other
+        assert found is not None
+        return found
+    return Batches(
+        one.runs + other.runs,
+        one.input_s + other.input_s,
+        one.infer_s + other.infer_s,
+        one.output_s + other.output_s,
     )
 
 

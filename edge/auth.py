@@ -81,9 +81,14 @@ def allow(record: KeyRecord, endpoint: str) -> None:
     Raises:
         Forbidden: none of its scopes covers it.
     """
-    scopes = record.scopes
-    if "infer:*" not in scopes and f"infer:{endpoint}" not in scopes and "admin" not in scopes:
+    if not may_call(record, endpoint):
         raise Forbidden(f"this key may not call {endpoint!r}")
+
+
+def may_call(record: KeyRecord, endpoint: str) -> bool:
+    """Tell whether a key covers `endpoint`."""
+    scopes = record.scopes
+    return "infer:*" in scopes or f"infer:{endpoint}" in scopes or "admin" in scopes
 
 
 def allow_admin(record: KeyRecord) -> None:

@@ -104,7 +104,11 @@ def count(trace: Trace, status: int) -> None:
             arm.batch_rows.observe(answer.batch_rows)
             arm.rows += trace.rows
             if answer.batch_rows:
-                arm.executions += trace.rows / answer.batch_rows
+                share = trace.rows / answer.batch_rows
+                arm.executions += share
+                arm.count_batch(
+                    answer.batch_rows, share, trace.parse_s, answer.infer_us / 1e6, trace.respond_s
+                )
     elif status == 500:
         arm.requests += 1
         arm.errors += 1

@@ -6,32 +6,42 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from edge.auth import allow
+from edge.auth import may_call
 from edge.errors import NotFound, Refusal
-from edge.infer import Service, Target
+from edge.infer import Service
+from edge.model_config import PLATFORMS, model_config
+from edge.readiness import READY, state_of
+from edge.repository import Repository
 from edge.snapshot import Endpoint
-from registry_sync.documents import KeyRecord, TensorSpec
+from edge.statistics import Name, by_version, model_stats
+from edge.web_answers import answer, find_endpoint, key_of_request
+from registry_sync.documents import TensorSpec
 
 # Only what exists: a client switches features on by this list.
-EXTENSIONS = ["binary_tensor_data", "parameters", "schedule_policy", "generate"]
-PLATFORMS = {"onnx": "onnxruntime_onnx", "torch-export": "pytorch_export"}
+EXTENSIONS = [
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "generate",
+]
 
 try:
     VERSION = version("tidepool")
 except PackageNotFoundError:  # run from a checkout that is not installed
     VERSION = "0"
 
-
-def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return `content` as JSON."""
-    return Response(msgspec.json.encode(content), status, headers, "application/json")
+_MODELS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
 
 class Web:
@@ -47,15 +57,20 @@ class Web:
             Route("/v2", self.server_metadata),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
-            Route("/v2/models/{model}", self.model_metadata),
-            Route("/v2/models/{model}/ready", self.model_ready),
-            Route("/v2/models/{model}/versions/{version}", self.model_metadata),
-            Route("/v2/models/{model}/versions/{version}/ready", self.model_ready),
+            Route("/v2/models/stats", self.all_stats),
+            *Repository(self._service).routes(),
         ]
+        for model in _MODELS:
+            routes += [
+                Route(model, self.model_metadata),
+                Route(f"{model}/ready", self.model_ready),
+                Route(f"{model}/config", self.model_config),
+                Route(f"{model}/stats", self.model_stats),
+            ]
         # The fast path answers these; what comes here has another method, or a name too long.
         calls = [
             Route(f"{model}/{call}", self.call, methods=["POST"])
-            for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+            for model in _MODELS
             for call in ("infer", "generate", "generate_stream")
         ]
         handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _bug}
@@ -79,19 +94,19 @@ class Web:
 
     async def server_metadata(self, request: Request) -> Response:
         """What this server is."""
-        self._service.auth.check(self._service.world.snapshot, request.headers.get)
+        key_of_request(self._service, request)
         return answer({"name": "tidepool", "version": VERSION, "extensions": EXTENSIONS})
 
     async def model_metadata(self, request: Request) -> Response:
         """The signature of an endpoint or a version."""
-        _, endpoint = await self._find(request)
+        endpoint = await find_endpoint(self._service, request)
         arm = endpoint.arms[0]
         manifest = arm.version.manifest
         return answer(
             {
                 "name": endpoint.name,
                 "versions": [arm.version.ref[1] for arm in endpoint.arms],
-                "platform": PLATFORMS.get(manifest.format, manifest.format),
+                "platform": PLATFORMS.get(manifest.format, (manifest.format, ""))[0],
                 "inputs": [_tensor(spec) for spec in manifest.inputs],
                 "outputs": [_tensor(spec) for spec in manifest.outputs],
             }
@@ -99,41 +114,49 @@ class Web:
 
     async def model_ready(self, request: Request) -> Response:
         """Whether a call would be answered in time; wakes nothing."""
-        _, endpoint = await self._find(request)
-        states = [self._state(arm.version.ref, endpoint) for arm in endpoint.arms]
+        endpoint = await find_endpoint(self._service, request)
+        pool = self._service.pool
+        states = [state_of(pool, arm.version.ref, endpoint) for arm in endpoint.arms]
         # Every arm that gets requests must be able to answer them.
-        state = next((s for s in states if s not in ("warm", "asleep")), states[0])
-        is_ready = state in ("warm", "asleep")
+        state = next((s for s in states if s not in READY), states[0])
+        is_ready = state in READY
         return answer(
             {"name": endpoint.name, "ready": is_ready},
             200 if is_ready else 503,
             {"x-tidepool-state": state},
         )
 
+    async def model_config(self, request: Request) -> Response:
+        """The same as Triton's ModelConfig."""
+        endpoint = await find_endpoint(self._service, request)
+        pool = self._service.pool
+        return answer(model_config(endpoint, [pool.route(a.version.ref) for a in endpoint.arms]))
+
+    async def model_stats(self, request: Request) -> Response:
+        """What was counted of an endpoint or a version."""
+        endpoint = await find_endpoint(self._service, request)
+        totals = by_version(self._service.metrics.node().arms)
+        return answer(model_stats(_names(endpoint), totals))
+
+    async def all_stats(self, request: Request) -> Response:
+        """What was counted of everything that the key may call, and that was or can be called."""
+        service = self._service
+        record = key_of_request(service, request)
+        totals = by_version(service.metrics.node().arms)
+        names = set(totals)
+        for endpoint in service.world.snapshot.endpoints.values():
+            names.update(_names(endpoint))
+        return answer(model_stats(sorted(n for n in names if may_call(record, n[0])), totals))
+
     async def call(self, request: Request) -> Response:
         """A call that the fast path did not take: its model's name is none."""
-        await self._find(request)
+        await find_endpoint(self._service, request)
         raise NotFound("Not Found")
 
-    def _state(self, ref: tuple[str, str], endpoint: Endpoint) -> str:
-        route = self._service.pool.route(ref)
-        if route is None:
-            return "unknown"
-        if route.state == "asleep" and not route.wake_at:
-            return "no_worker"
-        spec = endpoint.spec
-        sleeps = spec is None or spec.scale.idle_s != "auto"
-        if route.state == "asleep" and not sleeps:
-            return "loading"  # it never sleeps by policy: its first load is about to begin
-        return route.state
 
-    async def _find(self, request: Request) -> tuple[KeyRecord, Endpoint]:
-        service = self._service
-        target = Target(request.path_params["model"], request.path_params.get("version"))
-        snapshot = service.world.snapshot
-        record = service.auth.check(snapshot, request.headers.get)
-        allow(record, target.name)
-        return record, await service.find(snapshot, target)
+def _names(endpoint: Endpoint) -> list[Name]:
+    versions = dict.fromkeys(arm.version.ref[1] for arm in endpoint.arms)
+    return [(endpoint.name, version) for version in versions]
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from edge.dispatch import Pool
 from edge.flight import Flights
 from edge.guard import HEAD_BYTES_MAX, Guard
 from edge.infer import Service
+from edge.log_settings import SharedLogSettings
 from edge.metrics import Metrics
 from edge.receive import Room
 from edge.server import App
@@ -128,7 +129,8 @@ async def run(config: EdgeConfig) -> None:
         flights=Flights(),
         metrics=metrics,
     )
-    web = Web(service, stop.is_set)
+    log_settings = SharedLogSettings(Path(config.data) / "run")
+    web = Web(service, stop.is_set, log_settings)
     body_read_s_max = config.body_read_timeout_ms / 1000
     bodies_bytes_max = max(config.body_bytes_in_flight_max, config.body_bytes_max)
     app = App(service, web.app(), config.body_bytes_max, body_read_s_max, bodies_bytes_max)
@@ -150,6 +152,7 @@ async def run(config: EdgeConfig) -> None:
         loop.create_task(pool.sweep_forever()),
         loop.create_task(app.watch_forever()),
         loop.create_task(_save_forever(metrics)),
+        loop.create_task(log_settings.follow_forever()),
     ]
     servers = [loop.create_task(public.serve()), loop.create_task(admin.serve())]
     for name in (signal.SIGTERM, signal.SIGINT):

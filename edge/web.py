@@ -15,9 +15,11 @@ from starlette.routing import Route
 from edge.auth import may_call
 from edge.errors import NotFound, Refusal
 from edge.infer import Service
+from edge.log_settings import SharedLogSettings
 from edge.model_config import PLATFORMS, model_config
 from edge.readiness import READY, state_of
 from edge.repository import Repository
+from edge.settings import Settings
 from edge.snapshot import Endpoint
 from edge.statistics import Name, by_version, model_stats
 from edge.web_answers import answer, find_endpoint, key_of_request
@@ -33,6 +35,7 @@ EXTENSIONS = [
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "logging",
     "generate",
 ]
 
@@ -47,8 +50,14 @@ _MODELS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 class Web:
     """The handlers, over the service that the fast path uses too."""
 
-    def __init__(self, service: Service, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        is_draining: Callable[[], bool],
+        log_settings: SharedLogSettings,
+    ) -> None:
         self._service = service
+        self._log_settings = log_settings
         self._is_draining = is_draining
 
     def app(self) -> Starlette:
@@ -59,6 +68,7 @@ class Web:
             Route("/v2/health/ready", self.ready),
             Route("/v2/models/stats", self.all_stats),
             *Repository(self._service).routes(),
+            *Settings(self._service, self._log_settings).routes(),
         ]
         for model in _MODELS:
             routes += [

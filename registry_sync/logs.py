@@ -5,11 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
+# The whole mutable state: the levels that this process shows now.
+_shown: set[str] = set(_LEVELS)
+
+
+def show(levels: Iterable[str]) -> None:
+    """Show these levels from now on, and no others."""
+    wanted = set(levels)
+    assert wanted <= set(_LEVELS)
+    _shown.clear()
+    _shown.update(wanted)
+
+
+def shown() -> frozenset[str]:
+    """Return the levels that this process shows now."""
+    return frozenset(_shown)
+
+
+def _drop_hidden(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    # Loggers are kept once made, and with them their class: only this can change later.
+    if method not in _shown:
+        raise structlog.DropEvent
+    return event
 
 
 def configure(tier: str, level: str) -> None:
@@ -20,13 +43,15 @@ def configure(tier: str, level: str) -> None:
 
     Args:
         tier: which process this is ("edge", "controller", "worker", "sync", …).
-        level: the lowest level shown: debug, info, warning, error or critical.
+        level: the lowest level shown, until `show` says otherwise: debug, info, warning, error
+            or critical.
 
     Raises:
         ValueError: there is no such level.
     """
     if level not in _LEVELS:
         raise ValueError(f"log level {level!r}: use one of {', '.join(_LEVELS)}")
+    show(_LEVELS[_LEVELS.index(level) :])
     threshold = logging.getLevelNamesMapping()[level.upper()]
 
     def origin(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -43,8 +68,8 @@ def configure(tier: str, level: str) -> None:
     # `default=str`: a value that JSON does not know must not cost the line.
     render = structlog.processors.JSONRenderer(default=str)
     structlog.configure(
-        processors=[*shared, render],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        processors=[_drop_hidden, *shared, render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -7,6 +7,7 @@ processes of a node listen on the same ports (SO_REUSEPORT); the kernel spreads 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import resource
 import signal
@@ -22,6 +23,7 @@ import uvloop
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
+from edge.access_log import AccessLog, rates
 from edge.admin import Admin, refuse_as_problem
 from edge.auth import Auth
 from edge.bridge import Bridge
@@ -32,8 +34,11 @@ from edge.flight import Flights
 from edge.guard import HEAD_BYTES_MAX, Guard
 from edge.infer import Service
 from edge.log_settings import SharedLogSettings
+from edge.log_writer import LogWriter
 from edge.metrics import Metrics
+from edge.noted import Noted
 from edge.receive import Room
+from edge.sampling import Sampler
 from edge.server import App
 from edge.web import Web
 from edge.world import World
@@ -49,6 +54,7 @@ CONNECTIONS_MAX = 8192  # granian's backpressure counts connections, not request
 BACKLOG = 2048
 FILES_WANTED = 1 << 16  # where there is no limit
 FILES_SPARE = 128  # descriptors that are no client's connection
+LOG_S_MAX = 2.0  # that the last lines may take
 ADMIN_BODY_BYTES_MAX = 1 << 20
 
 _log = structlog.get_logger()
@@ -106,7 +112,7 @@ def files_max() -> int:
     return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
 
 
-async def run(config: EdgeConfig) -> None:
+async def run(config: EdgeConfig, writer: LogWriter) -> None:
     """Serve until SIGTERM or SIGINT; then stop being ready, drain, and end."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -121,13 +127,18 @@ async def run(config: EdgeConfig) -> None:
         secrets=secrets,
         metrics=metrics,
     )
+    auth = Auth()
+    lines_per_s = rates(config.access_log, config.access_log_lines_per_s)
+    slow_s = config.access_log_slow_ms / 1000 if config.access_log != "off" else math.inf
+    access = AccessLog(config.id, writer, Sampler(lines_per_s), slow_s, auth.known)
     service = Service(
         world=world,
         pool=pool,
-        auth=Auth(),
+        auth=auth,
         cache=AnswerCache(config.cache_bytes_max),
         flights=Flights(),
         metrics=metrics,
+        access=access,
     )
     log_settings = SharedLogSettings(Path(config.data) / "run")
     web = Web(service, stop.is_set, log_settings)
@@ -135,15 +146,19 @@ async def run(config: EdgeConfig) -> None:
     bodies_bytes_max = max(config.body_bytes_in_flight_max, config.body_bytes_max)
     app = App(service, web.app(), config.body_bytes_max, body_read_s_max, bodies_bytes_max)
     public = granian(Guard(app.__rsgi__, app.refuse), config.host, config.port, config)
+    admin_app = Admin(service, stop.is_set).app()
     behind = Bridge(
-        Admin(service, stop.is_set).app(),
+        admin_app,
         ADMIN_BODY_BYTES_MAX,
         refuse_as_problem,
         Room(bodies_bytes_max),
         body_read_s_max,
     )
-    admin = granian(Guard(behind, refuse_as_problem), config.admin_host, config.admin_port, config)
+    guarded = Guard(behind, refuse_as_problem).__rsgi__
+    noted = Noted(guarded, admin_app.routes, service.request_id, access)
+    admin = granian(noted, config.admin_host, config.admin_port, config)
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
+    metrics.follow("tidepool_access_lines_dropped", lambda: access.sampler.dropped_total)
     metrics.in_flight = lambda: app.in_flight
     metrics.pending = app.pending
     world.boot()
@@ -153,6 +168,7 @@ async def run(config: EdgeConfig) -> None:
         loop.create_task(app.watch_forever()),
         loop.create_task(_save_forever(metrics)),
         loop.create_task(log_settings.follow_forever()),
+        loop.create_task(access.run()),
     ]
     servers = [loop.create_task(public.serve()), loop.create_task(admin.serve())]
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -175,6 +191,7 @@ async def run(config: EdgeConfig) -> None:
     for task in tasks:
         task.cancel()
     await pool.close()
+    access.flush()
     _log.info("edge_down", edge=config.id)
 
 
@@ -187,13 +204,17 @@ async def _save_forever(metrics: Metrics) -> None:
 def main() -> None:
     """Start from the JSON in argv[1]."""
     config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
-    configure("edge", config.log_level)
+    writer = LogWriter(sys.stderr.fileno())
+    configure("edge", config.log_level, writer)
+    status = 0
     try:
-        uvloop.run(run(config))
+        uvloop.run(run(config, writer))
     except (ValueError, OSError, RuntimeError) as error:
         _log.error("edge_cannot_start", error=str(error))
-        os._exit(1)
-    os._exit(0)  # granian's threads may still hold connections of clients that do not leave
+        status = 1
+    finally:
+        writer.close(LOG_S_MAX)
+    os._exit(status)  # granian's threads may still hold connections of clients that do not leave
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+AccessLogMode = Literal["on", "off", "sampled"]
 
 BODIES_BYTES_MAX = 512 << 20
 
@@ -26,3 +30,6 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     drain_s_max: float = 30.0
     lame_duck_s: float = 0.0
     log_level: str = "info"
+    access_log: AccessLogMode = "sampled"
+    access_log_lines_per_s: float = 20.0  # each of what was fine, refused, and failed or slow
+    access_log_slow_ms: int = 1000

@@ -28,6 +28,7 @@ _COUNTERS = {
     "tidepool_rows": ("Rows computed.", ARM),
     "tidepool_executions": ("Batches run, by the shares that calls had in them.", ARM),
     "tidepool_dispatch_retries": ("Calls sent again because their worker broke.", ()),
+    "tidepool_access_lines_dropped": ("Requests that have no line in the access log.", ()),
 }
 _HISTOGRAMS = {
     "request": "From head to answer, at the edge.",

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edge.access_log import AccessLog
 from edge.auth import Auth, allow
 from edge.body import InferRequest, parse_infer, render_infer
 from edge.body_generate import parse_generate
@@ -40,7 +41,7 @@ from edge.flight import Flights
 from edge.metrics import Metrics
 from edge.readers import READ_HERE_BYTES, Readers, is_long
 from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
-from edge.trace import Header, Trace, count, server_timing
+from edge.trace import Header, Trace, count, server_timing, trace_context
 from edge.variants import unit_of
 from edge.world import World
 from pool.wire.data import Tensor, TensorLike
@@ -63,6 +64,7 @@ class Target:
 
     name: str
     version: str | None = None
+    route: str = ""  # method and template of the path that named it
 
 
 class Service:
@@ -77,6 +79,7 @@ class Service:
         cache: AnswerCache[Kept],
         flights: Flights[Answer],
         metrics: Metrics,
+        access: AccessLog | None = None,
     ) -> None:
         self.world = world
         self.pool = pool
@@ -84,19 +87,25 @@ class Service:
         self.cache = cache
         self.flights = flights
         self.metrics = metrics
+        self.access = access
         self._readers = Readers()
         self._now = time.monotonic
         self._id_prefix = secrets.token_hex(5)
         self._ids = itertools.count(1)
 
-    def begin(self, header: Header) -> Trace:
+    def begin(self, header: Header, route: str = "") -> Trace:
         """Start the trace of a request."""
-        return Trace(self.request_id(header), self._now())
+        return Trace(self.request_id(header), self._now(), header, route)
 
     def request_id(self, header: Header) -> str:
-        """Return the id that a request brings, or a new one."""
+        """Return the id that a request brings, that of its W3C trace and span, or a new one."""
         given = header("x-request-id")
         if given is None or not (0 < len(given) <= 128 and given.isascii() and given.isprintable()):
+            traceparent = header("traceparent")
+            if traceparent is not None:
+                trace_id, span_id = trace_context(traceparent)
+                if trace_id:
+                    return f"{trace_id}-{span_id}"
             given = f"{self._id_prefix}-{next(self._ids):x}"
         return given
 
@@ -112,6 +121,7 @@ class Service:
         is_packed = is_msgpack(header("content-type"))
         packs = answers_msgpack(header("accept"), is_packed)
         body = await read_body()
+        trace.bytes_in = len(body)
         read_s = self._now()
         arm = trace.arm = self._arm(endpoint, record, header)
         signature = arm.version.signature
@@ -152,6 +162,7 @@ class Service:
         record, endpoint = await self._admit(trace, self.world.snapshot, target, header)
         refuse_msgpack(header("content-type"))
         body = await read_body()
+        trace.bytes_in = len(body)
         read_s = self._now()
         arm = trace.arm = self._arm(endpoint, record, header)
         signature = arm.version.signature
@@ -214,6 +225,12 @@ class Service:
         return headers
 
     def end(self, trace: Trace, status: int) -> None:
+        """Count a request that has ended, and note it in the access log."""
+        self.count(trace, status)
+        if self.access is not None:
+            self.access.note(trace, status)
+
+    def count(self, trace: Trace, status: int) -> None:
         """Count a request that has ended."""
         if not trace.ended_s:
             trace.ended_s = self._now()
@@ -354,7 +371,7 @@ class Service:
     ) -> Call:
         trace.dispatched = True
         record = trace.record
-        return Call(
+        trace.call = call = Call(
             ref=arm.version.ref,
             digest=arm.version.digest,
             request_id=trace.request_id,
@@ -365,6 +382,7 @@ class Service:
             rows_max=trace.endpoint.rows_max if trace.endpoint is not None else 0,
             on_chunk=on_chunk,
         )
+        return call
 
     async def _compute(self, trace: Trace, call: Call) -> Answer:
         self.pool.start(call)

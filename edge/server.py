@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 import structlog
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
 
 from edge import bridge
 from edge.body_render import render_error_event, render_event
@@ -32,6 +32,7 @@ from edge.errors import (
     jittered,
 )
 from edge.infer import Service, Target
+from edge.noted import Noted
 from edge.receive import Room, receive
 from edge.stream import STREAM_BYTES_MAX, Part, Parts
 from edge.trace import Trace
@@ -81,16 +82,17 @@ class App:
     def __init__(
         self,
         service: Service,
-        rest: ASGIApp,
+        rest: Starlette,
         body_bytes_max: int,
         body_read_s_max: float,
         bodies_bytes_max: int = BODIES_BYTES_MAX,
     ) -> None:
         self._service = service
         self._room = Room(bodies_bytes_max)
-        self._rest = bridge.Bridge(
-            rest, body_bytes_max, self.refuse, self._room, body_read_s_max, service.request_id
+        behind = bridge.Bridge(
+            rest, body_bytes_max, self._refuse_rest, self._room, body_read_s_max, service.request_id
         )
+        self._rest = Noted(behind, rest.routes, service.request_id, service.access)
         self._body_bytes_max = body_bytes_max
         self._body_read_s_max = body_read_s_max
         self._loop = asyncio.get_running_loop()
@@ -126,13 +128,15 @@ class App:
         if scope.proto != "http":
             proto.close(403)
             return
-        await self._rest(scope, proto)
+        await self._rest.__rsgi__(scope, proto)
 
     def _read_path(self, path: str) -> tuple[Target, str] | None:
         match = _CALL.fullmatch(path)
         if match is None:
             return None  # not remembered: it may be of any length
-        call = Target(match[1], match[2]), match[3]
+        below = "{model}" if match[2] is None else "{model}/versions/{version}"
+        route = f"POST /v2/models/{below}/{match[3]}"
+        call = Target(match[1], match[2], route), match[3]
         if len(self._calls) >= PATHS_MAX:
             self._calls.clear()
         self._calls[path] = call
@@ -141,7 +145,7 @@ class App:
     async def _infer(self, scope: Scope, proto: Any, target: Target) -> None:
         service = self._service
         header = scope.headers.get
-        trace = service.begin(header)
+        trace = service.begin(header, target.route)
         task = asyncio.current_task(self._loop)
         assert task is not None
         self._under_way[task] = (trace, proto)
@@ -164,12 +168,13 @@ class App:
             del self._under_way[task]
             self._room.give_back(trace, trace.held_bytes)
         proto.response_bytes(status, headers, body)
+        trace.bytes_out = len(body)
         service.end(trace, status)
 
     async def _generate(self, scope: Scope, proto: Any, target: Target, is_stream: bool) -> None:
         service = self._service
         header = scope.headers.get
-        trace = service.begin(header)
+        trace = service.begin(header, target.route)
         parts = Parts()
         call: Call | None = None
         task = asyncio.current_task(self._loop)
@@ -235,7 +240,7 @@ class App:
         try:
             while taken:
                 events = [render_event(request, target.name, version, part) for part in taken]
-                sent_bytes += sum(map(len, events))
+                trace.bytes_out = sent_bytes = sent_bytes + sum(map(len, events))
                 if sent_bytes > STREAM_BYTES_MAX:
                     raise ModelFailed(f"the stream is longer than {STREAM_BYTES_MAX} bytes")
                 await transport.send_bytes(b"".join(events))
@@ -276,6 +281,7 @@ class App:
             request, target.name, trace.arm.version.ref[1], found[0] if found else answer.outputs
         )
         body = event.removeprefix(b"data: ").rstrip(b"\n")
+        trace.bytes_out = len(body)
         proto.response_bytes(200, [_JSON, *self._service.headers(trace)], body)
 
     def refuse(self, refusal: Refusal, header: Any) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -285,13 +291,21 @@ class App:
         self._service.end(trace, refusal.status)
         return reply
 
+    def _refuse_rest(
+        self, refusal: Refusal, header: Any
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """As `refuse`, where `Noted` writes the line."""
+        trace = self._service.begin(header)
+        reply = self._refused(trace, refusal)
+        self._service.count(trace, refusal.status)
+        return reply
+
     def _too_slow(self, trace: Trace) -> tuple[int, list[tuple[str, str]], bytes]:
         return self._refused(trace, BodyTooSlow(f"no body within {self._body_read_s_max} s"))
 
     def _refused(self, trace: Trace, refusal: Refusal) -> tuple[int, list[tuple[str, str]], bytes]:
         status = refusal.status
-        if status >= 500:
-            _log.warning("refused", status=status, request_id=trace.request_id, error=refusal.text)
+        trace.refusal = refusal
         headers = [_JSON, *refusal.headers, *self._service.headers(trace)]
         return status, headers, msgspec.json.encode({"error": refusal.text})
 

@@ -5,14 +5,19 @@ Timestamps are taken once, where a phase ends and the next begins, and everybody
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge.dispatch import Answer
+from edge.dispatch import Answer, Call
+from edge.errors import Refusal
 from edge.snapshot import ArmOf, Endpoint
 from registry_sync.documents import KeyRecord
 
 Header = Callable[[str], str | None]
+
+# https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 
 # One formatting of many numbers by `%` costs a third less than an f-string of as many fields.
 _KNOWN = "auth;dur=%.3f, parse;dur=%.3f%s, respond;dur=%.3f, total;dur=%.3f"
@@ -31,6 +36,8 @@ class Trace:
 
     request_id: str
     started_s: float
+    header: Header | None = None  # looks up a request header
+    route: str = ""  # method and template of the path
     endpoint: Endpoint | None = None
     arm: ArmOf | None = None
     record: KeyRecord | None = None  # of the key, once it was found good
@@ -41,6 +48,10 @@ class Trace:
     answered_s: float = 0.0  # when the result was there
     ended_s: float = 0.0  # when the answer was rendered
     cache_status: str = ""
+    refusal: Refusal | None = None
+    call: Call | None = None
+    bytes_in: int = 0  # of the body, decompressed
+    bytes_out: int = 0
     answer: Answer | None = None
     rows: int = 0
     dispatched: bool = False
@@ -48,6 +59,14 @@ class Trace:
     is_body_late: bool = False
     held_bytes: int = 0  # of the room for bodies
     body_due_s: float = 0.0  # of a body that comes in parts
+
+
+def trace_context(traceparent: str | None) -> tuple[str, str]:
+    """Return trace and span id of a W3C `traceparent`; empty if there is none that is valid."""
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    if match is None or not match[1].strip("0") or not match[2].strip("0"):
+        return "", ""
+    return match[1], match[2]
 
 
 def server_timing(trace: Trace) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge.config import AccessLogMode
 from infra import stack
 from infra.changes import recorded
 from infra.client import NoController, ask, get
@@ -51,6 +52,8 @@ class UpOptions:
     sync_interval_s: float = 0.0
     body_bytes_max: int = 64 << 20
     body_bytes_in_flight_max: int = 512 << 20
+    access_log: AccessLogMode = "off"
+    access_log_lines_per_s: float = 20.0
     log_level: str = "warning"
     log_folder: Path | None = None
 
@@ -212,6 +215,8 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             lame_duck_s=options.lame_duck_s,
             body_bytes_max=options.body_bytes_max,
             body_bytes_in_flight_max=options.body_bytes_in_flight_max,
+            access_log=options.access_log,
+            access_log_lines_per_s=options.access_log_lines_per_s,
         ),
     ]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.config import EdgeConfig
+from edge.config import AccessLogMode, EdgeConfig
 from infra.supervisor import ProcessSpec
 from pool.config import ControllerConfig, WorkerConfig
 from registry_sync.config import SyncConfig
@@ -243,6 +243,8 @@ def edge_processes(
     drain_s_max: float = 30.0,
     body_bytes_max: int = 64 << 20,
     body_bytes_in_flight_max: int = 512 << 20,
+    access_log: AccessLogMode = "off",
+    access_log_lines_per_s: float = 20.0,
 ) -> list[ProcessSpec]:
     """Return the node's edges, all on the same ports."""
     name = node.id()
@@ -263,6 +265,8 @@ def edge_processes(
                 drain_s_max=drain_s_max,
                 body_bytes_max=body_bytes_max,
                 body_bytes_in_flight_max=body_bytes_in_flight_max,
+                access_log=access_log,
+                access_log_lines_per_s=access_log_lines_per_s,
                 log_level=log_level,
             ),
             STAGE_EDGE,

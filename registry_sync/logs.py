@@ -6,9 +6,18 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+
+class Stream(Protocol):
+    """What lines can be written to."""
+
+    def write(self, text: str, /) -> int: ...
+    def flush(self) -> None: ...
+
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 # The whole mutable state: the levels that this process shows now.
@@ -35,7 +44,7 @@ def _drop_hidden(_logger: WrappedLogger, method: str, event: EventDict) -> Event
     return event
 
 
-def configure(tier: str, level: str) -> None:
+def configure(tier: str, level: str, stream: Stream | None = None) -> None:
     """Set up structlog, and the standard library's logging behind it, for this process.
 
     Every line has `timestamp` (UTC, ISO 8601), `level`, `tier`, `pid` and
@@ -45,6 +54,7 @@ def configure(tier: str, level: str) -> None:
         tier: which process this is ("edge", "controller", "worker", "sync", …).
         level: the lowest level shown, until `show` says otherwise: debug, info, warning, error
             or critical.
+        stream: where lines go; stderr by default.
 
     Raises:
         ValueError: there is no such level.
@@ -52,6 +62,7 @@ def configure(tier: str, level: str) -> None:
     if level not in _LEVELS:
         raise ValueError(f"log level {level!r}: use one of {', '.join(_LEVELS)}")
     show(_LEVELS[_LEVELS.index(level) :])
+    file: Any = sys.stderr if stream is None else stream
     threshold = logging.getLevelNamesMapping()[level.upper()]
 
     def origin(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -70,10 +81,10 @@ def configure(tier: str, level: str) -> None:
     structlog.configure(
         processors=[_drop_hidden, *shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(file)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

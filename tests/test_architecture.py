@@ -53,6 +53,10 @@ PURE = (
     "pool.inline",
     "edge.variants",
     "edge.cache",
+    "edge.sampling",
+    "edge.arm_metrics",
+    "edge.exposition",
+    "pool.wire.histogram",
 )
 IMPURE = {"asyncio", "time", "os", "socket", "structlog", "random", "threading", "subprocess"}
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from edge.config import AccessLogMode
 from infra import stack
 from infra.commands.options import DATA_DEFAULT, Data, LogLevel, node_of, registry_url, said
 from infra.local import TierOptions, UpOptions, run_tier, up
@@ -44,6 +45,21 @@ BodiesMax = Annotated[
         "--body-bytes-in-flight-max", min=1, help="Of all requests of an edge process together."
     ),
 ]
+AccessLog = Annotated[
+    AccessLogMode,
+    typer.Option(
+        "--access-log",
+        help="A line per request: on, sampled when busy, or off (only of those that failed).",
+    ),
+]
+AccessLines = Annotated[
+    float,
+    typer.Option(
+        "--access-log-lines-per-s",
+        min=0.1,
+        help="Of an edge process, each for what was fine, refused, and failed or slow.",
+    ),
+]
 
 NO_SECRET = "TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET, or put one into DATA/secrets"
 WILDCARDS = ("0.0.0.0", "::")  # good to listen on, impossible to dial
@@ -73,6 +89,8 @@ def up_command(
     sync_interval_s: Interval = 0.0,
     body_bytes_max: BodyMax = 64 << 20,
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
+    access_log: AccessLog = "sampled",
+    access_log_lines_per_s: AccessLines = 20.0,
     log_level: LogLevel = "warning",
 ) -> None:
     """Run the whole system on this machine until Ctrl-C or SIGTERM."""
@@ -90,6 +108,8 @@ def up_command(
         sync_interval_s=sync_interval_s,
         body_bytes_max=body_bytes_max,
         body_bytes_in_flight_max=body_bytes_in_flight_max,
+        access_log=access_log,
+        access_log_lines_per_s=access_log_lines_per_s,
         log_level=log_level,
     )
     with said():
@@ -109,6 +129,8 @@ def edge_command(
     lame_duck_s: LameDuck = 5.0,
     body_bytes_max: BodyMax = 64 << 20,
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
+    access_log: AccessLog = "sampled",
+    access_log_lines_per_s: AccessLines = 20.0,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only the edge."""
@@ -130,6 +152,8 @@ def edge_command(
         lame_duck_s=lame_duck_s,
         body_bytes_max=body_bytes_max,
         body_bytes_in_flight_max=body_bytes_in_flight_max,
+        access_log=access_log,
+        access_log_lines_per_s=access_log_lines_per_s,
     )
 
     def before() -> None:

@@ -20,6 +20,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edge.body_cut import cut
 from edge.body_json import check_keys, pack_data, read_json
 from edge.body_parameters import read_class_count, read_flag, read_steering, relevant
 from edge.body_render import render_infer
@@ -85,6 +86,23 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
         known = signature.memo.recall(text, body)
         if known is not None:
             return known
+    rest, arrays = cut(text)
+    found = _parse(rest, arrays, body, tail, header_length, signature)
+    if found is None:  # what was cut belongs to no tensor
+        found = _parse(text, {}, body, tail, header_length, signature)
+        assert found is not None
+    return found
+
+
+def _parse(
+    text: bytes,
+    arrays: dict[bytes, bytes],
+    body: bytes,
+    tail: int,
+    header_length: str | None,
+    signature: Signature,
+) -> InferRequest | None:
+    """Read `text`, out of which `arrays` were cut, and the bytes of `body` from `tail` on."""
     request: _Infer = read_json(_decoder, text)
 
     colons = 1
@@ -121,10 +139,12 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
                 raise BadRequest(
                     f"inputs[{index}] has neither data nor the parameter binary_data_size"
                 )
-            content: bytes | memoryview = pack_data(rule, data, shape, count, index)
-            bulk.append(data)
+            array = arrays.pop(bytes(data), None) if arrays else None
+            content: bytes | memoryview = pack_data(rule, array or data, shape, count, index)
+            if array is None:
+                bulk.append(data)
             colons += 1
-            if rule.datatype == "BYTES":
+            if array is None and rule.datatype == "BYTES":
                 colons += bytes(data).count(b":")
         else:
             if data is not UNSET:
@@ -145,6 +165,8 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
         if given.parameters is not UNSET:
             colons += 1 + len(given.parameters or ())
         inputs[rule.position] = Tensor(rule.name, rule.datatype, shape, content)
+    if arrays:
+        return None
     if tail != end:
         raise BadRequest(f"{end - tail} bytes of the body are left behind the last tensor")
 

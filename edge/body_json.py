@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from edge.body_bulk import is_nested_as, pack_pieces, shape_of
+from edge.body_bulk import count_of, is_nested_as, pack_pieces, shape_of
 from edge.body_signature import RANK_MAX, InputRule
 from edge.errors import BadRequest, Refusal, quote
 from edge.tensors import join_bytes, shape_text
@@ -78,13 +78,13 @@ def _refuse_json(error: Exception, text: bytes) -> BadRequest:
 
 
 def pack_data(
-    rule: InputRule, data: msgspec.Raw, shape: Sequence[int], count: int, index: int
+    rule: InputRule, data: msgspec.Raw | bytes, shape: Sequence[int], count: int, index: int
 ) -> bytes:
     """Convert the `data` of a JSON tensor, flat or nested as its shape says, row-major.
 
     Args:
         rule: gives the datatype.
-        data: the JSON text of the array; already known to be valid JSON.
+        data: the JSON text of the array; valid JSON, or without an array or string in it.
         shape: as given with it.
         count: the product of `shape`.
         index: among the inputs of the request, for error texts.
@@ -117,13 +117,14 @@ def _pack_bulk(
     if not depth or depth not in (1, len(shape)):
         raise _refuse_depth_of(depth, shape, index)
     # However they are nested, n numbers have n - 1 commas between them.
-    commas = text.count(b",")
+    commas = count_of(b",", text)
     if commas + 1 != count:
         raise _refuse_count(commas + 1, shape, count, index)
     if depth > 1 and not is_nested_as(text, shape):
         raise _refuse_ragged(shape, index)
     packed = pack_pieces(
         text,
+        is_flat=depth == 1,
         code=rule.code,
         itemsize=rule.itemsize,
         count=count,

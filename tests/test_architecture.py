@@ -23,7 +23,13 @@ MAY_IMPORT = {
 }
 
 # The bench's peers are other ways to serve the same model, so they call the framework themselves.
-PEERS = ("infra.bench.peer_fastapi", "infra.bench.peer_loop", "infra.bench.sessions")
+PEERS = (
+    "infra.bench.peer_fastapi",
+    "infra.bench.peer_loop",
+    "infra.bench.peer_pydantic",
+    "infra.bench.peer_pytriton",
+    "infra.bench.sessions",
+)
 
 # Third parties that only some modules may name.
 CONFINED = {

@@ -87,6 +87,21 @@ def oip_call(
     )
 
 
+def json_call(target: Target, path: str, tensor: str, array: NDArray[Any]) -> Call:
+    """Build an Open Inference Protocol call with the tensor as JSON numbers, flat."""
+    data = {
+        "name": tensor,
+        "shape": array.shape,
+        "datatype": OIP_NAMES[array.dtype.name],
+        "data": array.ravel().tolist(),
+    }
+    return Call(
+        f"{target.base_url}{path}",
+        headers={**target.headers, "Content-Type": "application/json"},
+        body=json.dumps({"inputs": [data]}, separators=(",", ":")).encode(),
+    )
+
+
 def raw_call(target: Target, path: str, array: NDArray[Any], *, varied: bool) -> Call:
     """Build a call whose body is nothing but the tensor's bytes."""
     return Call(
@@ -141,6 +156,8 @@ def probe(call: Call, timeout_s: float = 30.0) -> Answer:
 
 
 def tensor_of(answer: Answer) -> NDArray[np.float32]:
-    """Return the float32 tensor behind the JSON header, or the whole body where there is none."""
+    """Return the float32 tensor of an answer: JSON numbers, behind a JSON head, or all of it."""
+    if answer.headers.get("content-type") == "application/json":
+        return np.array(json.loads(answer.body)["outputs"][0]["data"], "<f4")
     start = int(answer.headers.get("inference-header-content-length", "0"))
     return np.frombuffer(answer.body[start:], dtype="<f4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.bench import cpu
-from infra.bench.calls import Target
-from infra.bench.processes import environment, free_port, running
+from infra.bench.calls import BadTarget, Call, Target, probe
+from infra.bench.processes import StartFailed, environment, free_port, running
 
 LOOP_S_MAX = 300.0
+READY_S_MAX = 60.0  # Triton listens before its models answer
 
 
 @contextmanager
@@ -28,6 +30,41 @@ def fastapi(model: Path, *, threads: int, spinning: bool) -> Iterator[Target]:
     arguments = [str(port), str(model), str(threads), "spinning" if spinning else "blocking"]
     with running("infra.bench.peer_fastapi", arguments, port) as pid:
         yield Target("fastapi", f"http://127.0.0.1:{port}", lambda: cpu.tree(pid))
+
+
+@contextmanager
+def pydantic(model: Path, *, threads: int, spinning: bool) -> Iterator[Target]:
+    """Run FastAPI with a pydantic body and one model in the thread pool; POST /infer takes JSON."""
+    port = free_port()
+    arguments = [str(port), str(model), str(threads), "spinning" if spinning else "blocking"]
+    with running("infra.bench.peer_pydantic", arguments, port) as pid:
+        yield Target("pydantic", f"http://127.0.0.1:{port}", lambda: cpu.tree(pid))
+
+
+@contextmanager
+def pytriton(python: str, model: Path) -> Iterator[Target]:
+    """Run Triton's Python backend with one model as `bench`, by an interpreter that has it.
+
+    Raises:
+        StartFailed: it has not, or Triton did not come up.
+    """
+    port = free_port()
+    with running("infra.bench.peer_pytriton", [str(port), str(model)], port, python) as pid:
+        target = Target("pytriton", f"http://127.0.0.1:{port}", lambda: cpu.tree(pid))
+        _until_ready(Call(f"{target.base_url}/v2/models/bench/ready", method="GET"))
+        yield target
+
+
+def _until_ready(call: Call) -> None:
+    deadline_s = time.monotonic() + READY_S_MAX
+    while True:
+        try:
+            probe(call)
+            return
+        except BadTarget as error:
+            if time.monotonic() > deadline_s:
+                raise StartFailed(str(error)) from None
+            time.sleep(0.1)
 
 
 @contextmanager

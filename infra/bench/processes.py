@@ -45,7 +45,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(module: str, arguments: Sequence[str], port: int) -> Iterator[int]:
+def running(
+    module: str, arguments: Sequence[str], port: int, python: str = sys.executable
+) -> Iterator[int]:
     """Run `python -m module` until the block ends; yields its pid once `port` accepts.
 
     Raises:
@@ -53,7 +55,7 @@ def running(module: str, arguments: Sequence[str], port: int) -> Iterator[int]:
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [python, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

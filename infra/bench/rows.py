@@ -20,6 +20,9 @@ MAGIKA = "tidepool magika"
 FASTAPI_MLP = "fastapi mlp"
 FASTAPI_IMAGE = "fastapi image"
 HELLO = "hello"
+IMAGE_JSON = "tidepool image json"  # the same numbers as JSON
+PYDANTIC_IMAGE = "fastapi pydantic image"
+PYTRITON_MLP = "pytriton mlp"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Row:
     sides: tuple[str, ...]
     clients: int
     comparisons: tuple[Comparison, ...]
+    of_more_peers: bool = False  # only where these are asked for
 
 
 ROWS = (
@@ -80,6 +84,24 @@ ROWS = (
             Comparison("cache-hit/miss", MLP_HIT, MLP, "cpu_us_per_request", 0.6),
             Comparison("cache-hit/hello", MLP_HIT, HELLO, "cpu_us_per_request", 2.5, False),
         ),
+    ),
+    Row(
+        "image-json-1",
+        (IMAGE_JSON, PYDANTIC_IMAGE),
+        1,
+        (
+            Comparison(
+                "image-json-1/pydantic", IMAGE_JSON, PYDANTIC_IMAGE, "cpu_us_per_request", 0.4
+            ),
+        ),
+        of_more_peers=True,
+    ),
+    Row(
+        "mlp-64-pytriton",
+        (MLP, PYTRITON_MLP),
+        64,
+        (Comparison("mlp-64/pytriton", MLP, PYTRITON_MLP, "cpu_us_per_request", 0.5, False),),
+        of_more_peers=True,
     ),
 )
 

@@ -47,6 +47,8 @@ class BenchConfig:
     only: tuple[str, ...] = ()  # names of `rows.NAMES`; empty: all
     open_stack: Callable[[], AbstractContextManager[Stack]] | None = None
     hop: Callable[[int], float] | None = None  # body bytes → CPU µs of one round trip
+    more_peers: bool = False  # FastAPI with pydantic, and pytriton where there is one
+    pytriton: str = ""  # an interpreter that has it
     engine_threads: int = 0
     engine_spinning: bool = False
     progress: Callable[[str], None] = field(default=lambda _: None)
@@ -59,7 +61,9 @@ class BenchConfig:
             raise ValueError(f"{self.rounds} rounds of {self.duration_s} s measure nothing")
 
     def wants(self, row: str) -> bool:
-        return not self.only or row in self.only
+        if self.only:
+            return row in self.only
+        return self.more_peers or not any(r.name == row and r.of_more_peers for r in rows.ROWS)
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,8 @@ class _Bench:
             if not self._config.wants(row.name):
                 continue
             present = [name for name in row.sides if name in sides]
+            if missing := set(row.sides) - set(present):
+                self._skipped.append(f"{row.name}: without {', '.join(sorted(missing))}")
             for name in present:
                 load.measure(
                     sides[name].call,
@@ -277,6 +283,18 @@ def _sides(
         }
         _check_same(found[rows.MLP][1], found[rows.FASTAPI_MLP][1])
         _check_same(found[rows.IMAGE][1], found[rows.FASTAPI_IMAGE][1])
+        if config.wants("image-json-1"):
+            slow = open_.enter_context(peers.pydantic(image, threads=threads, spinning=spinning))
+            path = "/v2/models/bench-image/infer"
+            found |= {
+                rows.IMAGE_JSON: (ours, calls.json_call(ours, path, models.INPUT, large)),
+                rows.PYDANTIC_IMAGE: (slow, calls.json_call(slow, "/infer", models.INPUT, large)),
+            }
+            _check_same(found[rows.IMAGE_JSON][1], found[rows.PYDANTIC_IMAGE][1])
+        if config.wants("mlp-64-pytriton") and config.pytriton:
+            triton = open_.enter_context(peers.pytriton(config.pytriton, mlp))
+            found[rows.PYTRITON_MLP] = (triton, _ours(triton, "bench", small, varied=True))
+            _check_same(found[rows.MLP][1], found[rows.PYTRITON_MLP][1])
         # The calls above have stored the unvaried body: from now on it must hit.
         status = calls.probe(found[rows.MLP_HIT][1]).headers.get("cache-status", "")
         if "hit" not in status:

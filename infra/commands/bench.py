@@ -29,6 +29,12 @@ def bench_command(
     only: Annotated[list[str] | None, typer.Option("--only", help="Rows; default: all.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
     duration_s: Annotated[float, typer.Option(min=0.1, help="Of one sample.")] = 2.0,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also FastAPI with pydantic, and pytriton.")
+    ] = False,
+    pytriton: Annotated[
+        str, typer.Option(help="An interpreter that has nvidia-pytriton 0.7.0 and onnxruntime.")
+    ] = "",
     json: Json = False,
     out: Annotated[Path | None, typer.Option(help="Write the whole report here, as JSON.")] = None,
 ) -> None:
@@ -40,6 +46,8 @@ def bench_command(
             only=tuple(only or ()),
             open_stack=open_stack,
             hop=hop_us,
+            more_peers=peers,
+            pytriton=pytriton,
             progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
         found = suite.run(config)

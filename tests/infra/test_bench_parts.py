@@ -21,6 +21,7 @@ import pytest
 
 from infra.bench import calls, cpu, load, models, peers, report, rows, suite, tally
 from infra.bench.calls import Call, Target
+from infra.bench.processes import StartFailed
 
 BURN = (
     "import time, threading\n"
@@ -295,6 +296,21 @@ def test_fastapi_peer_answers_what_the_model_answers(tmp_path: Path) -> None:
         cpu.read(pids)
 
 
+def test_pydantic_peer_answers_what_the_model_answers(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    models.write_mlp(model)
+    array = np.random.default_rng(0).normal(size=(1, 16)).astype(np.float32)
+    with peers.pydantic(model, threads=0, spinning=False) as target:
+        answer = calls.tensor_of(calls.probe(calls.json_call(target, "/infer", "x", array)))
+    wanted = onnxruntime.InferenceSession(model).run(None, {models.INPUT: array})[0][0]
+    np.testing.assert_allclose(answer, wanted, atol=1e-5)
+
+
+def test_pytriton_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StartFailed, match="pytriton"), peers.pytriton(sys.executable, tmp_path):
+        pass
+
+
 def test_hello_peer_answers_hello() -> None:
     with peers.hello() as target:
         assert calls.probe(Call(f"{target.base_url}/", method="GET")).body == b"hello"
@@ -442,7 +458,7 @@ def test_a_stack_with_wrong_answers_is_not_measured() -> None:
 @pytest.mark.slow
 def test_bench_measures_every_row() -> None:
     outcome = suite.run(suite.BenchConfig(rounds=1, duration_s=1, open_stack=fake_stack))
-    wanted = [c.name for row in rows.ROWS for c in row.comparisons]
+    wanted = [c.name for row in rows.ROWS if not row.of_more_peers for c in row.comparisons]
     names = [figure.name for figure in outcome.figures]
     assert names == ["idle-memory", "ready", *wanted, "magika-8/onnxruntime"]
     assert outcome.skipped == ("hop: nothing to measure it with was given",)

@@ -64,6 +64,7 @@ class Web:
         """Return the ASGI application."""
         routes = [
             Route("/v2", self.server_metadata),
+            Route("/v2/", self.server_metadata),  # as the protocol's OpenAPI document has it
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route("/v2/models/stats", self.all_stats),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -14,11 +15,18 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from httpx import HTTPStatusError
 from onnx import helper
 from tritonclient.utils import InferenceServerException
 
 from tests.support import models
-from tests.support.kserve_client import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from tests.support.kserve_client import (
+    InferenceRESTClient,
+    InferInput,
+    InferRequest,
+    RESTConfig,
+    UnsupportedProtocol,
+)
 from tests.support.stack import Stack
 
 SAMPLES: dict[str, np.ndarray] = {
@@ -417,14 +425,57 @@ def test_no_extension_is_promised_that_is_not_there(stack: Stack, plain: str) ->
         assert stack.request(method, path).status not in (404, 405, 501)
 
 
-async def test_kserve_s_client_is_served(stack: Stack, plain: str) -> None:
-    url = stack.url
-    async with InferenceRESTClient(RESTConfig(protocol="v2")) as client:
-        given = InferInput("x", [1, 4], "FP32")
-        given.set_data_from_numpy(np.ones((1, 4), np.float32), binary_data=False)
-        request = InferRequest(plain, [given])
-        result = await client.infer(url, request, model_name=plain, headers=stack.auth())
-        assert result.outputs[0].as_numpy().tolist() == [[1.0] * 4]
-        assert await client.is_server_live(url)
-        assert await client.is_server_ready(url)
-        assert await client.is_model_ready(url, plain, headers=stack.auth())
+async def _kserve_live(client: Any, url: str, headers: dict[str, str]) -> None:
+    assert await client.is_server_live(url)
+
+
+async def _kserve_ready(client: Any, url: str, headers: dict[str, str]) -> None:
+    assert await client.is_server_ready(url)
+
+
+async def _kserve_model_ready(client: Any, url: str, headers: dict[str, str]) -> None:
+    assert await client.is_model_ready(url, "oip-plain", headers=headers)
+    assert not await client.is_model_ready(url, "oip-nobody", headers=headers)
+
+
+async def _kserve_infer(client: Any, url: str, headers: dict[str, str]) -> None:
+    for sent in (False, True):
+        for wanted in (False, True):
+            given = InferInput("x", [1, 4], "FP32")
+            given.set_data_from_numpy(np.ones((1, 4), np.float32), binary_data=sent)
+            parameters = {"binary_data_output": wanted}
+            request = InferRequest("oip-plain", [given], parameters=parameters)
+            result = await client.infer(url, request, "oip-plain", headers=dict(headers))
+            assert result.outputs[0].as_numpy().tolist() == [[1.0] * 4]
+    with pytest.raises(HTTPStatusError, match="Request for unknown model"):
+        await client.infer(url, request, "oip-nobody", headers=dict(headers))
+
+
+async def _kserve_explain(client: Any, url: str, headers: dict[str, str]) -> None:
+    with pytest.raises(UnsupportedProtocol):  # of the protocol's first version alone
+        await client.explain(url, "oip-plain", {}, headers=headers)
+
+
+async def _kserve_close(client: Any, url: str, headers: dict[str, str]) -> None:
+    await client.close()
+
+
+KSERVE = {
+    "is_server_live": _kserve_live,
+    "is_server_ready": _kserve_ready,
+    "is_model_ready": _kserve_model_ready,
+    "infer": _kserve_infer,
+    "explain": _kserve_explain,
+    "close": _kserve_close,
+}
+
+
+def test_every_method_of_kserve_s_client_is_accounted_for() -> None:
+    found = inspect.getmembers(InferenceRESTClient, callable)
+    assert {name for name, _ in found if not name.startswith("_")} == KSERVE.keys()
+
+
+@pytest.mark.parametrize("name", KSERVE)
+async def test_kserve_s_client_is_served(stack: Stack, plain: str, name: str) -> None:
+    async with InferenceRESTClient(RESTConfig(protocol="v2", retries=0)) as client:
+        await KSERVE[name](client, stack.url, stack.auth())

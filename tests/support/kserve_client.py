@@ -15,3 +15,4 @@ InferenceRESTClient = _kserve.InferenceRESTClient
 InferInput = _kserve.InferInput
 InferRequest = _kserve.InferRequest
 RESTConfig = _kserve.RESTConfig
+UnsupportedProtocol = importlib.import_module("kserve.errors").UnsupportedProtocol

@@ -159,6 +159,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     admin = granian(noted, config.admin_host, config.admin_port, config)
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.follow("tidepool_access_lines_dropped", lambda: access.sampler.dropped_total)
+    metrics.follow("tidepool_dispatch_returns", lambda: pool.returns)
     metrics.in_flight = lambda: app.in_flight
     metrics.pending = app.pending
     world.boot()

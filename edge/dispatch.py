@@ -48,7 +48,8 @@ REDIAL_S_MAX = (
 STEADY_S = 1.0  # after a connection that lasted so long the next one is dialled almost at once
 LATE_S = 0.03  # how long after its deadline a worker may still answer, before the edge does
 SWEEP_S = 0.02  # so often calls are looked for whose deadline is near; these get a timer each
-LOST_RETRIES = 1  # a call is sent again so often, and only when its worker broke
+LOST_RETRIES = 1  # a call is sent again so often when its worker broke: it may have run
+RETURNS_MAX = 8  # and so often when a worker that drains gave it back, because it never ran
 
 _log = structlog.get_logger()
 
@@ -98,6 +99,7 @@ class Call:
         "priority",
         "ref",
         "request_id",
+        "returns",
         "rows_max",
         "sent",
         "sent_s",
@@ -130,6 +132,7 @@ class Call:
         self.conn: WorkerConn | None = None
         self.id = 0
         self.sent = 0
+        self.returns = 0
         self.sent_s = 0.0
 
     def cancel(self) -> None:
@@ -297,6 +300,8 @@ class WorkerConn:
                 call.on_chunk(data.tensors(message.outputs, body))
         elif type(message) is data.Load:
             self.wait_us = message.wait_us
+            if message.draining:
+                self._pool.on_draining(self)
         elif type(message) is data.Release and self._arena is not None:
             self._arena.released(message.places)
         elif type(message) is data.Hello:
@@ -314,6 +319,8 @@ class WorkerConn:
             call.future.set_result(
                 Answer(outputs, reply.queue_us, reply.infer_us, reply.batch_rows)
             )
+        elif reply.not_run and call.returns < RETURNS_MAX:
+            self._pool.on_returned(call)
         else:
             call.fail(refusal_of(reply))
 
@@ -330,7 +337,8 @@ class Pool:
         self._engines: dict[Ref, EngineRoute] = {}
         self._waiting: set[Call] = set()
         self.retries = 0  # calls sent again because their worker broke
-        self._leaving: set[WorkerConn] = set()  # out of the routes, with calls under way
+        self.returns = 0  # calls sent elsewhere because their worker drained
+        self._leaving: set[WorkerConn] = set()  # get nothing new, and may have calls under way
 
     def update(self, routes: Routes) -> None:
         """Go by new routes: dial who is new, leave who is gone, try who waits."""
@@ -414,6 +422,23 @@ class Pool:
             call.fail(WorkerLost("the worker that had this call broke"))
             return
         self.retries += 1
+        self.start(call)
+
+    def on_draining(self, conn: WorkerConn) -> None:
+        """Send nothing more over `conn`, and dial whoever takes the worker's place.
+
+        The worker waits for us to hang up, which the sweep does after the last answer.
+        """
+        if self._conns.get(conn.id) is conn:
+            self._conns[conn.id] = WorkerConn(self, conn.id, conn.address)
+            self._leaving.add(conn)
+
+    def on_returned(self, call: Call) -> None:
+        """Send a call elsewhere that its worker gave back: it never ran."""
+        call.conn = None
+        call.sent -= 1
+        call.returns += 1
+        self.returns += 1
         self.start(call)
 
     async def sweep_forever(self) -> None:

@@ -19,6 +19,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     queue_bytes_max: int = 512 << 20  # tensors that may wait in this process
     drain_s_max: float = 30.0
     lame_duck_s: float = 0.0
+    listen_fds: tuple[int, ...] = ()  # the socket of `listen`, kept by the supervisor
+    notice_fd: int = -1  # where to say that we drain
     log_level: str = "info"
 
 

@@ -479,18 +479,20 @@ class Controller:
     def _publish_routes(self, snapshot: Snapshot, views: list[WorkerView]) -> None:
         # A worker that breaks later must not make every edge of the fleet unready.
         self._was_complete |= len(self._workers) >= self._workers_expected
+        engines = tuple(
+            placement.route(ref, views, is_let_go=ref in self._let_go)
+            for ref in sorted(snapshot.manifests)
+        )
+        named = {worker for engine in engines for worker in (*engine.warm, *engine.wake_at)}
         routes = control.Routes(
             epoch=self._epoch(),
             seq=0,
             workers=tuple(
                 control.WorkerRoute(w.register.id, w.register.incarnation, w.register.address)
-                for _, w in sorted(self._workers.items())
-                if not w.heartbeat.draining
+                for name, w in sorted(self._workers.items())
+                if name in named or not w.heartbeat.draining
             ),
-            engines=tuple(
-                placement.route(ref, views, is_let_go=ref in self._let_go)
-                for ref in sorted(snapshot.manifests)
-            ),
+            engines=engines,
             ready=self._was_complete,
         )
         last = self._routes

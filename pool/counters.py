@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue
+from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned
 
 
 @dataclass(slots=True)
@@ -16,6 +16,7 @@ class QueueCounters:
     failed: int = 0
     overdue: int = 0  # the deadline passed while the ticket waited
     shed: int = 0  # given up before the deadline
+    returned: int = 0  # not run, because the engine was unloaded
     cancelled: int = 0
     late: int = 0  # answered after the deadline; counted in `answered` too
     runs: int = 0
@@ -34,5 +35,7 @@ class QueueCounters:
                 self.shed += 1
             case Overdue():
                 self.overdue += 1
+            case Returned():
+                self.returned += 1
             case Cancelled():
                 self.cancelled += 1

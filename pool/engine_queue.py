@@ -24,9 +24,9 @@ from pool.profile import ArrivalRate, LatencyProfile
 from pool.runner import Runner, ThreadRunner, run_here
 from pool.running import Ran, run_tickets
 from pool.streaming import Stream
-from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Ticket
+from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
 
-_UNLOADING = Failed(503, "the engine is being unloaded")
+_CUT_SHORT = Failed(503, "the engine is being unloaded")
 
 _log = structlog.get_logger(__name__)
 
@@ -47,8 +47,9 @@ class EngineQueue:
     """The tickets that wait for one session, and the run it is busy with.
 
     Every ticket is settled exactly once: with an `Answer`, `Failed`, `Overdue` at the moment
-    its deadline passes while it waits, or `Cancelled`.  A deadline that passes during the run
-    changes nothing: the answer is there, the caller may still want it.
+    its deadline passes while it waits, `Returned` when the queue closes, or `Cancelled`.
+    A deadline that passes during the run changes nothing: the answer is there, the caller may
+    still want it.
     """
 
     def __init__(
@@ -171,9 +172,9 @@ class EngineQueue:
             self._arrived.append(ticket)
             self._step_soon()
 
-    def _refusal_of(self, ticket: Ticket) -> Failed | None:
+    def _refusal_of(self, ticket: Ticket) -> Failed | Returned | None:
         if self._closed is not None:
-            return _UNLOADING
+            return Returned()
         if not self._output_names.issuperset(ticket.outputs):
             unknown = next(name for name in ticket.outputs if name not in self._output_names)
             known = ", ".join(sorted(self._output_names))
@@ -198,23 +199,27 @@ class EngineQueue:
         self._report_idle()
         return True
 
+    def return_waiting(self) -> None:
+        """Settle who waits as `Returned`."""
+        for ticket in list(self._waiting):
+            self._remove(ticket)
+            self._settle(ticket, Returned())
+
     async def close(self) -> None:
-        """Settle who waits as failed, let the current run end, close the session.
+        """Return who waits, let the current run end, close the session.
 
         Waits for as long as the run takes; a run that hangs is ended by ending the process.
         """
         if self._closed is None:
             self._closed = self._loop.create_future()
             self._expiries.close()
-            refused = list(self._waiting)
+            self.return_waiting()
             if self._running is None:
                 self._close_session()
             elif self._running.stream is not None:
                 self._running.stream.stop()
-                refused += self._running.tickets
-            for ticket in refused:
-                self._remove(ticket)
-                self._settle(ticket, _UNLOADING)
+                for ticket in self._running.tickets:
+                    self._settle(ticket, _CUT_SHORT)
         await asyncio.shield(self._closed)
 
     def _close_session(self) -> None:

@@ -179,14 +179,20 @@ def _unloads(
     return steps
 
 
+def _warm(ref: Ref, workers: Iterable[WorkerView]) -> tuple[str, ...]:
+    return tuple(
+        sorted(w.id for w in workers if ref in w.engines and w.engines[ref].state == "warm")
+    )
+
+
 def route(ref: Ref, workers: Sequence[WorkerView], *, is_let_go: bool = False) -> EngineRoute:
     """Return where `ref` runs now and who is to wake it, for the edges.
 
-    One that sleeps because somebody had it unloaded says so.
+    One that sleeps because somebody had it unloaded says so.  Workers that drain serve on for a while: they are named as long as nobody else could answer.
     """
-    live = [worker for worker in workers if not worker.draining]
+    live = [worker for worker in workers if not worker.draining] or list(workers)
     states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
-    warm = tuple(sorted(w for w, engine in states.items() if engine.state == "warm"))
+    warm = _warm(ref, live) or _warm(ref, workers)
     order = wake_order(ref, (worker.id for worker in live))
     # Whoever is already loading it is asked first: the call joins that load.  Who failed to is
     # asked last: another worker may well do.

@@ -16,7 +16,7 @@ import structlog
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
 from pool.slots import EngineSlot, Loaded
-from pool.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Overdue, Ticket
+from pool.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Overdue, Returned, Ticket
 from pool.turn import Turn
 from pool.wire import data
 from pool.wire.arena import ArenaView
@@ -115,6 +115,8 @@ class Served:
                 self.refuse(status, detail, RETRY_AFTER_MS if status == 503 else 0)
             case Overdue(was_shed=True):
                 self.refuse(503, "overloaded: the deadline cannot be met", RETRY_AFTER_MS)
+            case Returned():
+                self.refuse(503, "the worker is draining", RETRY_AFTER_MS, not_run=True)
             case Overdue():
                 self.refuse(504, "the deadline passed while the call waited")
 
@@ -165,10 +167,17 @@ class Served:
         self.edge.peer.send(buffers)
         return self.edge.peer.behind
 
-    def refuse(self, status: int, detail: str, retry_after_ms: int = 0) -> None:
+    def refuse(
+        self, status: int, detail: str, retry_after_ms: int = 0, *, not_run: bool = False
+    ) -> None:
         """Reply without outputs."""
-        detail = detail[:DETAIL_CHARS_MAX]
-        reply = data.Reply(self.call.call_id, status, detail, retry_after_ms=retry_after_ms)
+        reply = data.Reply(
+            self.call.call_id,
+            status,
+            detail[:DETAIL_CHARS_MAX],
+            retry_after_ms=retry_after_ms,
+            not_run=not_run,
+        )
         self.edge.peer.send(data.encode(reply))
 
 
@@ -199,13 +208,19 @@ class EdgePeer:
         self._turn = turn
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        # The whole mutable state: the calls that are not replied to yet, and the memory that the
-        # edge shares with us.
+        # The whole mutable state: the calls that are not replied to yet, the memory that the edge
+        # shares with us, and whether it is to send no more.
         self.calls: dict[int, Served] = {}
         self._arena: ArenaView | None = None
+        self._is_leaving = False
         peer.on_frame = self._frame
         peer.on_read = turn.end
         peer.on_lost = self._lost
+
+    def leave(self) -> None:
+        """Ask the edge to send no more and to hang up once its calls are answered."""
+        self._is_leaving = True
+        self.peer.send(data.encode(data.Load(0, len(self.calls), draining=True)))
 
     def ended(self, served: Served) -> None:
         """Take note that a call needs no place any more."""
@@ -235,6 +250,8 @@ class EdgePeer:
             taken_bytes = 0 if self._arena is None else self._arena.size_bytes
             hello = msgspec.structs.replace(self._hello, arena_bytes=taken_bytes)
             self.peer.send(data.encode(hello))
+            if self._is_leaving:
+                self.leave()  # again: only now does it send anything
         else:
             raise WireError(f"an edge does not send {type(message).__name__}")
 

@@ -20,7 +20,7 @@ import structlog
 from pool.engine_queue import EngineQueue
 from pool.engines.base import EngineError, Session, reason_of
 from pool.expiry import Expiries
-from pool.ticket import Failed, Outcome, Overdue, Ticket
+from pool.ticket import Failed, Outcome, Overdue, Returned, Ticket
 from registry_sync.documents import Manifest
 
 BACKOFF_S_MIN = 1.0
@@ -126,7 +126,7 @@ class EngineSlot:
                 self.queue.submit(ticket)
             return
         if self._is_closed:
-            waiting.settle(Failed(503, "the worker is shutting down"))
+            waiting.settle(Returned())
             return
         self.ensure()
         if self.state == "failed":
@@ -171,13 +171,17 @@ class EngineSlot:
         if self._waiting:
             self.ensure()
 
-    async def close(self) -> None:
-        """End everything; who still waits is refused, and who comes later."""
+    def stop_loading(self) -> None:
+        """Load no more: who waits for that is returned, and who comes for it later."""
         self._is_closed = True
-        self._expiries.close()
         if self._loading is not None:
             self._loading.cancel()
-        self._refuse_waiting("the worker is shutting down")
+        self._settle_waiting(Returned())
+
+    async def close(self) -> None:
+        """End everything: the run under way; who still waits is returned, and who comes later."""
+        self.stop_loading()
+        self._expiries.close()
         if self.queue is not None:
             await self.queue.close()
 
@@ -223,11 +227,11 @@ class EngineSlot:
         self.detail = detail
         _log.error("engine_failed", model=self.model, version=self.version, error=detail)
         self._set("failed")
-        self._refuse_waiting(f"the model cannot be loaded: {detail}")
+        self._settle_waiting(Failed(503, f"the model cannot be loaded: {detail}"))
 
-    def _refuse_waiting(self, why: str) -> None:
+    def _settle_waiting(self, outcome: Failed | Returned) -> None:
         for one in self._take_waiting():
-            one.settle(Failed(503, why))
+            one.settle(outcome)
 
     def _set(self, state: str) -> None:
         self.state = state

@@ -42,11 +42,16 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """The queue closed before the ticket's turn; it never ran, and another worker may have it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """The caller went away; nobody waits for an answer."""
 
 
-Outcome: TypeAlias = Answer | Failed | Overdue | Cancelled
+Outcome: TypeAlias = Answer | Failed | Overdue | Returned | Cancelled
 
 
 @dataclass(slots=True, eq=False)

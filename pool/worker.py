@@ -38,10 +38,14 @@ from registry_sync.local import LocalStore
 from registry_sync.logs import configure
 from registry_sync.memory import calm_collector
 from registry_sync.names import BadName, check_name, check_version
+from registry_sync.supervised import leave, say_draining
 from registry_sync.sync import present
 
 HEARTBEAT_S = 0.5
 LOAD_REPORT_S = 0.1
+DRAIN_POLL_S = 0.02
+CLOSE_S_MAX = 1.0  # for a run that is under way when the time to drain is over
+HANG_UP_S_MAX = 1.0  # an edge that owes us no call any more and does not hang up is left
 SLOTS_MAX = 4096  # versions that one worker has ever been asked for
 
 _log = structlog.get_logger()
@@ -89,9 +93,10 @@ class Worker:
 
     def on_peer(self, peer: Peer) -> None:
         """Take a connection from an edge."""
-        self.peers.add(
-            EdgePeer(peer, self.hello(), self.slot, self.inside, self.turn, self.peers.discard)
-        )
+        edge = EdgePeer(peer, self.hello(), self.slot, self.inside, self.turn, self.peers.discard)
+        self.peers.add(edge)
+        if self.is_draining:  # it dialled just before the socket was closed
+            edge.leave()
 
     async def _load(self, model: str, version: str) -> Loaded:
         """Bring the artifact to this node and make it runnable."""
@@ -194,17 +199,37 @@ class Worker:
                     edge.peer.send(data.encode(data.Load(wait_us, calls)))
 
     async def drain(self, lame_duck_s: float, drain_s_max: float) -> None:
-        """Leave the routes, keep serving for a while, let what is inside end."""
+        """Leave the routes, keep serving for a while, then let the edges go.
+
+        What is inside is answered; calls that wait for a load, and those whose turn has not come
+        by the end, go back to their edges, which send them to another worker.
+        """
         self.is_draining = True
+        self.link.stay_lost()
         self._heartbeat()
         await asyncio.sleep(lame_duck_s)
         deadline_s = time.monotonic() + drain_s_max
-        while time.monotonic() < deadline_s and any(edge.calls for edge in self.peers):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        for edge in list(self.peers):
+            edge.leave()
+        for slot in self._slots.values():
+            slot.stop_loading()
+        busy_s = time.monotonic()
+        while self.peers and (now_s := time.monotonic()) < deadline_s:
+            if any(edge.calls for edge in self.peers):
+                busy_s = now_s
+            elif now_s > busy_s + HANG_UP_S_MAX:
+                break
+            await asyncio.sleep(DRAIN_POLL_S)
+        for slot in self._slots.values():
+            if slot.queue is not None:
+                slot.queue.return_waiting()
         for edge in list(self.peers):
             edge.peer.close()
-        for slot in self._slots.values():
-            await slot.close()
+        try:
+            async with asyncio.timeout(CLOSE_S_MAX):
+                await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        except TimeoutError:
+            _log.warning("run_cut_short", worker=self.config.id)
 
 
 async def run(config: WorkerConfig) -> None:
@@ -215,7 +240,9 @@ async def run(config: WorkerConfig) -> None:
         loop.add_signal_handler(name, stop.set)
     secrets = load_secrets(Path(config.data))
     worker = Worker(config, find_engines(config.engines), secrets)
-    server: Server = await serve(Address.parse(config.listen), secrets, worker.on_peer)
+    server: Server = await serve(
+        Address.parse(config.listen), secrets, worker.on_peer, fds=config.listen_fds
+    )
     if not config.advertise and server.address.port:
         worker.config = msgspec.structs.replace(config, advertise=str(server.address))
     tasks = [
@@ -229,11 +256,15 @@ async def run(config: WorkerConfig) -> None:
     done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stopped}:
         task.result()  # a round never ends but by a bug: better a new process than half of one
+    _log.info("worker_draining", worker=config.id)
+    await server.close()  # whoever dials now gets the successor
+    say_draining(config.notice_fd)
     await worker.drain(config.lame_duck_s, config.drain_s_max)
-    await server.close()
     for task in tasks:
         task.cancel()
     _log.info("worker_down", worker=config.id)
+    await asyncio.sleep(0)  # for the last frames
+    leave()
 
 
 def main() -> None:

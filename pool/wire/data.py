@@ -5,16 +5,18 @@
              [[name, datatype, shape, bytes], ...], [output, ...], stream,
              rows_max, arena_at]                                                  + tensors
     Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
-             queue_us, infer_us, batch_rows, wait_us, retry_after_ms]             + tensors
+             queue_us, infer_us, batch_rows, wait_us, retry_after_ms, not_run]    + tensors
     Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
     Cancel  [5, call_id]
-    Load    [6, wait_us, calls]
+    Load    [6, wait_us, calls, draining]
     Release [7, [arena_at, ...]]
 
 Positional; fields are only ever appended, each with a default, and a reader skips what it does not
 know.  Every field's type and bound is checked on the way in.  `call_id` belongs to one connection.
 A deadline travels as the time left when sent: the clocks of edge and worker are never compared.
 A streamed call is answered by chunks in order of `seq` and then by one reply without tensors.
+A worker that drains says so once.  The edge sends nothing new from then on, and hangs up when its
+last call is answered; so no call is ever on its way to a worker that has gone.
 An edge's hello may offer an arena (see arena.py), and the worker's then says that it looks into it:
 from then on a call's tensors may lie there instead of behind its header.
 """
@@ -132,6 +134,7 @@ class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):
     batch_rows: _Count = 0
     wait_us: _Count = 0  # how long a call that arrived now would wait: the load report
     retry_after_ms: _Count = 0
+    not_run: bool = False  # a refusal of what never ran: another worker may be asked instead
 
 
 class Chunk(msgspec.Struct, array_like=True, frozen=True, tag=4):
@@ -153,6 +156,7 @@ class Load(msgspec.Struct, array_like=True, frozen=True, tag=6):
 
     wait_us: _Count
     calls: _Count
+    draining: bool = False  # the last word: send nothing more over this connection
 
 
 class Release(msgspec.Struct, array_like=True, frozen=True, tag=7):

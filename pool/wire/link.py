@@ -43,10 +43,12 @@ class ControlLink:
         self._secrets = secrets
         self._register = register
         self._on_message = on_message
-        # The whole mutable state: the connection, when it last spoke, the highest epoch seen.
+        # The whole mutable state: the connection, when it last spoke, whether it is the last one,
+        # and the highest epoch seen.
         self._peer: Peer | None = None
         self._heard_s = 0.0
         self._lost = asyncio.Event()
+        self._is_last = False
         self.epoch = 0
 
     @property
@@ -62,11 +64,17 @@ class ControlLink:
         peer.send(control.encode(message))
         return True
 
+    def stay_lost(self) -> None:
+        """Dial no more once the connection is lost: a successor takes our place."""
+        self._is_last = True
+
     async def run(self) -> None:
         """Keep the connection up until cancelled."""
         retry_s = RETRY_S_MIN
         try:
             while True:
+                if self._is_last:
+                    await asyncio.Event().wait()
                 if await self._connect():
                     retry_s = RETRY_S_MIN
                     await self._until_lost()

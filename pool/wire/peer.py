@@ -11,10 +11,11 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pool.wire import handshake
 from pool.wire.frames import (
@@ -30,6 +31,7 @@ from pool.wire.handshake import HandshakeFailed, Secrets
 
 HANDSHAKE_S_MAX = 5.0
 DIAL_S_MAX = 5.0
+BACKLOG = 1024
 WRITE_BYTES_MAX = 512 << 20  # a peer that lets this much wait has stopped reading
 BEHIND_BYTES = 8 << 20  # a peer for which so much waits is behind: streams pause for it
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid
@@ -336,15 +338,33 @@ async def _prove(peer: Peer, secrets: Secrets, limits: PeerLimits) -> None:
 class Server:
     """Listens on one address and hands over each peer that may speak."""
 
-    def __init__(self, server: asyncio.Server, address: Address) -> None:
+    def __init__(self, server: asyncio.Server, address: Address, *, is_ours: bool = True) -> None:
         self._server = server
+        self._is_ours = is_ours
         self.address = address
 
     async def close(self) -> None:
         """Stop listening; open connections stay."""
         self._server.close()
-        if self.address.path:
+        if self.address.path and self._is_ours:
             Path(self.address.path).unlink(missing_ok=True)
+
+
+def listen(address: Address) -> socket.socket:
+    """Return a socket that listens on `address`; it may be handed down to whoever serves.
+
+    Raises:
+        ValueError: a unix path that is too long.
+        OSError: the address is taken; a unix socket on which somebody listens is.
+    """
+    if address.path:
+        _check_length(address)
+        bound = _bind_unix(address.path)
+    else:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        bound = socket.create_server((address.host, address.port), family=family)
+    bound.listen(BACKLOG)
+    return bound
 
 
 async def serve(
@@ -352,8 +372,16 @@ async def serve(
     secrets: Secrets | None,
     on_peer: Callable[[Peer], None],
     limits: PeerLimits | None = None,
+    fds: Sequence[int] = (),
 ) -> Server:
     """Listen on `address`; `on_peer` gets each connection that has proved itself.
+
+    Args:
+        address: on which to listen.
+        secrets: of the fleet; None only for unix sockets.
+        on_peer: is called on the loop, and must not block.
+        limits: of the connections' frames.
+        fds: of one socket that listens there already and is somebody else's too; or none.
 
     Raises:
         ValueError: TCP without a fleet secret, or a unix path that is too long.
@@ -361,21 +389,23 @@ async def serve(
     """
     loop = asyncio.get_running_loop()
     made = limits or PeerLimits()
-    if address.path:
-        _check_length(address)
-        bound = _bind_unix(address.path)
-        server = await loop.create_unix_server(
-            lambda: _Accepted(made, None, on_peer), sock=bound, backlog=1024
-        )
-        return Server(server, address)
-    if secrets is None:
+    if not address.path and secrets is None:
         raise ValueError(
             f"{address}: TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET or DATA/secrets"
         )
+    bound = socket.socket(fileno=fds[0]) if fds else listen(address)
+    bound.setblocking(False)
+    if address.path:
+        # Newer Pythons would remove the path on closing, also of a socket that others hold.
+        options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        server = await loop.create_unix_server(
+            lambda: _Accepted(made, None, on_peer), sock=bound, backlog=BACKLOG, **options
+        )
+        return Server(server, address, is_ours=not fds)
+    port = bound.getsockname()[1]
     server = await loop.create_server(
-        lambda: _Accepted(made, secrets, on_peer), address.host, address.port, backlog=1024
+        lambda: _Accepted(made, secrets, on_peer), sock=bound, backlog=BACKLOG
     )
-    port = server.sockets[0].getsockname()[1]
     return Server(server, Address(host=address.host, port=port))
 
 

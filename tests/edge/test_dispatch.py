@@ -436,6 +436,64 @@ async def test_call_ends_well_on_a_worker_that_leaves_the_routes(fleet: Fleet) -
     assert fleet.served() == "ab"
 
 
+def drains(peer: Peer) -> None:
+    peer.send(data.encode(data.Load(0, 0, draining=True)))
+
+
+async def test_worker_that_drains_gets_nothing_new_and_its_calls_end_well(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet["a"].on_call = fleet["a"].keep
+    fleet.route("a", "b")
+    await fleet.connected(2)
+    call = fleet.call()
+    await fleet.until(lambda: bool(fleet["a"].calls))
+    (old,) = fleet["a"].peers
+    assert fleet["a"].server is not None
+    await fleet["a"].server.close()
+    drains(old)
+    await fleet.connected(1)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "ab"
+    assert old.is_open  # for as long as it owes an answer
+    fleet["a"].answer(old, fleet["a"].calls[0])
+    assert isinstance(await outcome(call), Answer)
+    await fleet.until(lambda: not old.is_open)
+    # Its successor at the same address is dialled without any new routes.
+    fleet["a"].on_call = fleet["a"].answer
+    await fleet["a"].up()
+    await fleet.connected(2)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert len(fleet["a"].calls) == 2
+    assert (fleet.pool.retries, fleet.pool.returns) == (0, 0)
+
+
+async def test_call_that_a_draining_worker_gives_back_goes_to_another(fleet: Fleet) -> None:
+    def give_back(peer: Peer, call: data.Call) -> None:
+        drains(peer)
+        reply = data.Reply(call.call_id, 503, "the worker is draining", not_run=True)
+        peer.send(data.encode(reply))
+
+    await fleet.up("ab")
+    fleet["a"].on_call = give_back
+    fleet.route("a", "b")
+    await fleet.connected(2)
+    fleet["b"].on_call = lambda peer, call: fleet["b"].answer(peer, call)
+    assert isinstance(await outcome(fleet.call(on_chunk=lambda _: None)), Answer)
+    assert (fleet.pool.retries, fleet.pool.returns) == (0, 1)
+
+
+async def test_call_that_everybody_gives_back_is_503_in_the_end(fleet: Fleet) -> None:
+    def give_back(peer: Peer, call: data.Call) -> None:
+        peer.send(data.encode(data.Reply(call.call_id, 503, "no", not_run=True)))
+
+    await fleet.up("a")
+    fleet["a"].on_call = give_back
+    fleet.route("a")
+    await fleet.connected(1)
+    assert isinstance(await outcome(fleet.call()), Unavailable)
+    assert len(fleet["a"].calls) == dispatch.RETURNS_MAX + 1
+
+
 async def test_worker_that_comes_back_is_dialled_again(fleet: Fleet) -> None:
     await fleet.up("a")
     fleet.route("a")

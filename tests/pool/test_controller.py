@@ -132,7 +132,9 @@ async def test_changed_document_is_pushed_once_to_every_edge(stack: Stack) -> No
         assert [found.seq for found in member.all(control.Documents)] == [1, 2]
 
 
-async def test_worker_is_in_the_routes_until_it_drains(stack: Stack) -> None:
+async def test_worker_is_in_the_routes_until_it_drains_and_another_is_warm(
+    stack: Stack,
+) -> None:
     stack.put_spec()
     await stack.controller.poll()
     member = await stack.joined(edge())
@@ -141,9 +143,13 @@ async def test_worker_is_in_the_routes_until_it_drains(stack: Stack) -> None:
     assert routes.workers[0].address == "unix:/run/w1-i1"
     assert engines_of(routes)["1"].warm == ("w1",)
     one.say(beat(engine(), draining=True))
-    gone = await member.hear(control.Routes, lambda r: r.seq > routes.seq)
-    assert not gone.workers
-    assert not engines_of(gone)["1"].warm
+    two = await stack.joined(worker("w2"))
+    both = await member.hear(control.Routes, lambda r: len(r.workers) == 2)
+    assert engines_of(both)["1"].warm == ("w1",)
+    two.say(beat(engine()))
+    gone = await member.hear(control.Routes, lambda r: r.seq > both.seq)
+    assert [one.id for one in gone.workers] == ["w2"]
+    assert engines_of(gone)["1"].warm == ("w2",)
 
 
 async def test_worker_that_drained_is_forgotten_when_it_hangs_up(stack: Stack) -> None:

@@ -15,7 +15,7 @@ import uvloop
 
 from pool.engine_queue import EngineQueue
 from pool.engines.base import EngineError, Tensors
-from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue
+from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned
 from registry_sync.documents import TensorSpec
 from tests.support import virtual_time
 from tests.support.counting_engine import (
@@ -566,7 +566,7 @@ def test_idle_is_told_once_each_time_and_after_the_answers() -> None:
     virtual_time.run(main())
 
 
-def test_close_refuses_who_waits_answers_who_runs_and_closes_the_session() -> None:
+def test_close_returns_who_waits_answers_who_runs_and_closes_the_session() -> None:
     async def main() -> None:
         bench = Bench()
         runs = bench.submit(1)
@@ -575,8 +575,8 @@ def test_close_refuses_who_waits_answers_who_runs_and_closes_the_session() -> No
         await bench.queue.close()
         late = bench.submit(3)
         assert values(runs) == [1]
-        assert waits.outcome == Failed(503, "the engine is being unloaded")
-        assert late.outcome == Failed(503, "the engine is being unloaded")
+        assert waits.outcome == Returned()
+        assert late.outcome == Returned()
         assert bench.session.is_closed
         assert bench.runner.is_closed
         await bench.queue.close()

@@ -201,6 +201,14 @@ def test_route_names_every_warm_worker_but_none_that_drains() -> None:
     assert "c" not in route(M1, views).wake_at
 
 
+def test_route_names_a_worker_that_drains_while_nobody_else_could_answer() -> None:
+    drains = worker("a", engine(), draining=True)
+    assert route(M1, [drains]).warm == route(M1, [drains]).wake_at == ("a",)
+    found = route(M1, [drains, worker("b")])
+    assert (found.warm, found.wake_at) == (("a",), ("b",))
+    assert route(M1, [drains, worker("b", engine())]).warm == ("b",)
+
+
 def test_route_to_a_sleeping_engine_is_the_wake_order() -> None:
     names = [f"w{n}" for n in range(6)]
     found = route(M1, [worker(name) for name in names])

@@ -14,7 +14,7 @@ import pytest
 from pool import slots
 from pool.engines.base import EngineError
 from pool.slots import CannotLoad, EngineSlot, Loaded, load_session
-from pool.ticket import Answer, Failed, Outcome, Overdue, Ticket
+from pool.ticket import Answer, Failed, Outcome, Overdue, Returned, Ticket
 from tests.support.artifacts import manifest_of
 from tests.support.counting_engine import TestSession
 from tests.support.tickets import X, Y, asked, echo
@@ -275,13 +275,11 @@ async def test_engine_is_not_idle_from_before_it_was_loaded(place: Place) -> Non
     assert time.monotonic() - place.slot.used_s < 60
 
 
-async def test_close_refuses_who_waits_and_who_comes_later(place: Place) -> None:
+async def test_close_returns_who_waits_and_who_comes_later(place: Place) -> None:
     waits = place.call()
     await place.slot.close()
     for call in (waits, place.call()):
-        outcome = await call.outcome()
-        assert isinstance(outcome, Failed)
-        assert outcome.status == 503
+        assert await call.outcome() == Returned()
     assert place.slot.calls == 0
 
 

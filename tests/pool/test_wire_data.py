@@ -61,13 +61,13 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
         8,
     ),
     (
-        Reply(7, 503, "the queue is full", (HEAD,), 12, 345, 8, 6789, 1500),
-        [3, 7, 503, "the queue is full", [HEAD_ARRAY], 12, 345, 8, 6789, 1500],
+        Reply(7, 503, "the queue is full", (HEAD,), 12, 345, 8, 6789, 1500, True),
+        [3, 7, 503, "the queue is full", [HEAD_ARRAY], 12, 345, 8, 6789, 1500, True],
         2,
     ),
     (Chunk(7, 3, (HEAD,)), [4, 7, 3, [HEAD_ARRAY]], 2),
     (Cancel(7), [5, 7], 1),
-    (Load(1200, 3), [6, 1200, 3], 2),
+    (Load(1200, 3, True), [6, 1200, 3, True], 2),
     (Release((0, 65536)), [7, [0, 65536]], 1),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
@@ -115,10 +115,11 @@ FIELDS = {
     Hello: "wire role id incarnation arena_fd arena_bytes",
     Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
     "rows_max arena_at",
-    Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms",
+    Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms "
+    "not_run",
     Chunk: "call_id seq outputs",
     Cancel: "call_id",
-    Load: "wait_us calls",
+    Load: "wait_us calls draining",
     TensorHead: "name datatype shape bytes",
 }
 

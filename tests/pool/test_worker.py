@@ -698,3 +698,73 @@ async def test_worker_that_drains_says_so_and_answers_what_it_has(
     assert (await edge.reply())[0].status == 200
     assert member.all(control.Heartbeat)[-1].draining
     await edge.lost()
+
+
+# Draining.
+
+
+async def drained(node: Node, drain_s_max: float = 10.0) -> asyncio.Task[None]:
+    """Let the worker begin to drain."""
+    task = asyncio.get_running_loop().create_task(node.worker.drain(0.0, drain_s_max))
+    for edge in node.edges:
+        await edge.until(lambda edge=edge: data.Load in [type(one) for one, _ in edge.heard])
+    return task
+
+
+async def test_worker_that_drains_says_so_answers_what_it_has_and_waits_for_the_edge(
+    node: Node,
+) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [300], id=1)
+    await node.running("sleeper")
+    edge.call("sleeper", [1], id=2)  # waits for the engine
+    task = await drained(node)
+    last = [one for one, _ in edge.heard if isinstance(one, data.Load)][-1]
+    assert last.draining
+    edge.call("sleeper", [2], id=3)  # was on its way when the worker said it
+    for id, value in ((1, 300), (2, 1), (3, 2)):
+        reply, tensors = await edge.reply(id)
+        assert (reply.status, values_of(tensors)) == (200, [value])
+    assert not edge.is_lost
+    edge.peer.close()
+    await asyncio.wait_for(task, 5)
+
+
+async def test_call_that_waits_for_a_load_is_given_back_when_the_worker_drains(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load(model: str, version: str) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(node.worker, "_load", load)
+    edge = await node.edge()
+    edge.call("failing", [1], id=1)
+    async with asyncio.timeout(10):
+        while not node.worker.slot("failing", "1").calls:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    task = await drained(node)
+    edge.call("failing", [1], id=2)
+    for id in (1, 2):
+        reply, _ = await edge.reply(id)
+        assert (reply.status, reply.not_run) == (503, True)
+        assert reply.retry_after_ms > 0
+    edge.peer.close()
+    await asyncio.wait_for(task, 5)
+
+
+async def test_call_whose_turn_has_not_come_by_the_end_is_given_back(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [600], id=1)
+    await node.running("sleeper")
+    edge.call("sleeper", [1], id=2)
+    task = await drained(node, drain_s_max=0.2)
+    reply, _ = await edge.reply(2)
+    assert (reply.status, reply.not_run) == (503, True)
+    await edge.lost()
+    await asyncio.wait_for(task, 5)
+
+
+async def test_edge_that_never_hangs_up_does_not_keep_a_worker_that_drains(node: Node) -> None:
+    await node.edge()
+    task = await drained(node, drain_s_max=30.0)
+    await asyncio.wait_for(task, 5)

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import resource
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
 import uvloop
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
 
 from edge.access_log import AccessLog, rates
 from edge.admin import Admin, refuse_as_problem
@@ -31,8 +26,9 @@ from edge.cache import AnswerCache
 from edge.config import EdgeConfig
 from edge.dispatch import Pool
 from edge.flight import Flights
-from edge.guard import HEAD_BYTES_MAX, Guard
+from edge.guard import Guard
 from edge.infer import Service
+from edge.listening import listening
 from edge.log_settings import SharedLogSettings
 from edge.log_writer import LogWriter
 from edge.metrics import Metrics
@@ -48,13 +44,13 @@ from registry_sync.logs import configure
 from registry_sync.memory import calm_collector
 from registry_sync.open import open_store
 from registry_sync.stores import StoreError
+from registry_sync.supervised import leave, say_draining
 
 METRICS_S = 1.0
-CONNECTIONS_MAX = 8192  # granian's backpressure counts connections, not requests
-BACKLOG = 2048
-FILES_WANTED = 1 << 16  # where there is no limit
-FILES_SPARE = 128  # descriptors that are no client's connection
 LOG_S_MAX = 2.0  # that the last lines may take
+LAST_WORDS_S = 0.01  # for the loop to write what was sent
+DRAIN_POLL_S = 0.1
+FLUSH_S_MAX = 5.0  # for clients to read their last answer
 ADMIN_BODY_BYTES_MAX = 1 << 20
 
 _log = structlog.get_logger()
@@ -79,37 +75,6 @@ def finder(config: EdgeConfig) -> Callable[[], Awaitable[str | None]]:
         return None if seen.record is None else seen.record.url
 
     return by_record
-
-
-def granian(app: Any, host: str, port: int, config: EdgeConfig) -> Server:
-    """Return a server for `app` with the settings that the edge relies on."""
-    return Server(
-        app,
-        address=host,
-        port=port,
-        interface="rsgi",
-        http="1",  # HTTP/2 belongs to the balancer in front
-        websockets=False,
-        backlog=BACKLOG,
-        backpressure=min(CONNECTIONS_MAX, files_max() - FILES_SPARE),
-        http1_settings=HTTP1Settings(
-            header_read_timeout=config.header_read_timeout_ms, max_buffer_size=HEAD_BYTES_MAX
-        ),
-        log_enabled=False,
-    )
-
-
-def files_max() -> int:
-    """Let this process open as many files as it may; return how many.
-
-    A shell's usual 1,024 are fewer than the sockets that a few idle clients hold.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
 
 
 async def run(config: EdgeConfig, writer: LogWriter) -> None:
@@ -145,7 +110,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     body_read_s_max = config.body_read_timeout_ms / 1000
     bodies_bytes_max = max(config.body_bytes_in_flight_max, config.body_bytes_max)
     app = App(service, web.app(), config.body_bytes_max, body_read_s_max, bodies_bytes_max)
-    public = granian(Guard(app.__rsgi__, app.refuse), config.host, config.port, config)
+    public_fd, admin_fd = config.listen_fds or (-1, -1)
     admin_app = Admin(service, stop.is_set).app()
     behind = Bridge(
         admin_app,
@@ -154,9 +119,10 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         Room(bodies_bytes_max),
         body_read_s_max,
     )
-    guarded = Guard(behind, refuse_as_problem).__rsgi__
-    noted = Noted(guarded, admin_app.routes, service.request_id, access)
-    admin = granian(noted, config.admin_host, config.admin_port, config)
+    guards = (Guard(app.__rsgi__, app.refuse), Guard(behind, refuse_as_problem))
+    noted = Noted(guards[1].__rsgi__, admin_app.routes, service.request_id, access)
+    public = listening(guards[0], config.host, config.port, config, public_fd)
+    admin = listening(noted, config.admin_host, config.admin_port, config, admin_fd)
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.follow("tidepool_access_lines_dropped", lambda: access.sampler.dropped_total)
     metrics.follow("tidepool_dispatch_returns", lambda: pool.returns)
@@ -180,13 +146,14 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     done, _ = await asyncio.wait([stopped, *servers, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stopped}:
         task.result()  # a port that is taken, or a bug in a round, ends the process here
+    say_draining(config.notice_fd)
+    for guard in guards:
+        guard.is_closing = True
+    _log.info("edge_draining", edge=config.id)
     await asyncio.sleep(config.lame_duck_s)
-    deadline_s = time.monotonic() + config.drain_s_max
-    while app.in_flight and time.monotonic() < deadline_s:  # noqa: ASYNC110  # ends by itself
-        await asyncio.sleep(0.02)
     public.stop()
     admin.stop()
-    await asyncio.wait(servers, timeout=2.0)
+    await _ended(servers, app, config.drain_s_max)
     world.report()
     metrics.save()
     for task in tasks:
@@ -194,6 +161,21 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     await pool.close()
     access.flush()
     _log.info("edge_down", edge=config.id)
+    await asyncio.sleep(LAST_WORDS_S)
+    writer.close(LOG_S_MAX)
+    leave()
+
+
+async def _ended(servers: list[asyncio.Task[None]], app: App, drain_s_max: float) -> None:
+    """Wait until the last connection has ended; not for one whose client neither asks nor reads."""
+    deadline_s = answered_s = time.monotonic()
+    deadline_s += drain_s_max
+    while (now_s := time.monotonic()) < min(deadline_s, answered_s + FLUSH_S_MAX):
+        if app.in_flight:
+            answered_s = now_s
+        _, unfinished = await asyncio.wait(servers, timeout=DRAIN_POLL_S)
+        if not unfinished:
+            return
 
 
 async def _save_forever(metrics: Metrics) -> None:
@@ -207,15 +189,14 @@ def main() -> None:
     config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
     writer = LogWriter(sys.stderr.fileno())
     configure("edge", config.log_level, writer)
-    status = 0
     try:
         uvloop.run(run(config, writer))
     except (ValueError, OSError, RuntimeError) as error:
         _log.error("edge_cannot_start", error=str(error))
-        status = 1
-    finally:
-        writer.close(LOG_S_MAX)
-    os._exit(status)  # granian's threads may still hold connections of clients that do not leave
+    except Exception:
+        _log.exception("bug")
+    writer.close(LOG_S_MAX)
+    leave(1)  # `run` leaves by itself
 
 
 if __name__ == "__main__":

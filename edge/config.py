@@ -25,10 +25,14 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     body_bytes_max: int = 64 << 20
     body_bytes_in_flight_max: int = BODIES_BYTES_MAX  # of all requests of this process together
     cache_bytes_max: int = 256 << 20
-    header_read_timeout_ms: int = 5000
+    # From one answer, or the connection's start, to the whole head of the next request.  Behind a
+    # balancer it must exceed the time for which that keeps idle connections.
+    keep_alive_s: float = 5.0
     body_read_timeout_ms: int = 10000
     drain_s_max: float = 30.0
     lame_duck_s: float = 0.0
+    listen_fds: tuple[int, ...] = ()  # the sockets of both ports, kept by the supervisor
+    notice_fd: int = -1  # where to say that we drain
     log_level: str = "info"
     access_log: AccessLogMode = "sampled"
     access_log_lines_per_s: float = 20.0  # each of what was fine, refused, and failed or slow

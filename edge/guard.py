@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from edge.errors import BadRequest, HeadersTooLarge, Refusal, TargetTooLong, Unsupported, quote
 
+CLOSE = ("connection", "close")
 HEADER_BYTES_MAX = 32 << 10
 HEAD_BYTES_MAX = 64 << 10  # of the whole head; hyper also reads bodies in pieces of this size
 TARGET_CHARS_MAX = 8 << 10  # RFC 9110 asks for at least 8,000
@@ -56,10 +57,13 @@ class Guard:
     ) -> None:
         self._app = app
         self._refuse = refuse
+        self.is_closing = False  # every answer is the last one on its connection
 
     def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
         # No coroutine of its own: this is on every request's way.
         headers = scope.headers
+        if self.is_closing:
+            proto = _Closing(proto)
         values = headers.values()
         if (
             len(values) != len(headers)
@@ -74,6 +78,28 @@ class Guard:
 
     async def _answer(self, proto: Any, reply: Reply) -> None:
         proto.response_bytes(*reply)
+
+
+class _Closing:
+    """Granian's protocol, but for answers that close their connection."""
+
+    def __init__(self, proto: Any) -> None:
+        self._proto = proto
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._proto, name)
+
+    def __call__(self) -> Any:
+        return self._proto()
+
+    def __aiter__(self) -> Any:
+        return aiter(self._proto)
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self._proto.response_bytes(status, [*headers, CLOSE], body)
+
+    def response_stream(self, status: int, headers: list[tuple[str, str]]) -> Any:
+        return self._proto.response_stream(status, [*headers, CLOSE])
 
 
 def look_closer(headers: Headers, path: str) -> Refusal | None:

@@ -49,6 +49,7 @@ class UpOptions:
     edges: int = 1
     engines: tuple[str, ...] = ()
     lame_duck_s: float = 0.0
+    keep_alive_s: float = 5.0
     sync_interval_s: float = 0.0
     body_bytes_max: int = 64 << 20
     body_bytes_in_flight_max: int = 512 << 20
@@ -213,6 +214,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             registry=options.registry,
             controller=node.control,
             lame_duck_s=options.lame_duck_s,
+            keep_alive_s=options.keep_alive_s,
             body_bytes_max=options.body_bytes_max,
             body_bytes_in_flight_max=options.body_bytes_in_flight_max,
             access_log=options.access_log,

@@ -5,6 +5,7 @@ Decides names, sockets, ports and folders under `--data`; `Supervisor` runs them
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import secrets
@@ -18,6 +19,7 @@ import msgspec
 from edge.config import AccessLogMode, EdgeConfig
 from infra.supervisor import ProcessSpec
 from pool.config import ControllerConfig, WorkerConfig
+from pool.wire import peer
 from registry_sync.config import SyncConfig
 
 RUN_PATH_BYTES_MAX = 80  # leaves room for a socket's name within the 108 bytes of sun_path
@@ -222,7 +224,12 @@ def worker_processes(
         )
         specs.append(
             ProcessSpec(
-                f"worker-{slot}", "pool.worker", config, STAGE_WORKER, lame_duck_s + drain_s_max
+                f"worker-{slot}",
+                "pool.worker",
+                config,
+                STAGE_WORKER,
+                lame_duck_s + drain_s_max,
+                listen=functools.partial(_worker_sockets, listen),
             )
         )
     return specs
@@ -241,6 +248,7 @@ def edge_processes(
     controller: str,
     lame_duck_s: float = 0.0,
     drain_s_max: float = 30.0,
+    keep_alive_s: float = 5.0,
     body_bytes_max: int = 64 << 20,
     body_bytes_in_flight_max: int = 512 << 20,
     access_log: AccessLogMode = "off",
@@ -263,6 +271,7 @@ def edge_processes(
                 controller=controller,
                 lame_duck_s=lame_duck_s,
                 drain_s_max=drain_s_max,
+                keep_alive_s=keep_alive_s,
                 body_bytes_max=body_bytes_max,
                 body_bytes_in_flight_max=body_bytes_in_flight_max,
                 access_log=access_log,
@@ -271,6 +280,24 @@ def edge_processes(
             ),
             STAGE_EDGE,
             lame_duck_s + drain_s_max,
+            listen=functools.partial(_edge_sockets, (host, port), (admin_host, admin_port)),
         )
         for slot in range(count)
     ]
+
+
+def _worker_sockets(address: str) -> list[socket.socket]:
+    return [peer.listen(peer.Address.parse(address))]
+
+
+def _edge_sockets(*addresses: tuple[str, int]) -> list[socket.socket]:
+    """Bind an edge's sockets; it listens on them once it can answer."""
+    bound = []
+    for host, port in addresses:
+        one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        bound.append(one)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # several edges on one port
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as its connections inherit
+        one.bind((host, port))
+    return bound

@@ -1,9 +1,13 @@
 """Keeps the processes of one machine running, and ends all of them with itself.
 
-A process that dies is started again, at once the first time and then with a growing pause.  They
-end in the order of their `stage`, edges before workers before the controller, so that nothing that
-was accepted is lost; whoever does not end in time is killed.  When even the supervisor is killed,
-Linux kills the children.
+A process that dies is started again, at once the first time and then with a growing pause.  One
+that is told to end, by whomever, has its successor started while it still finishes what it has.
+They end in the order of their `stage`, edges before workers before the controller, so that nothing
+that was accepted is lost; whoever does not end in time is killed.  When even the supervisor is
+killed, Linux kills the children.
+
+The sockets on which a process listens are made here and handed down, and stay open from one to the
+next: who dials between two waits for the successor.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ import asyncio
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,6 +32,7 @@ import structlog
 
 RESTART_S_MIN = 0.05
 RESTART_S_MAX = 10.0
+RESTART_OK_S = 1.0  # who ends sooner has died, whatever its status
 STEADY_S = 10.0  # a process that lived so long is restarted at once again
 DEATHS_MAX = 5  # without having lived `STEADY_S` in between: it will not get better by itself
 KILL_AFTER_S = 5.0  # on top of what the process was told it may take to drain
@@ -45,6 +52,9 @@ class ProcessSpec:
     stage: int  # ends together with its stage, higher ones first
     drain_s_max: float = 0.0
     env: tuple[tuple[str, str], ...] = ()
+    # Make the sockets that `config.listen_fds` names.  None: the process listens by itself, and
+    # its successor starts only after it.
+    listen: Callable[[], Sequence[socket.socket]] | None = None
 
 
 def _die_with(parent: int) -> None:
@@ -60,13 +70,75 @@ def _die_with(parent: int) -> None:
 _libc = ctypes.CDLL(None)
 
 
+class _Child:
+    """One started process, and whether it has said that it drains."""
+
+    def __init__(self, spec: ProcessSpec, process: asyncio.subprocess.Process, notice: int) -> None:
+        self.spec = spec
+        self.process = process
+        self._notice = notice
+        self._is_over = asyncio.get_running_loop().create_future()
+        self._ended = asyncio.get_running_loop().create_task(self._watch())
+        if notice >= 0:
+            asyncio.get_running_loop().add_reader(notice, self._on_notice)
+
+    async def until_over(self) -> bool:
+        """Wait until it has ended or drains; tell whether it has ended."""
+        await self._is_over
+        return self._ended.done()
+
+    async def end(self) -> None:
+        """Tell it to end, and kill it if it does not in time."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.returncode is None:
+                self.process.terminate()
+        await self.see_off()
+
+    async def see_off(self) -> None:
+        """Wait for it to end, as it was told; kill it if it does not in time."""
+        spec = self.spec
+        try:
+            async with asyncio.timeout(spec.drain_s_max + KILL_AFTER_S):
+                await asyncio.shield(self._ended)
+        except TimeoutError:
+            _log.warning("process_killed", process=spec.name, child_pid=self.process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            await self._ended
+
+    async def _watch(self) -> None:
+        code = await self.process.wait()
+        level = logging.WARNING if code else logging.INFO
+        _log.log(
+            level, "process_ended", process=self.spec.name, child_pid=self.process.pid, code=code
+        )
+        if not self._is_over.done():
+            self._is_over.set_result(None)
+        self._close_notice()
+
+    def _on_notice(self) -> None:
+        says_so = os.read(self._notice, 1) != b""
+        self._close_notice()
+        if says_so and not self._is_over.done():
+            self._is_over.set_result(None)
+
+    def _close_notice(self) -> None:
+        if self._notice >= 0:
+            asyncio.get_running_loop().remove_reader(self._notice)
+            os.close(self._notice)
+            self._notice = -1
+
+
 class Supervisor:
     """Starts, restarts and ends processes."""
 
     def __init__(self, log_folder: Path | None = None) -> None:
-        # The whole mutable state: the tasks that keep a process each, and the running processes.
+        # The whole mutable state: the tasks that keep a process each, the running processes, those
+        # that drain with the tasks that wait for them, and the sockets by their owners.
         self._keepers: dict[ProcessSpec, asyncio.Task[None]] = {}
-        self._running: dict[ProcessSpec, asyncio.subprocess.Process] = {}
+        self._running: dict[ProcessSpec, _Child] = {}
+        self._leaving: dict[_Child, asyncio.Task[None]] = {}
+        self._sockets: dict[ProcessSpec, Sequence[socket.socket]] = {}
         self._deaths: dict[ProcessSpec, tuple[int, int]] = {}  # in a row, and the last code
         self._stop = asyncio.Event()
         self._log_folder = log_folder
@@ -79,8 +151,8 @@ class Supervisor:
             self._keepers[spec] = asyncio.get_running_loop().create_task(self._keep(spec))
 
     def pids(self) -> dict[str, int]:
-        """Return the running processes' pids by name."""
-        return {spec.name: process.pid for spec, process in self._running.items()}
+        """Return the running processes' pids by name; not of those that drain."""
+        return {spec.name: child.process.pid for spec, child in self._running.items()}
 
     def hopeless(self) -> str:
         """Name a process that dies again and again; empty while there is none."""
@@ -93,63 +165,39 @@ class Supervisor:
         """End every process, stage by stage."""
         self._stop.set()
         for stage in sorted({spec.stage for spec in self._keepers}, reverse=True):
-            specs = [spec for spec in self._keepers if spec.stage == stage]
-            await asyncio.gather(*(self._end(spec) for spec in specs))
+            ends = [c.end() for spec, c in self._running.items() if spec.stage == stage]
+            await asyncio.gather(
+                *ends, *(task for c, task in self._leaving.items() if c.spec.stage == stage)
+            )
         await asyncio.gather(*self._keepers.values())
-
-    async def _end(self, spec: ProcessSpec) -> None:
-        process = self._running.get(spec)
-        if process is None or process.returncode is not None:
-            return
-        try:
-            process.terminate()
-            async with asyncio.timeout(spec.drain_s_max + KILL_AFTER_S):
-                await process.wait()
-        except ProcessLookupError:
-            return
-        except TimeoutError:
-            _log.warning("process_killed", process=spec.name, child_pid=process.pid)
-            process.kill()
-            await process.wait()
+        for spec in list(self._sockets):
+            self._close_sockets(spec)
 
     async def _keep(self, spec: ProcessSpec) -> None:
         pause_s = RESTART_S_MIN
-        argument = msgspec.json.encode(spec.config).decode()
-        env = {**os.environ, **dict(spec.env)}
-        parent = os.getpid()
         while not self._stop.is_set():
             started_s = time.monotonic()
-            output = self._output(spec)
             try:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",  # never import what lies in the current folder
-                    "-m",
-                    spec.module,
-                    argument,
-                    env=env,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,  # Ctrl-C is ours to pass on
-                    preexec_fn=functools.partial(_die_with, parent),
-                )
+                child = self._running[spec] = await self._start(spec)
             except OSError as error:
                 self.why_failed = f"{spec.name}: {error}"
                 self.failed.set()
                 return
-            finally:
-                if output is not None:
-                    output.close()
-            self._running[spec] = process
             if self._stop.is_set():  # `stop` came while it was being started
-                await self._end(spec)
-            code = await process.wait()
+                await child.end()
+            has_ended = await child.until_over()
             self._running.pop(spec, None)
+            if not has_ended:
+                _log.info("process_draining", process=spec.name, child_pid=child.process.pid)
+                self._see_off(child)
+                continue
             if self._stop.is_set():
                 return
+            code = child.process.returncode or 0
             lived_s = time.monotonic() - started_s
-            _log.warning("process_ended", process=spec.name, code=code, lived_s=round(lived_s, 3))
+            if code == 0 and lived_s > RESTART_OK_S:  # it was told to end
+                continue
+            self._close_sockets(spec)  # so that others on the same port are dialled meanwhile
             deaths, _ = self._deaths.get(spec, (0, 0))
             if lived_s > STEADY_S:
                 pause_s, deaths = RESTART_S_MIN, 0
@@ -158,6 +206,55 @@ class Supervisor:
                 async with asyncio.timeout(pause_s):
                     await self._stop.wait()
             pause_s = min(pause_s * 2, RESTART_S_MAX)
+
+    def _see_off(self, child: _Child) -> None:
+        task = asyncio.get_running_loop().create_task(child.see_off())
+        self._leaving[child] = task
+        task.add_done_callback(lambda _: self._leaving.pop(child))
+
+    async def _start(self, spec: ProcessSpec) -> _Child:
+        config = spec.config
+        notice = told = -1
+        handed: list[int] = []
+        if spec.listen is not None:
+            if spec not in self._sockets:
+                self._sockets[spec] = spec.listen()
+            notice, told = os.pipe()
+            fds = tuple(one.fileno() for one in self._sockets[spec])
+            handed = [*fds, told]
+            config = msgspec.structs.replace(config, listen_fds=fds, notice_fd=told)
+        output = self._output(spec)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # never import what lies in the current folder
+                "-m",
+                spec.module,
+                msgspec.json.encode(config).decode(),
+                env={**os.environ, **dict(spec.env)},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is ours to pass on
+                preexec_fn=functools.partial(_die_with, os.getpid()),
+                pass_fds=handed,
+            )
+        except BaseException:
+            if notice >= 0:
+                os.close(notice)
+            raise
+        finally:
+            if told >= 0:
+                os.close(told)
+            if output is not None:
+                output.close()
+        return _Child(spec, process, notice)
+
+    def _close_sockets(self, spec: ProcessSpec) -> None:
+        for one in self._sockets.pop(spec, ()):
+            if one.family == socket.AF_UNIX:
+                Path(one.getsockname()).unlink(missing_ok=True)
+            one.close()
 
     def _output(self, spec: ProcessSpec) -> IO[bytes] | None:
         if self._log_folder is None:

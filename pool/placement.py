@@ -188,7 +188,8 @@ def _warm(ref: Ref, workers: Iterable[WorkerView]) -> tuple[str, ...]:
 def route(ref: Ref, workers: Sequence[WorkerView], *, is_let_go: bool = False) -> EngineRoute:
     """Return where `ref` runs now and who is to wake it, for the edges.
 
-    One that sleeps because somebody had it unloaded says so.  Workers that drain serve on for a while: they are named as long as nobody else could answer.
+    One that sleeps because somebody had it unloaded says so.  Workers that drain serve on for a
+    while: they are named as long as nobody else could answer.
     """
     live = [worker for worker in workers if not worker.draining] or list(workers)
     states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}

@@ -44,6 +44,7 @@ from registry_sync.sync import present
 HEARTBEAT_S = 0.5
 LOAD_REPORT_S = 0.1
 DRAIN_POLL_S = 0.02
+LAST_WORDS_S = 0.01  # for the loop to write what was sent
 CLOSE_S_MAX = 1.0  # for a run that is under way when the time to drain is over
 HANG_UP_S_MAX = 1.0  # an edge that owes us no call any more and does not hang up is left
 SLOTS_MAX = 4096  # versions that one worker has ever been asked for
@@ -263,7 +264,7 @@ async def run(config: WorkerConfig) -> None:
     for task in tasks:
         task.cancel()
     _log.info("worker_down", worker=config.id)
-    await asyncio.sleep(0)  # for the last frames
+    await asyncio.sleep(LAST_WORDS_S)
     leave()
 
 

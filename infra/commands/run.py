@@ -15,6 +15,7 @@ from infra.commands.options import DATA_DEFAULT, Data, LogLevel, node_of, regist
 from infra.local import TierOptions, UpOptions, run_tier, up
 from infra.stack import CannotStart, free_port
 from pool.wire.peer import Address
+from registry_sync.logs import configure
 
 Host = Annotated[str, typer.Option("--host", help="Where the public port listens.")]
 Port = Annotated[
@@ -33,7 +34,23 @@ RegistryOf = Annotated[str, typer.Option("--registry", help="s3://bucket/prefix 
 Engines = Annotated[
     list[str] | None, typer.Option("--engine", help='A further engine, "module:Class".')
 ]
-LameDuck = Annotated[float, typer.Option("--lame-duck-s", min=0, help="Serve on after SIGTERM.")]
+LameDuck = Annotated[
+    float,
+    typer.Option(
+        "--lame-duck-s",
+        min=0,
+        help="After SIGTERM: no longer ready, but serving; longer than a balancer takes to notice.",
+    ),
+]
+KeepAlive = Annotated[
+    float,
+    typer.Option(
+        "--keep-alive-s",
+        min=0.1,
+        help="How long a connection may be silent before the next request's head is whole. "
+        "Behind a balancer: longer than that keeps idle connections.",
+    ),
+]
 Controller = Annotated[
     str, typer.Option("--controller", help="tcp://host:port; default: the leader record.")
 ]
@@ -86,6 +103,7 @@ def up_command(
     edges: Edges = 1,
     engine: Engines = None,
     lame_duck_s: LameDuck = 0.0,
+    keep_alive_s: KeepAlive = 5.0,
     sync_interval_s: Interval = 0.0,
     body_bytes_max: BodyMax = 64 << 20,
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
@@ -105,6 +123,7 @@ def up_command(
         edges=edges,
         engines=tuple(engine or ()),
         lame_duck_s=lame_duck_s,
+        keep_alive_s=keep_alive_s,
         sync_interval_s=sync_interval_s,
         body_bytes_max=body_bytes_max,
         body_bytes_in_flight_max=body_bytes_in_flight_max,
@@ -113,6 +132,7 @@ def up_command(
         log_level=log_level,
     )
     with said():
+        configure("supervisor", log_level)
         asyncio.run(up(options))
 
 
@@ -127,6 +147,7 @@ def edge_command(
     admin_port: AdminPort = 8002,
     edges: Edges = 1,
     lame_duck_s: LameDuck = 5.0,
+    keep_alive_s: KeepAlive = 5.0,
     body_bytes_max: BodyMax = 64 << 20,
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
     access_log: AccessLog = "sampled",
@@ -150,6 +171,7 @@ def edge_command(
         registry=registry_url(data, registry) if registry else "",
         controller=controller,
         lame_duck_s=lame_duck_s,
+        keep_alive_s=keep_alive_s,
         body_bytes_max=body_bytes_max,
         body_bytes_in_flight_max=body_bytes_in_flight_max,
         access_log=access_log,
@@ -161,7 +183,7 @@ def edge_command(
         stack.require_free(admin_host, admin_port, "--admin-port")
         node.forget_metrics()
 
-    _run(TierOptions(node, tuple(processes), "edge", before))
+    _run(TierOptions(node, tuple(processes), "edge", before), log_level)
 
 
 def pool_command(
@@ -206,7 +228,7 @@ def pool_command(
             lame_duck_s=lame_duck_s,
         ),
     ]
-    _run(TierOptions(node, tuple(processes), "pool"))
+    _run(TierOptions(node, tuple(processes), "pool"), log_level)
 
 
 def controller_command(
@@ -245,7 +267,7 @@ def controller_command(
         workers_expected=workers_expected,
         sync_interval_s=sync_interval_s,
     )
-    _run(TierOptions(node, (process,), "controller"))
+    _run(TierOptions(node, (process,), "controller"), log_level)
 
 
 def sync_command(
@@ -255,11 +277,12 @@ def sync_command(
     node = node_of(data)
     node.prepare()
     process = stack.sync_process(node, registry_url(data, registry), log_level)
-    _run(TierOptions(node, (process,), "sync"))
+    _run(TierOptions(node, (process,), "sync"), log_level)
 
 
-def _run(options: TierOptions) -> None:
+def _run(options: TierOptions, log_level: str) -> None:
     with said():
+        configure("supervisor", log_level)
         asyncio.run(run_tier(options))
 
 

@@ -3,6 +3,9 @@
 `ArmMetrics` is what the request's way adds to.  `ArmTotal` is its copy as a value: what lies in a
 process's file, what the sum over processes is, and what every view of it is made from (Prometheus
 text, `nv_inference_*`, `/v2/models/…/stats`).  There is no second place that counts calls.
+
+A request leaves one row of durations; rows are sorted into buckets many at a time, which costs a
+fifth of doing it one by one.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from bisect import bisect_left
 from collections.abc import Mapping
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from pool.wire import histogram
 from pool.wire.histogram import BOUNDS_S, BUCKETS
@@ -18,6 +23,10 @@ from pool.wire.histogram import BOUNDS_S, BUCKETS
 BOUNDS_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 # Each of them a histogram of seconds; a phase that a request did not go through is not observed.
 PHASES = ("auth", "parse", "cache", "queue", "infer", "respond")
+# request, auth, parse, cache, respond in seconds; queue, infer in µs; rows of the batch, own rows.
+Row = tuple[float, float, float, float, float, float, float, int, int]
+ABSENT = -1.0  # of a phase that a request did not go through
+ROWS_MAX = 512  # sorted together
 
 
 class Histogram:
@@ -35,6 +44,14 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def observe_all(self, values: NDArray[np.float64]) -> None:
+        """Count each of `values`, but for those below 0."""
+        there = values[values >= 0]
+        places = np.searchsorted(np.array(self.bounds), there, side="left")
+        added = np.bincount(places, minlength=len(self.counts)).tolist()
+        self.counts = [count + more for count, more in zip(self.counts, added, strict=True)]
+        self.sum += float(there.sum())
+
 
 class ArmMetrics:
     """What one process has counted of one arm since it began; only ever grows.
@@ -45,7 +62,7 @@ class ArmMetrics:
     __slots__ = (
         "auth_s", "batch_rows", "batches", "cache_s", "errors", "executions", "hit_s", "hits",
         "infer_s", "last_s", "ok_s", "parse_s", "queue_s", "request_s", "requests", "respond_s",
-        "rows", "statuses",
+        "rows", "statuses", "unsorted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -67,18 +84,43 @@ class ArmMetrics:
         self.infer_s = Histogram()
         self.respond_s = Histogram()
         self.batch_rows = Histogram(BOUNDS_ROWS)
+        self.unsorted: list[Row] = []
 
-    def count_batch(
-        self, batch_rows: int, share: float, input_s: float, infer_s: float, output_s: float
-    ) -> None:
-        """Count a call's share of the batch that it was part of."""
-        batch = self.batches.get(batch_rows)
-        if batch is None:
-            batch = self.batches[batch_rows] = [0.0, 0.0, 0.0, 0.0]
-        batch[0] += share
-        batch[1] += input_s
-        batch[2] += infer_s * share
-        batch[3] += output_s
+    def add(self, row: Row) -> None:
+        """Take the durations of a request that has ended."""
+        self.unsorted.append(row)
+        if len(self.unsorted) >= ROWS_MAX:
+            self.sort()
+
+    def sort(self) -> None:
+        """Sort what was taken into the histograms; who reads these calls it before."""
+        if not self.unsorted:
+            return
+        taken, self.unsorted = np.array(self.unsorted), []
+        request_s, auth_s, parse_s, cache_s, respond_s, queue_us, infer_us, batch = taken.T[:8]
+        self.request_s.observe_all(request_s)
+        self.auth_s.observe_all(auth_s)
+        self.parse_s.observe_all(parse_s)
+        self.cache_s.observe_all(cache_s)
+        self.respond_s.observe_all(respond_s)
+        self.queue_s.observe_all(queue_us / 1e6)
+        self.infer_s.observe_all(infer_us / 1e6)
+        self.batch_rows.observe_all(batch)
+        self._sort_batches(taken[batch > 0])
+
+    def _sort_batches(self, ran: NDArray[np.float64]) -> None:
+        """Count each call's share of the batch that it was part of."""
+        _, _, parse_s, _, respond_s, _, infer_us, batch, own = ran.T
+        share = own / batch
+        self.executions += float(share.sum())
+        self.rows += int(own.sum())
+        for size in np.unique(batch).tolist():
+            its = batch == size
+            sums = self.batches.setdefault(int(size), [0.0, 0.0, 0.0, 0.0])
+            sums[0] += float(share[its].sum())
+            sums[1] += float(np.maximum(parse_s[its], 0.0).sum())
+            sums[2] += float((infer_us[its] * share[its]).sum()) / 1e6
+            sums[3] += float(np.maximum(respond_s[its], 0.0).sum())
 
     def histograms(self) -> dict[str, Histogram]:
         """Return the histograms by what they measure."""
@@ -151,6 +193,7 @@ class ArmTotal(msgspec.Struct, array_like=True, frozen=True):
 
 def total_of(arm: ArmMetrics, unix_s: float, now_s: float) -> ArmTotal:
     """Return what `arm` has counted; `unix_s` and `now_s` are one moment on both clocks."""
+    arm.sort()
     return ArmTotal(
         dict(arm.statuses),
         arm.requests,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edge.body_request import InferRequest
+from edge.body_request import InferRequest, meta_of
 from edge.tensors import Tensor
 
 TEXT_BYTES_MAX = 4096
@@ -52,6 +52,7 @@ class Memo:
             like.timeout_us,
             like.priority,
             like.classes,
+            like.meta,
         )
 
     def keep(self, text: bytes, body: bytes, request: InferRequest) -> None:
@@ -67,5 +68,5 @@ class Memo:
             self._requests.clear()
         sizes = tuple(len(tensor.data) for tensor in request.inputs)
         inputs = [Tensor(t.name, t.datatype, t.shape, b"") for t in request.inputs]
-        like = msgspec.structs.replace(request, inputs=inputs)
+        like = msgspec.structs.replace(request, inputs=inputs, meta=meta_of(request))
         self._requests[text] = (like, sizes, len(body))

@@ -9,6 +9,8 @@ from edge.tensors import Tensor
 Parameter = str | int | float | bool
 NOTHING: frozenset[str] = frozenset()
 
+_encoder = msgspec.msgpack.Encoder()
+
 
 class InferRequest(msgspec.Struct, gc=False):
     """A body that was read and fits its signature; treat it as frozen."""
@@ -22,3 +24,18 @@ class InferRequest(msgspec.Struct, gc=False):
     timeout_us: int = 0  # 0: none given
     priority: int = 0  # 0: default, 1: highest
     classes: dict[str, int] = {}  # outputs wanted as their best classes: how many of them
+    meta: bytes = b""  # `meta_of` it, where that is known
+
+
+def meta_of(request: InferRequest) -> bytes:
+    """Return all that an answer depends on besides the version and the tensors' bytes.
+
+    One msgpack value: self-delimiting, and 1, 1.0, True and "1" stay four different things.
+    """
+    return _encoder.encode(
+        (
+            sorted(request.outputs),
+            sorted(request.parameters.items()) if request.parameters else (),
+            [(t.name, t.datatype, t.shape, len(t.data)) for t in request.inputs],
+        )
+    )

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import msgspec
 from blake3 import blake3
 
-from edge.body_request import InferRequest
+from edge.body_request import InferRequest, meta_of
 
 V = TypeVar("V")
 
@@ -46,14 +46,7 @@ def cache_key(
         32 bytes: blake3 over the parts, every part with its length in front.
     """
     inputs = request.inputs
-    # One msgpack value: self-delimiting, and 1, 1.0, True and "1" stay four different things.
-    meta = _meta.encode(
-        (
-            sorted(request.outputs),
-            sorted(request.parameters.items()) if request.parameters else (),
-            [(tensor.name, tensor.datatype, tensor.shape, len(tensor.data)) for tensor in inputs],
-        )
-    )
+    meta = request.meta or meta_of(request)
     scope = _scope(tenant, artifact_digest, precision, purged)
     head = b"%b%b%b" % (scope, len(meta).to_bytes(8, "little"), meta)
     if len(inputs) == 1 and len(inputs[0].data) <= _JOIN_BYTES_MAX:

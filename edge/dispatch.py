@@ -13,7 +13,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import structlog
@@ -54,8 +53,7 @@ RETURNS_MAX = 8  # and so often when a worker that drains gave it back, because 
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a worker computed.  `queue_us` and `infer_us` are the worker's own measurements."""
 
     outputs: Sequence[data.TensorLike]

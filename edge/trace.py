@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
+
+from edge.arm_metrics import ABSENT
 from edge.dispatch import Answer, Call
 from edge.errors import Refusal
 from edge.snapshot import ArmOf, Endpoint
@@ -27,8 +29,7 @@ _COMPUTED = (
 )
 
 
-@dataclass(slots=True)
-class Trace:
+class Trace(msgspec.Struct):
     """One request so far; times are seconds of the monotonic clock, `…_s` of a phase durations.
 
     A phase that has not happened has the duration 0.
@@ -101,34 +102,33 @@ def count(trace: Trace, status: int) -> None:
     arm = trace.arm.metrics
     total_s = trace.ended_s - trace.started_s
     arm.statuses[status] = arm.statuses.get(status, 0) + 1
-    arm.request_s.observe(total_s)
-    arm.auth_s.observe(trace.auth_s)
-    if trace.parse_s:
-        arm.parse_s.observe(trace.parse_s)
-    if trace.cache_s:
-        arm.cache_s.observe(trace.cache_s)
+    respond_s, queue_us, infer_us, batch_rows = ABSENT, ABSENT, ABSENT, -1
     if status == 200:
         arm.requests += 1
         arm.ok_s += total_s
         arm.last_s = trace.ended_s
-        if trace.respond_s:
-            arm.respond_s.observe(trace.respond_s)
+        respond_s = trace.respond_s or ABSENT
         answer = trace.answer
         if not trace.dispatched:
             arm.hits += 1
             arm.hit_s += trace.cache_s
         elif answer is not None:
-            arm.queue_s.observe(answer.queue_us / 1e6)
-            arm.infer_s.observe(answer.infer_us / 1e6)
-            arm.batch_rows.observe(answer.batch_rows)
-            arm.rows += trace.rows
-            if answer.batch_rows:
-                share = trace.rows / answer.batch_rows
-                arm.executions += share
-                arm.count_batch(
-                    answer.batch_rows, share, trace.parse_s, answer.infer_us / 1e6, trace.respond_s
-                )
+            queue_us, infer_us = answer.queue_us, answer.infer_us
+            batch_rows = answer.batch_rows
     elif status == 500:
         arm.requests += 1
         arm.errors += 1
         arm.hits += not trace.dispatched
+    arm.add(
+        (
+            total_s,
+            trace.auth_s,
+            trace.parse_s or ABSENT,
+            trace.cache_s or ABSENT,
+            respond_s,
+            queue_us,
+            infer_us,
+            batch_rows,
+            trace.rows,
+        )
+    )

@@ -122,6 +122,11 @@ class ArmMetrics:
             sums[2] += float((infer_us[its] * share[its]).sum()) / 1e6
             sums[3] += float(np.maximum(respond_s[its], 0.0).sum())
 
+    @property
+    def failed(self) -> int:
+        """How many ended with a status of 500 or more."""
+        return sum([count for status, count in self.statuses.items() if status >= 500])
+
     def histograms(self) -> dict[str, Histogram]:
         """Return the histograms by what they measure."""
         phases = {phase: getattr(self, f"{phase}_s") for phase in PHASES}

@@ -57,6 +57,7 @@ class World:
         self._folder = folder
         self._documents: Documents | None = None
         self._routes: Routes | None = None
+        self._has_reported = False  # to the controller of the day
         self._asked: dict[int, asyncio.Future[control.Answer]] = {}
         self._ask_ids = itertools.count(1)
         self._resolving: dict[Ref, asyncio.Future[control.Resolved]] = {}
@@ -88,10 +89,13 @@ class World:
     def report(self) -> None:
         """Tell the controller what was counted so far."""
         counts = tuple(
-            VariantCount(*key, arm.requests, arm.errors, arm.hits)
+            VariantCount(
+                *key, arm.requests, arm.errors, arm.hits, arm.failed, tuple(arm.request_s.counts)
+            )
             for key, arm in self.metrics.arms.items()
         )
-        self.link.send(control.Counters(self.incarnation, counts))
+        self._has_reported = True
+        self.link.send(control.Counters(self.incarnation, counts, self.metrics.in_flight()))
 
     async def ask(self, what: str, argument: str = "") -> control.Answer:
         """Ask the controller.
@@ -151,6 +155,7 @@ class World:
             del self._resolving[ref], self._resolvers[ref]
 
     def _register(self) -> control.Message:
+        self._has_reported = False
         return control.RegisterEdge(control.WIRE, self._edge_id, self.incarnation, os.getpid())
 
     def _on_message(self, message: control.Message) -> None:
@@ -169,7 +174,8 @@ class World:
                 if answered is not None and not answered.done():
                     answered.set_result(message)
             case control.Welcome():
-                pass
+                if not self._has_reported:  # what this controller goes on counting from
+                    self.report()
             case _:
                 raise WireError(f"a controller does not send an edge {type(message).__name__}")
 

@@ -18,8 +18,9 @@ import structlog
 
 from pool import last_good, letting_go, placement
 from pool.placement import Ref, WorkerView
+from pool.recent import Recent
 from pool.registry_watch import RegistryWatch, Snapshot
-from pool.status import WorkerStatus, status
+from pool.status import EdgeStatus, WorkerStatus, status
 from pool.tally import Tally
 from pool.wire import control
 from pool.wire.frames import Buffer, WireError
@@ -81,6 +82,7 @@ class _Edge:
     register: control.RegisterEdge
     heard_s: float
     acked_seq: int = 0
+    in_flight: int = 0
 
 
 class Controller:
@@ -110,6 +112,7 @@ class Controller:
         self._workers: dict[str, _Worker] = {}
         self._edges: dict[str, _Edge] = {}
         self._tally = Tally()
+        self._recent = Recent()
         self._let_go: dict[Ref, bool] = {}  # unloaded by request; see `letting_go`
         self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
         self._seq = 0
@@ -224,8 +227,11 @@ class Controller:
                 if epoch == self._epoch():
                     edge.acked_seq = seq
                     self._acked.set()
-            case control.Counters(incarnation, counts):
-                self._tally.report(f"{edge.register.id}/{incarnation}", counts)
+            case control.Counters(incarnation, counts, in_flight):
+                name = f"{edge.register.id}/{incarnation}"
+                self._tally.report(name, counts)
+                self._recent.report(name, counts, edge.heard_s)
+                edge.in_flight = in_flight
             case control.Resolve(model, version):
                 self._later(self._resolve(edge.peer, model, version), edge.peer)
             case control.Ask():
@@ -279,10 +285,14 @@ class Controller:
                 for _, worker in sorted(self._workers.items())
                 if worker.is_connected
             ],
-            edges=[(edge.register.id, edge.register.pid) for edge in self._edges.values()],
+            edges=[
+                EdgeStatus(edge.register.id, edge.register.pid, edge.in_flight)
+                for edge in self._edges.values()
+            ],
             specs=snapshot.specs,
             states=snapshot.states,
             counts=self._tally.totals(),
+            recent=self._recent.rates(asyncio.get_running_loop().time()),
             loads=self._loads,
             rejected=snapshot.rejected,
             registry_error=self._registry_error,

@@ -103,6 +103,11 @@ class EngineSlot:
         return len(self._waiting) + (self.queue.tickets_inside if self.queue else 0)
 
     @property
+    def waiting(self) -> int:
+        """How many of them do not run yet."""
+        return len(self._waiting) + (self.queue.tickets_waiting if self.queue else 0)
+
+    @property
     def wait_us(self) -> int:
         """How long a call that came now would wait for its run."""
         return int(self.queue.wait_s() * 1e6) if self.queue else 0

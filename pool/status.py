@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pool.recent import Rates
 from pool.wire.control import EngineState
 from registry_sync.documents import EndpointSpec, EndpointState
 
@@ -33,15 +34,25 @@ class WorkerStatus:
         return "starting" if any(e.state == "loading" for e in self.engines) else "parked"
 
 
+@dataclass(frozen=True, slots=True)
+class EdgeStatus:
+    """A registered edge as its last report showed it."""
+
+    id: str
+    pid: int
+    in_flight: int
+
+
 def status(
     *,
     epoch: int,
     leader: bool,
     workers: Sequence[WorkerStatus],
-    edges: Sequence[tuple[str, int]],
+    edges: Sequence[EdgeStatus],
     specs: Mapping[str, EndpointSpec],
     states: Mapping[str, EndpointState],
     counts: Mapping[tuple[str, str], tuple[int, int, int]],
+    recent: Mapping[tuple[str, str], Rates],
     loads: Mapping[tuple[str, str], int],
     rejected: Mapping[str, str],
     registry_error: str,
@@ -50,9 +61,9 @@ def status(
     return {
         "controller": {"epoch": epoch, "leader": leader, "registry_error": registry_error},
         "workers": [_worker(worker) for worker in workers],
-        "edges": [{"id": id, "pid": pid} for id, pid in edges],
+        "edges": [{"id": e.id, "pid": e.pid, "in_flight": e.in_flight} for e in edges],
         "endpoints": [
-            _endpoint(spec, states.get(name), workers, counts, loads)
+            _endpoint(spec, states.get(name), workers, counts, recent, loads)
             for name, spec in sorted(specs.items())
         ],
         "rejected": dict(rejected),
@@ -77,6 +88,10 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
                 "bytes": engine.bytes,
                 "calls": engine.calls,
                 "loads": engine.loads,
+                "waiting": engine.waiting,
+                "runs": engine.runs,
+                "rows": engine.rows,
+                "run_s": engine.run_us / 1e6,
                 "detail": engine.detail,
             }
             for engine in worker.engines
@@ -89,6 +104,7 @@ def _endpoint(
     state: EndpointState | None,
     workers: Sequence[WorkerStatus],
     counts: Mapping[tuple[str, str], tuple[int, int, int]],
+    recent: Mapping[tuple[str, str], Rates],
     loads: Mapping[tuple[str, str], int],
 ) -> dict[str, Any]:
     refs = {(variant.model, variant.version) for variant in spec.variants}
@@ -100,8 +116,11 @@ def _endpoint(
     ]
     weights = state.weights if state is not None and state.revision == spec.revision else {}
     variants = []
+    together = Rates()
     for variant in spec.variants:
         ref = (variant.model, variant.version)
+        rates = recent.get((spec.endpoint, variant.name), Rates())
+        together = together + rates
         requests, errors, hits = counts.get((spec.endpoint, variant.name), (0, 0, 0))
         variants.append(
             {
@@ -117,6 +136,7 @@ def _endpoint(
                 "requests": requests,
                 "errors": errors,
                 "hits": hits,
+                "recent": rates.shown(),
             }
         )
     return {
@@ -124,5 +144,6 @@ def _endpoint(
         "revision": spec.revision,
         "held": sum(engine.calls for engine in engines if engine.state == "loading"),
         "wakes": sum(loads.get(ref, 0) for ref in refs),
+        "recent": together.shown(),
         "variants": variants,
     }

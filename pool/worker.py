@@ -21,6 +21,7 @@ import uvloop
 
 from pool.config import WorkerConfig
 from pool.controller_address import finder
+from pool.engine_queue import EngineQueue
 from pool.engines.base import Engine, EngineError
 from pool.engines.registry import BadEngineName, engine_for, find_engines
 from pool.serving import EdgePeer, Inside
@@ -151,6 +152,8 @@ class Worker:
                 0.0 if slot.calls else now_s - slot.used_s,
                 slot.detail[:1000],
                 slot.loads,
+                slot.waiting,
+                *_ran(slot.queue),
             )
             for slot in self._slots.values()
             if slot.state != "cold"
@@ -231,6 +234,14 @@ class Worker:
                 await asyncio.gather(*(slot.close() for slot in self._slots.values()))
         except TimeoutError:
             _log.warning("run_cut_short", worker=self.config.id)
+
+
+def _ran(queue: EngineQueue | None) -> tuple[int, int, int]:
+    """Return runs, rows and microseconds of an engine."""
+    if queue is None:
+        return (0, 0, 0)
+    counters = queue.counters
+    return (counters.runs, counters.rows_run, int(counters.run_s * 1e6))
 
 
 async def run(config: WorkerConfig) -> None:

@@ -56,6 +56,7 @@ PURE = (
     "pool.profile",
     "pool.status",
     "pool.tally",
+    "pool.recent",
     "pool.inline",
     "edge.variants",
     "edge.cache",

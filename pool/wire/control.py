@@ -43,6 +43,10 @@ class EngineState(msgspec.Struct, array_like=True, frozen=True):
     idle_s: _Seconds = 0.0  # since the last call
     detail: _Text = ""
     loads: _Count = 0  # how often this process has loaded it
+    waiting: _Count = 0  # of the calls, those that do not run yet
+    runs: _Count = 0  # since it was loaded, as is what follows
+    rows: _Count = 0  # in these runs
+    run_us: _Count = 0  # that they took
 
 
 class RegisterWorker(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -85,6 +89,9 @@ class VariantCount(msgspec.Struct, array_like=True, frozen=True):
     requests: _Count
     errors: _Count
     hits: _Count
+    failed: _Count = 0  # ended with a status of 500 or more
+    # from head to answer, however it ended; counts by `histogram.BOUNDS_S`
+    seconds: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class Counters(msgspec.Struct, array_like=True, frozen=True, tag=4):
@@ -92,6 +99,7 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, tag=4):
 
     incarnation: _Short
     counts: Annotated[tuple[VariantCount, ...], _Many] = ()
+    in_flight: _Count = 0
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True, tag=5):

@@ -35,10 +35,10 @@ from pool.wire.frames import Buffer, FrameReader, WireError
 from tests.support import wire
 from tests.support.wire import EXT, SUITE, Peak, assert_like, feed, is_refused, join, strategy_like
 
-ENGINE = EngineState("digits", "3", "onnxruntime", "warm", 1 << 30, 2, 1.5, "fine", 4)
-ENGINE_ARRAY = ["digits", "3", "onnxruntime", "warm", 1 << 30, 2, 1.5, "fine", 4]
-COUNT = VariantCount("digits", 7, "main", "3", 100, 1, 40)
-COUNT_ARRAY = ["digits", 7, "main", "3", 100, 1, 40]
+ENGINE = EngineState("digits", "3", "onnxruntime", "warm", 1 << 30, 2, 1.5, "fine", 4, 1, 9, 30, 7)
+ENGINE_ARRAY = ["digits", "3", "onnxruntime", "warm", 1 << 30, 2, 1.5, "fine", 4, 1, 9, 30, 7]
+COUNT = VariantCount("digits", 7, "main", "3", 100, 1, 40, 2, (0, 98, 4))
+COUNT_ARRAY = ["digits", 7, "main", "3", 100, 1, 40, 2, [0, 98, 4]]
 WORKER = WorkerRoute("worker-0", "a1b2", "unix:/run/worker-0.sock", 1200)
 WORKER_ARRAY = ["worker-0", "a1b2", "unix:/run/worker-0.sock", 1200]
 ROUTE = EngineRoute("digits", "3", ("worker-0",), ("worker-1", "worker-0"), "warm", "fine")
@@ -53,7 +53,7 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     ),
     (Heartbeat(1200, 3, (ENGINE, ENGINE), True), [2, 1200, 3, [ENGINE_ARRAY] * 2, True], 2),
     (RegisterEdge(1, "edge-0", "c3d4", 4712), [3, 1, "edge-0", "c3d4", 4712], 4),
-    (Counters("c3d4", (COUNT,)), [4, "c3d4", [COUNT_ARRAY]], 1),
+    (Counters("c3d4", (COUNT,), 3), [4, "c3d4", [COUNT_ARRAY], 3], 1),
     (Ack(5, 9), [5, 5, 9], 2),
     (Resolve("digits", "3"), [6, "digits", "3"], 2),
     (Ask("warm", "digits", 3), [7, "warm", "digits", 3], 1),
@@ -102,7 +102,7 @@ FIELDS = {
     RegisterWorker: "wire id incarnation pid address device engines",
     Heartbeat: "wait_us calls engines draining",
     RegisterEdge: "wire id incarnation pid",
-    Counters: "incarnation counts",
+    Counters: "incarnation counts in_flight",
     Ack: "epoch seq",
     Resolve: "model version",
     Ask: "what argument id",
@@ -112,8 +112,9 @@ FIELDS = {
     Command: "epoch op model version",
     Resolved: "model version found detail",
     Answer: "ok detail data id",
-    EngineState: "model version engine state bytes calls idle_s detail loads",
-    VariantCount: "endpoint revision variant version requests errors hits",
+    EngineState: "model version engine state bytes calls idle_s detail loads "
+    "waiting runs rows run_us",
+    VariantCount: "endpoint revision variant version requests errors hits failed seconds",
     WorkerRoute: "id incarnation address wait_us",
     EngineRoute: "model version warm wake_at state detail",
 }

@@ -1,0 +1,155 @@
+"""How `tidepool status` shows the pool: lines for a pipe, tables for a terminal.
+
+Both are views of the document that `--json` prints; a field that an older controller does not send
+is shown as unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Document = Mapping[str, Any]
+
+UNKNOWN = "–"
+_STYLES = {"ready": "green", "warm": "green", "draining": "yellow", "loading": "yellow",
+           "starting": "yellow", "failed": "red"}  # fmt: skip
+
+
+def lines(status: Document) -> list[str]:
+    """Return `status` as lines."""
+    found = [*_controller(status)]
+    for worker in status["workers"]:
+        found.append(
+            f"worker {worker['id']}  {worker['state']}  {worker['device']}  pid {worker['pid']}  "
+            f"{worker['calls']} calls  wait {worker['wait_ms']:g} ms"
+        )
+        for engine in worker["engines"]:
+            text = f"  {engine['model']}/{engine['version']}  {engine['state']}"
+            text += f"  {engine['engine']}  {_bytes(engine['bytes'])}  {engine['detail']}"
+            found.append(text.rstrip())
+    found += [
+        f"edge {edge['id']}  pid {edge['pid']}  {edge.get('in_flight', UNKNOWN)} in flight"
+        for edge in status["edges"]
+    ]
+    for endpoint in status["endpoints"]:
+        text = f"endpoint {endpoint['name']}  revision {endpoint['revision']}"
+        found.append(f"{text}  {_recent_line(endpoint)}")
+        found.extend(
+            f"  {v['name']}  {v['model']}/{v['version']}  {v['weight']:g} %  "
+            f"{v['replicas']} warm  {v['requests']} requests  {v['errors']} errors  "
+            f"{_recent_line(v)}"
+            for v in endpoint["variants"]
+        )
+    found += [f"rejected {document}: {why}" for document, why in status["rejected"].items()]
+    return found
+
+
+def tables(status: Document) -> RenderableType:
+    """Return `status` as tables for a terminal."""
+    parts: list[RenderableType] = [Text(line, "red") for line in _controller(status)]
+    parts += [_workers(status), _edges(status), _endpoints(status)]
+    parts += [Text(f"rejected {d}: {why}", "red") for d, why in status["rejected"].items()]
+    return Group(*parts)
+
+
+def _controller(status: Document) -> Iterator[str]:
+    controller = status.get("controller", {})
+    if not controller.get("leader", True):
+        yield "this controller does not lead"
+    if controller.get("registry_error"):
+        yield f"registry: {controller['registry_error']}"
+
+
+def _workers(status: Document) -> Table:
+    table = _table("worker", "device", "state", "pid", "calls", "wait ms", "engines", "memory")
+    for worker in status["workers"]:
+        engines = worker["engines"]
+        table.add_row(
+            worker["id"],
+            worker["device"],
+            _state(worker["state"]),
+            str(worker["pid"]),
+            str(worker["calls"]),
+            f"{worker['wait_ms']:.1f}",
+            Text("\n").join(_engine(engine) for engine in engines) if engines else UNKNOWN,
+            _bytes(sum(engine["bytes"] for engine in engines)),
+        )
+    return table
+
+
+def _engine(engine: Document) -> Text:
+    text = Text(f"{engine['model']}/{engine['version']} ")
+    return text.append_text(_state(engine["state"])).append(f" {engine['engine']}".rstrip())
+
+
+def _edges(status: Document) -> Table:
+    table = _table("edge", "pid", "in flight")
+    for edge in status["edges"]:
+        table.add_row(edge["id"], str(edge["pid"]), str(edge.get("in_flight", UNKNOWN)))
+    return table
+
+
+def _endpoints(status: Document) -> Table:
+    table = _table(
+        "endpoint", "variant", "version", "weight", "warm", "req/s", "p50 ms", "p99 ms", "failed",
+        "hits",
+    )  # fmt: skip
+    for endpoint in status["endpoints"]:
+        table.add_row(
+            f"{endpoint['name']} r{endpoint['revision']}", "", "", "", "", *_recent(endpoint)
+        )
+        for v in endpoint["variants"]:
+            version = f"{v['model']}/{v['version']}"
+            weight, warm = f"{v['weight']:g} %", str(v["replicas"])
+            table.add_row("", v["name"], version, weight, warm, *_recent(v))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, _STYLES.get(state, ""))
+
+
+def _recent(thing: Document) -> tuple[str, str, str, str, str]:
+    """Return requests per second, median, p99, failed share and hit share."""
+    recent = thing.get("recent") or {}
+
+    def shown(name: str, form: str, scale: float = 1.0) -> str:
+        value = recent.get(name)
+        return UNKNOWN if value is None else format(value * scale, form)
+
+    def share(name: str) -> str:
+        found = shown(name, ".1f", 100.0)
+        return found if found == UNKNOWN else f"{found} %"
+
+    return (
+        shown("requests_per_s", ".1f"),
+        shown("p50_ms", ".3g"),
+        shown("p99_ms", ".3g"),
+        share("failed_share"),
+        share("hit_share"),
+    )
+
+
+def _recent_line(thing: Document) -> str:
+    rate, p50, p99, failed, hits = _recent(thing)
+    return f"{rate}/s  p50 {p50} ms  p99 {p99} ms  failed {failed}  hits {hits}"
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count = count / 1024  # type: ignore[assignment]
+    return f"{count:.1f} GiB"

@@ -1,0 +1,198 @@
+"""`tidepool status`: tables on a terminal, lines in a pipe, JSON for machines; also live."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from infra.status_view import UNKNOWN, lines, tables
+from tests.support.stack import TEST_ENGINES, Stack, running_stack, until
+
+MODEL = "shown"
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    data = tmp_path_factory.mktemp("status")
+    with running_stack(data, engines=TEST_ENGINES, edges=2) as stack:
+        stack.publish_observed(MODEL, deterministic=True)
+        yield stack
+
+
+def recent(stack: Stack) -> dict[str, Any]:
+    """Return the last minute of the endpoint."""
+    found: dict[str, Any] = next(e for e in stack.status()["endpoints"] if e["name"] == MODEL)
+    return found["recent"] | {"stable": found["variants"][0]["recent"]}
+
+
+def test_last_minute_of_all_edges_is_in_the_status(shown: Stack) -> None:
+    for i in range(20):
+        assert shown.infer_observed(MODEL, i % 4).status == 200
+    first = until(lambda: recent(shown)["p50_ms"] and recent(shown), 20.0, "a first minute")
+    assert first["requests_per_s"] > 0
+    assert 0 < first["p50_ms"] <= first["p99_ms"] < 30_000
+    assert first["failed_share"] == 0
+    assert 0 <= first["hit_share"] < 1
+    assert first["stable"] == {k: v for k, v in first.items() if k != "stable"}
+
+
+def test_engine_says_what_it_ran(shown: Stack) -> None:
+    before = shown.engine(MODEL)[0]
+    shown.infer_observed(MODEL, 100)
+    until(lambda: shown.engine(MODEL)[0]["runs"] == before["runs"] + 1)
+    after = shown.engine(MODEL)[0]
+    assert after["rows"] == before["rows"] + 1
+    assert after["run_s"] > before["run_s"]
+    assert (after["waiting"], after["calls"]) == (0, 0)
+
+
+def test_request_under_way_is_counted_at_its_edge(shown: Stack) -> None:
+    caller = threading.Thread(
+        target=shown.infer_observed, args=(MODEL, 200), kwargs={"delay_ms": 2500}
+    )
+    caller.start()
+    until(lambda: sum(edge["in_flight"] for edge in shown.status()["edges"]) == 1)
+    caller.join()
+    until(lambda: sum(edge["in_flight"] for edge in shown.status()["edges"]) == 0)
+
+
+def test_pipe_gets_lines_without_escapes(shown: Stack) -> None:
+    text = shown.cli("status")
+    assert "\x1b" not in text
+    assert re.search(rf"^worker \S+-0  ready  cpu  pid {shown.pids()['worker-0']}  0 calls", text)
+    assert re.search(rf"^  {MODEL}/1  warm  observed  1 KiB$", text, re.M)
+    assert len(re.findall(r"^edge \S+  pid \d+  \d+ in flight$", text, re.M)) == 2
+    assert re.search(rf"^endpoint {MODEL}  revision 1  .*/s  p50 .* ms  p99 ", text, re.M)
+
+
+def test_terminal_gets_a_table(shown: Stack) -> None:
+    text = on_terminal(shown, lambda seen: "stable" in seen and "edge" in seen)
+    for word in ("worker", "device", "in flight", "p99 ms", "hits", f"{MODEL}/1", "\x1b["):
+        assert word in text
+
+
+def test_watch_on_a_terminal_goes_on_until_it_is_told_to_end(shown: Stack) -> None:
+    text = on_terminal(shown, lambda seen: seen.count("p99 ms") >= 3, "--watch")
+    assert "Traceback" not in text
+
+
+def on_terminal(stack: Stack, is_enough: Callable[[str], bool], *arguments: str) -> str:
+    """Run `status` on a terminal until enough was seen; then press Ctrl-C."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra.cli", "status", "--data", str(stack.data), *arguments],
+        stdout=child,
+        stderr=child,
+        env={**stack.environment, "TERM": "xterm", "COLUMNS": "160", "LINES": "60"},
+        cwd=stack.data,
+    )
+    os.close(child)
+    seen = b""
+
+    def read() -> None:
+        nonlocal seen
+        try:
+            while found := os.read(parent, 1 << 16):
+                seen += found
+        except OSError:  # the terminal's other side has closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        until(lambda: is_enough(seen.decode(errors="replace")), 30.0, "enough on the terminal")
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        os.close(parent)
+    return seen.decode(errors="replace")
+
+
+def test_url_of_an_edge_answers_with_a_key(shown: Stack) -> None:
+    def ask(key: str, url: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "infra.cli", "status", "--json", "--url", url],
+            env={**shown.environment, "TIDEPOOL_API_KEY": key},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=shown.data,
+        )
+
+    good = ask(shown.key, shown.admin_url)
+    assert json.loads(good.stdout).keys() == shown.status().keys()
+    for key, url, why in (
+        ("x" * 20, shown.admin_url, "answered 401"),
+        (shown.key, shown.url, "answered 404"),
+        (shown.key, "http://127.0.0.1:9", "nobody answers"),
+        ("", shown.admin_url, "TIDEPOOL_API_KEY"),
+    ):
+        bad = ask(key, url)
+        assert (bad.returncode, bad.stdout) == (1, "")
+        assert why in bad.stderr
+        assert "Traceback" not in bad.stderr
+
+
+def test_watch_outlives_the_controller(start_stack: Callable[..., Stack], tmp_path: Path) -> None:
+    stack = start_stack()
+    out, err = tmp_path / "out", tmp_path / "err"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        watching = subprocess.Popen(
+            [sys.executable, "-m", "infra.cli", "status", "-w", "--json", "--data",
+             str(stack.data)],
+            stdout=stdout, stderr=stderr, env=stack.environment, cwd=stack.data,
+        )  # fmt: skip
+    try:
+        until(lambda: out.read_text().count("\n") >= 2, 30.0, "two looks")
+        pid = stack.pids()["controller"]
+        os.kill(pid, signal.SIGSTOP)  # so that it is away, and its successor not yet there
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: stack.pids().get("controller", pid) != pid, 30.0, "a new controller")
+        count = out.read_text().count("\n")
+        until(lambda: out.read_text().count("\n") > count, 30.0, "a look at the new one")
+        assert watching.poll() is None
+        assert "Traceback" not in err.read_text()
+        assert all(json.loads(line)["workers"] is not None for line in out.read_text().splitlines())
+    finally:
+        watching.kill()
+        watching.wait()
+
+
+def test_document_of_an_older_controller_is_shown() -> None:
+    old = {
+        "workers": [{"id": "w", "pid": 1, "device": "cpu", "state": "parked", "wait_ms": 0.0,
+                     "calls": 0, "engines": []}],
+        "edges": [{"id": "e", "pid": 2}],
+        "endpoints": [{"name": "m", "revision": 3, "held": 0, "wakes": 0, "variants": [
+            {"name": "a", "model": "m", "version": "1", "weight": 100.0, "replicas": 0,
+             "requests": 5, "errors": 1, "hits": 2}]}],
+        "rejected": {"endpoints/x.json": "no JSON"},
+    }  # fmt: skip
+    text = "\n".join(lines(old))
+    assert f"edge e  pid 2  {UNKNOWN} in flight" in text
+    assert "rejected endpoints/x.json: no JSON" in text
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables(old))
+    assert "rejected endpoints/x.json" in console.export_text()
+
+
+def test_registry_that_cannot_be_read_is_said() -> None:
+    away = {"controller": {"epoch": 1, "leader": False, "registry_error": "503 from S3"},
+            "workers": [], "edges": [], "endpoints": [], "rejected": {}}  # fmt: skip
+    assert lines(away) == ["this controller does not lead", "registry: 503 from S3"]

@@ -34,8 +34,9 @@ __all__ = ["InferRequest", "Signature", "parse_infer", "render_infer"]
 TENSORS_MAX = 1024
 ID_BYTES_MAX = 1024
 DIM_MAX = 2**31 - 1
+PARAMETERS_MAX = 1024  # of a request, an input or an output
 
-_Parameters = dict[str, Parameter] | None | UnsetType
+_Parameters = Annotated[dict[str, Parameter], Meta(max_length=PARAMETERS_MAX)] | None | UnsetType
 
 
 class _Input(msgspec.Struct, gc=False):

@@ -8,11 +8,12 @@ are put in front up to the rank of the signature.  All outputs are answered, as 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
-from edge.body import TENSORS_MAX, check_id, check_shape
+from edge.body import PARAMETERS_MAX, TENSORS_MAX, check_id, check_shape
 from edge.body_json import check_keys, read_json, unfold_data
 from edge.body_parameters import read_steering, relevant
 from edge.body_request import NOTHING, InferRequest, Parameter
@@ -21,10 +22,11 @@ from edge.errors import BadRequest
 from edge.tensors import Tensor
 
 _T = TypeVar("_T")
+_Parameters = Annotated[dict[str, Parameter], Meta(max_length=PARAMETERS_MAX)] | None
 
 _top = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _id = msgspec.json.Decoder(str | None)
-_parameters = msgspec.json.Decoder(dict[str, Parameter] | None)
+_parameters: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Parameters)
 
 
 def parse_generate(body: bytes, signature: Signature) -> InferRequest:

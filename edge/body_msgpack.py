@@ -24,6 +24,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from edge.body import (
     DIM_MAX,
+    PARAMETERS_MAX,
     TENSORS_MAX,
     Output,
     check_binary,
@@ -54,7 +55,7 @@ LISTS_MAX = 1 << 14  # in one nested tensor
 
 _T = TypeVar("_T")
 _Raws = Annotated[list[Raw], Meta(max_length=TENSORS_MAX)]
-_Parameters = Annotated[dict[str, Parameter], Meta(max_length=TENSORS_MAX)] | None
+_Parameters = Annotated[dict[str, Parameter], Meta(max_length=PARAMETERS_MAX)] | None
 
 
 class _Infer(msgspec.Struct, gc=False, forbid_unknown_fields=True):

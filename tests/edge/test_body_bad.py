@@ -253,6 +253,7 @@ MALFORMED: dict[str, Any] = {
     "output without a name": {"inputs": [x()], "outputs": [{}]},
     "output twice": {"inputs": [x()], "outputs": [{"name": "y"}, {"name": "y"}]},
     "1025 outputs": {"inputs": [x()], "outputs": [{"name": "y"}] * 1025},
+    "1025 parameters": {"inputs": [x()], "parameters": {f"p{n}": n for n in range(1025)}},
     "headers of a number": {"inputs": [x()], "parameters": {"headers": 5}},
     **{
         f"classification {count!r}": {

@@ -19,6 +19,7 @@ from edge.errors import BodyTooSlow, Refusal, Unsupported
 from edge.guard import Lookup, Reply
 from edge.receive import Room, receive
 
+UNREADABLE = "\0"
 BODY_BYTES_MAX = 1 << 20  # nothing here takes more
 
 _log = structlog.get_logger()
@@ -147,4 +148,7 @@ def _latin(value: str) -> bytes:
 
 def _items(scope: Any) -> list[tuple[str, str]]:
     items: list[tuple[str, str]] = scope.headers.items()
-    return items
+    # Granian leaves out values that are no ASCII text.  A condition that is not seen would be one
+    # that holds, so they come as a text that no reader of any header takes.
+    unread = set(scope.headers.keys()).difference(name for name, _ in items)
+    return [*items, *((name, UNREADABLE) for name in sorted(unread))]

@@ -37,6 +37,9 @@ class Proto:
         self.answers.append((status, dict(headers), body))
 
 
+UNSEEN = "a value that granian leaves out"
+
+
 def scope(path: str = "/echo", method: str = "POST", **headers: str) -> Any:
     headers = {"transfer-encoding": "chunked", **headers}
     return SimpleNamespace(
@@ -45,7 +48,11 @@ def scope(path: str = "/echo", method: str = "POST", **headers: str) -> Any:
         scheme="http",
         path=path,
         query_string="q=1",
-        headers=SimpleNamespace(items=lambda: list(headers.items()), get=headers.get),
+        headers=SimpleNamespace(
+            items=lambda: [(name, value) for name, value in headers.items() if value != UNSEEN],
+            keys=lambda: list(headers),
+            get=headers.get,
+        ),
     )
 
 
@@ -85,6 +92,11 @@ async def test_request_and_answer_go_through_whole() -> None:
     assert answer[0] == 201
     assert answer[1]["x-back"] == "ü"
     assert b'"query":"q=1","head":"\xc3\xa4","body":"hello"' in answer[2]
+
+
+async def test_header_that_cannot_be_read_is_not_as_if_it_were_absent() -> None:
+    (answer,) = await ask(Proto(), scope(**{"x-head": UNSEEN}))
+    assert b'"head":"\\u0000"' in answer[2]
 
 
 async def test_header_that_http_does_not_have_harms_nobody() -> None:

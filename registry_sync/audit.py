@@ -26,6 +26,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from registry_sync.documents import EndpointState
 from registry_sync.keys import redact
 from registry_sync.stores import NotFound, Store, StoreError, StoreUnavailable
 
@@ -134,6 +135,15 @@ def check_reason(text: str) -> str:
 def revisions(after: int) -> tuple[str, str]:
     """Return a record's `before` and `after` for a number that a change raised by 1."""
     return str(after - 1), str(after)
+
+
+def epochs(state: EndpointState, version: str | None) -> tuple[str, str]:
+    """Return a record's `before` and `after` for a purge that led to `state`."""
+    if version is not None and version in state.cache_epochs:
+        before, after = revisions(state.cache_epochs[version])
+        return f"version {version} epoch {before}", f"version {version} epoch {after}"
+    before, after = revisions(state.cache_epoch)
+    return f"epoch {before}", f"epoch {after}"
 
 
 def carry_out(

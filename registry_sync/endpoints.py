@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -30,6 +32,8 @@ from registry_sync.names import BadName, check_name
 from registry_sync.rules import check_version
 from registry_sync.stores import Conflict, NotFound, Object, OutcomeUnknown, Store
 from registry_sync.swap import TRIES_MAX, get_or_none, swap
+
+READS_AT_ONCE: Final = 8  # of one page
 
 
 class RevisionConflict(Exception):
@@ -131,17 +135,68 @@ def history(store: Store, name: str) -> list[EndpointSpec]:
         NotFound: there is no such endpoint.
     """
     current, _ = get_spec(store, name)
+    # The current spec's copy may be there already: it is written before its successor.
+    past = [number for number in _kept(store, name)[::-1] if number < current.revision]
+    return [*(_past_spec(store, name, number) for number in past), current]
+
+
+def history_page(
+    store: Store, name: str, *, limit: int, before: int | None = None
+) -> tuple[list[EndpointSpec], int | None]:
+    """Return some of the specs that were ever current, newest first.
+
+    Args:
+        store: the registry.
+        name: the endpoint.
+        limit: of the page, 1 or more.
+        before: only revisions below this one; None: the current one is the first.
+
+    Returns:
+        The specs, and `before` for the next page; None if there is none.
+
+    Raises:
+        NotFound: there is no such endpoint.
+    """
+    current, _ = get_spec(store, name)
+    revisions = [number for number in _kept(store, name) if number < current.revision]
+    revisions = [n for n in (current.revision, *revisions) if before is None or n < before]
+    page, rest = revisions[:limit], revisions[limit:]
+    with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+        specs = list(
+            threads.map(
+                lambda n: current if n == current.revision else _past_spec(store, name, n), page
+            )
+        )
+    return specs, page[-1] if rest else None
+
+
+def get_revision(store: Store, name: str, revision: int) -> EndpointSpec:
+    """Return a spec that is or was current.
+
+    Raises:
+        NotFound: there is no such endpoint, or no such revision of it.
+    """
+    current, _ = get_spec(store, name)
+    if revision == current.revision:
+        return current
+    if revision > current.revision:  # kept before it became current, and maybe never did
+        raise NotFound(history_key(name, revision), store.url)
+    return _past_spec(store, name, revision)
+
+
+def _past_spec(store: Store, name: str, revision: int) -> EndpointSpec:
+    return documents.read_spec(store.get(history_key(name, revision)).data)
+
+
+def _kept(store: Store, name: str) -> list[int]:
+    """Return the revisions in an endpoint's history, newest first."""
     folder = history_key(name, 0).removesuffix("0.json")
-    past: list[EndpointSpec] = []
-    for entry in store.list(folder, recursive=False):
-        number = entry.key.removeprefix(folder).removesuffix(".json")
-        # The current spec's copy may be there already: it is written before its successor.
-        if number.isdecimal() and int(number) < current.revision:
-            past.append(documents.read_spec(store.get(entry.key).data))
-    return [*sorted(past, key=lambda spec: spec.revision), current]
+    entries = store.list(folder, recursive=False)
+    numbers = (entry.key.removeprefix(folder).removesuffix(".json") for entry in entries)
+    return sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
 
 
-def rollback(store: Store, name: str) -> int:
+def rollback(store: Store, name: str, if_revision: int | None = None) -> int:
     """Make the previous spec current again, as a new revision, and return that.
 
     Two rollbacks in a row end where they began: each goes back to what was current before.
@@ -149,12 +204,15 @@ def rollback(store: Store, name: str) -> int:
     Raises:
         NotFound: there is no such endpoint.
         NoHistory: the current spec is the first.
-        RevisionConflict: somebody replaced the spec meanwhile.
+        RevisionConflict: another revision than `if_revision` is current, or somebody replaced the
+            spec meanwhile.
     """
     current, _ = get_spec(store, name)
+    if if_revision is not None and current.revision != if_revision:
+        raise RevisionConflict(name, current.revision, if_revision)
     if current.revision <= 1:
         raise NoHistory(f"{name} is at revision {current.revision}: there is no previous spec")
-    previous = documents.read_spec(store.get(history_key(name, current.revision - 1)).data)
+    previous = _past_spec(store, name, current.revision - 1)
     return set_spec(store, previous, if_revision=current.revision)
 
 

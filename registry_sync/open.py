@@ -6,7 +6,27 @@ import urllib.parse
 from pathlib import Path
 
 from registry_sync.directory import DirectoryStore
-from registry_sync.stores import BadStore, Store, check_folder
+from registry_sync.stores import BadStore, Store, StoreUnavailable, check_folder
+
+
+def open_existing(url: str) -> Store:
+    """Open a registry as `open_store` does, but never make a directory.
+
+    Raises:
+        BadStore: see `open_store`.
+        StoreUnavailable: there is no such registry, as far as this machine sees.
+    """
+    folder = _folder_of(url)
+    if folder is not None and not folder.is_dir():
+        raise StoreUnavailable(f"the registry's folder {folder} is not there; is it mounted?")
+    return open_store(url)
+
+
+def _folder_of(url: str) -> Path | None:
+    if "://" not in url:
+        return Path(url).expanduser() if url else None
+    parts = urllib.parse.urlsplit(url)
+    return Path(urllib.parse.unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def open_store(url: str) -> Store:

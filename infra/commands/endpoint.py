@@ -112,6 +112,7 @@ def rollback_command(
 def purge_command(
     name: str,
     version: Annotated[str | None, typer.Option(help="Only this version's answers.")] = None,
+    reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
 ) -> None:
@@ -121,7 +122,11 @@ def purge_command(
     """
     with said():
         store = store_of(data, registry)
-        endpoints.purge(store, name, version)
+        recorded(
+            *(store, reason, "endpoint.purge", name),
+            lambda: endpoints.purge(store, name, version),
+            lambda state: audit.epochs(state, version),
+        )
         poke(data, store)
     typer.echo(f"purged {name}" + ("" if version is None else f" version {version}"))
 

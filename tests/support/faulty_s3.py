@@ -29,12 +29,16 @@ _REFUSALS = {
 
 
 class FaultyS3:
-    """A proxy and its list of coming faults; `requests` counts what came in."""
+    """A proxy and its list of coming faults; `requests` counts what came in.
+
+    Only requests whose text holds `match` take a fault: ``"/audit/"``, ``"PUT "``.
+    """
 
     def __init__(self, target: str) -> None:
         self.target = urllib.parse.urlsplit(target)
         self.faults: list[str | None] = []
         self.requests: list[str] = []
+        self.match = ""
         self.release = threading.Event()
         self._lock = threading.Lock()
         self.endpoint = ""
@@ -42,7 +46,9 @@ class FaultyS3:
     def next_fault(self, request: str) -> str | None:
         with self._lock:
             self.requests.append(request)
-            return self.faults.pop(0) if self.faults else None
+            if not self.faults or self.match not in request:
+                return None
+            return self.faults.pop(0)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import structlog
 import uvloop
 
 from edge.access_log import AccessLog, rates
-from edge.admin import Admin, refuse_as_problem
+from edge.admin.app import Admin
 from edge.auth import Auth
 from edge.bridge import Bridge
 from edge.cache import AnswerCache
@@ -111,21 +111,23 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     bodies_bytes_max = max(config.body_bytes_in_flight_max, config.body_bytes_max)
     app = App(service, web.app(), config.body_bytes_max, body_read_s_max, bodies_bytes_max)
     public_fd, admin_fd = config.listen_fds or (-1, -1)
-    admin_app = Admin(service, stop.is_set).app()
+    port = Admin(service, stop.is_set, config.registry)
+    admin_app = port.app()
     behind = Bridge(
         admin_app,
         ADMIN_BODY_BYTES_MAX,
-        refuse_as_problem,
+        port.refuse,
         Room(bodies_bytes_max),
         body_read_s_max,
     )
-    guards = (Guard(app.__rsgi__, app.refuse), Guard(behind, refuse_as_problem))
+    guards = (Guard(app.__rsgi__, app.refuse), Guard(behind, port.refuse))
     noted = Noted(guards[1].__rsgi__, admin_app.routes, service.request_id, access)
     public = listening(guards[0], config.host, config.port, config, public_fd)
     admin = listening(noted, config.admin_host, config.admin_port, config, admin_fd)
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.follow("tidepool_access_lines_dropped", lambda: access.sampler.dropped_total)
     metrics.follow("tidepool_dispatch_returns", lambda: pool.returns)
+    metrics.follow("tidepool_audit_records_lost", lambda: port.desk.records_lost)
     metrics.in_flight = lambda: app.in_flight
     metrics.pending = app.pending
     world.boot()

@@ -12,7 +12,7 @@ import pytest
 from starlette.routing import Route
 
 from edge import server
-from edge.admin import Admin
+from edge.admin.app import Admin
 from edge.web import Web
 from registry_sync.keys import find_id
 from tests.support.models import identity
@@ -164,7 +164,8 @@ def test_a_scope_is_a_whole_name(stack: Stack, name: str) -> None:
 @pytest.mark.parametrize("case", [case for case in GUARDED if case[2]], ids=ids)
 def test_admin_routes_need_the_admin_scope(stack: Stack, case: Case) -> None:
     assert _send(stack, case, stack.make_key("infer:*")).status == 403
-    assert _send(stack, case, stack.make_key("admin")).status == 200
+    # What it asks for may not exist, but the key is good enough to be told so.
+    assert _send(stack, case, stack.make_key("admin")).status not in (401, 403)
 
 
 @pytest.mark.parametrize("path", sorted(OPEN))

@@ -1,0 +1,150 @@
+"""The admin port's way to the registry: in a few threads of its own, within a time.
+
+Owns the store, which is opened by the first request that needs it: most edges never get one.  What
+the data plane does is touched by none of it.  Documents are written by compare-and-swap from here,
+with no controller; then the controller is asked to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+import structlog
+
+from edge.admin.problems import NO_ACCESS, Problem, of_error
+from edge.errors import retry_headers
+from pool.wire.control import Answer
+from registry_sync import audit
+from registry_sync.open import open_existing
+from registry_sync.stores import Store
+
+THREADS = 8
+WAITING_MAX = 64  # under way or waiting for a thread
+WORK_S_MAX = 30.0
+
+T = TypeVar("T")
+Moved = Callable[[T], tuple[str, str]]
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Changed(Generic[T]):
+    """A change that was made."""
+
+    result: T
+    pending: str  # why not every edge goes by it yet; empty: all do
+    is_recorded: bool  # in the audit trail
+
+
+class Desk:
+    """Work on one registry.
+
+    Args:
+        url: of the registry; empty: this edge was told none.
+        ask: asks the controller; raises ConnectionError if there is none.
+    """
+
+    def __init__(self, url: str, ask: Callable[[str], Awaitable[Answer]]) -> None:
+        self._url = url
+        self._ask = ask
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="admin")
+        self._opening = threading.Lock()
+        # The whole mutable state: the store, how much is under way, and records that got lost.
+        self._store: Store | None = None
+        self._under_way = 0
+        self.records_lost = 0
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run `work` on the registry and return its result.
+
+        Raises:
+            Problem: for whatever `registry_sync` raises, or because it took too long.
+        """
+        if not self._url:
+            raise Problem(
+                503, "registry-unusable", f"this edge was started without --registry; {NO_ACCESS}"
+            )
+        if self._under_way >= WAITING_MAX:
+            raise Problem(
+                *(503, "busy", f"{WAITING_MAX} admin requests are under way"), retry_headers(1.0)
+            )
+        future = self._submit(work)
+        try:
+            async with asyncio.timeout(WORK_S_MAX):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            what = f"the registry did not answer within {WORK_S_MAX:.0f} s"
+            if future.cancelled():
+                raise Problem(503, "busy", f"{what}; nothing was changed") from None
+            raise Problem(
+                503, "outcome-unknown", f"{what}; a change may still be made: read again"
+            ) from None
+        except Exception as error:
+            problem = of_error(error)
+            if problem is None:
+                raise  # a bug
+            raise problem from error
+
+    async def change(
+        self,
+        actor: audit.Actor,
+        what: str,
+        target: str,
+        act: Callable[[Store], T],
+        moved: Moved[T] = lambda _: ("", ""),
+    ) -> Changed[T]:
+        """Make a change, record it, and let every edge take it over.
+
+        Once begun it is carried out and recorded, also if whoever asked has left.
+
+        Args:
+            actor: who does it, and why.
+            what: see `audit.Record`.
+            target: see `audit.Record`.
+            act: makes the change.
+            moved: see `audit.carry_out`.
+
+        Raises:
+            Problem: as `read`.
+        """
+        done = await self.read(
+            lambda store: audit.carry_out(store, actor, what, target, lambda: act(store), moved)
+        )
+        if done.lost is not None:
+            self.records_lost += 1
+            _log.error(
+                "audit_record_lost",
+                error=done.lost.error,
+                record=msgspec.to_builtins(done.lost.record),
+            )
+        return Changed(done.result, await self._applied(), done.lost is None)
+
+    async def _applied(self) -> str:
+        """Let the controller look now; return why not every edge has the change, if so."""
+        try:
+            answer = await self._ask("poke")
+        except ConnectionError as error:
+            return str(error)
+        return "" if answer.ok else answer.detail
+
+    def _submit(self, work: Callable[[Store], T]) -> Future[T]:
+        loop = asyncio.get_running_loop()
+        future = self._threads.submit(lambda: work(self._open()))
+        self._under_way += 1
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
+        return future
+
+    def _ended(self) -> None:
+        self._under_way -= 1
+
+    def _open(self) -> Store:
+        with self._opening:
+            if self._store is None:
+                self._store = open_existing(self._url)
+            return self._store

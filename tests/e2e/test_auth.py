@@ -52,7 +52,7 @@ def _nobody(*_: Any) -> Any:
 
 PUBLIC: list[Case] = [
     (method, path, False)
-    for method, path in [*_calls(), *_routes(Web(_nobody, _nobody).app())]  # type: ignore[arg-type]
+    for method, path in [*_calls(), *_routes(Web(_nobody, _nobody, _nobody).app())]  # type: ignore[arg-type]
 ]
 ADMIN: list[Case] = [
     (method, path, True)

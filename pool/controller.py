@@ -19,6 +19,7 @@ import structlog
 from pool import last_good, letting_go, placement
 from pool.placement import Ref, WorkerView
 from pool.recent import Recent
+from pool.quota_desk import QuotaDesk
 from pool.registry_watch import RegistryWatch, Snapshot
 from pool.status import EdgeStatus, WorkerStatus, status
 from pool.tally import Tally
@@ -114,6 +115,7 @@ class Controller:
         self._tally = Tally()
         self._recent = Recent()
         self._let_go: dict[Ref, bool] = {}  # unloaded by request; see `letting_go`
+        self._quotas = QuotaDesk(epoch)
         self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
         self._seq = 0
         self._documents: control.Documents | None = None
@@ -203,10 +205,12 @@ class Controller:
 
     def _add_edge(self, peer: Peer, register: control.RegisterEdge) -> None:
         edge = _Edge(peer, register, asyncio.get_running_loop().time())
-        self._edges[f"{register.id}/{register.incarnation}"] = edge
+        name = f"{register.id}/{register.incarnation}"
+        self._edges[name] = edge
         peer.on_frame = lambda header, body: self._from_edge(edge, control.decode(body))
         peer.on_lost = lambda error: self._drop_edge(edge)
         peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
+        self._quotas.join(name, peer, register)  # before the documents name keys
         if self._documents is not None:
             peer.send(control.encode(self._documents))
         if self._routes is not None:
@@ -217,6 +221,7 @@ class Controller:
         name = f"{edge.register.id}/{edge.register.incarnation}"
         if self._edges.get(name) is edge:
             del self._edges[name]
+            self._quotas.leave(name)
             self._acked.set()
             _log.info("edge_gone", edge=edge.register.id)
 
@@ -232,6 +237,9 @@ class Controller:
                 self._tally.report(name, counts)
                 self._recent.report(name, counts, edge.heard_s)
                 edge.in_flight = in_flight
+            case control.QuotaDemand() | control.QuotaAck():
+                name = f"{edge.register.id}/{edge.register.incarnation}"
+                self._quotas.on_message(name, message)
             case control.Resolve(model, version):
                 self._later(self._resolve(edge.peer, model, version), edge.peer)
             case control.Ask():
@@ -421,6 +429,7 @@ class Controller:
             if now_s - spoke_s >= KEEPALIVE_S:
                 spoke_s = now_s
                 self._tell_all(control.Welcome(control.WIRE, self._epoch()))
+            self._quotas.round()
             self.act()
 
     def _is_same_reign(self) -> bool:
@@ -435,6 +444,7 @@ class Controller:
         self._workers.clear()
         self._edges.clear()
         self._let_go.clear()
+        self._quotas.reset()
         self._documents = None
         self._routes = None
         self._acting_since_s = None
@@ -504,6 +514,7 @@ class Controller:
             ),
             engines=engines,
             ready=self._was_complete,
+            edges=len(self._edges),
         )
         last = self._routes
         if last is not None and msgspec.structs.replace(last, seq=0) == routes:

@@ -2,9 +2,10 @@
 
     worker → controller   RegisterWorker [1, …]  Heartbeat [2, …]
     edge → controller     RegisterEdge [3, …]  Counters [4, …]  Ack [5, …]  Resolve [6, …]
+                          QuotaDemand [8, …]  QuotaAck [9, …]
     client → controller   Ask [7, …]
     controller → any      Welcome [10, …]  Documents [11, …]  Routes [12, …]  Command [13, …]
-                          Resolved [14, …]  Answer [15, …]
+                          Resolved [14, …]  Answer [15, …]  QuotaShares [16, …]
 
 Positional; fields are only ever appended, each with a default.  Everything from the controller
 carries the epoch of its leadership: whoever has seen a higher one ignores it.  Documents and routes
@@ -27,6 +28,7 @@ _Short = Annotated[str, msgspec.Meta(max_length=512)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=2**53)]  # not NaN either
+_Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Many = msgspec.Meta(max_length=1 << 16)  # of anything in one message
 _Ids = Annotated[tuple[_Short, ...], _Many]
 
@@ -70,6 +72,18 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
     draining: bool = False
 
 
+class QuotaParts(msgspec.Struct, array_like=True, frozen=True):
+    """Parts of one key's limits, each from 0 to 1: wanted, leased or in use at one edge process.
+
+    Parts and not rates, so that a changed quota needs no other lease.
+    """
+
+    key: _Short  # its id; empty: any key that is not named
+    requests: _Part
+    rows: _Part
+    concurrent: _Part
+
+
 class RegisterEdge(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """An edge is there."""
 
@@ -77,6 +91,7 @@ class RegisterEdge(msgspec.Struct, array_like=True, frozen=True, tag=3):
     id: _Short
     incarnation: _Short
     pid: _Count
+    parts: Annotated[tuple[QuotaParts, ...], _Many] = ()  # in use; empty: knows of no leases
 
 
 class VariantCount(msgspec.Struct, array_like=True, frozen=True):
@@ -122,6 +137,19 @@ class Ask(msgspec.Struct, array_like=True, frozen=True, tag=7):
     what: _Short
     argument: _Text = ""
     id: _Count = 0  # comes back in the answer
+
+
+class QuotaDemand(msgspec.Struct, array_like=True, frozen=True, tag=8):
+    """What an edge process was asked for lately; of keys that are not named, nothing."""
+
+    demands: Annotated[tuple[QuotaParts, ...], _Many] = ()
+
+
+class QuotaAck(msgspec.Struct, array_like=True, frozen=True, tag=9):
+    """This edge process now keeps to the shares of `seq`."""
+
+    epoch: _Count
+    seq: _Count
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=10):
@@ -172,6 +200,7 @@ class Routes(msgspec.Struct, array_like=True, frozen=True, tag=12):
     workers: Annotated[tuple[WorkerRoute, ...], _Many]
     engines: Annotated[tuple[EngineRoute, ...], _Many]
     ready: bool = True  # the expected workers have registered
+    edges: _Count = 0  # processes; 0: not said
 
 
 class Command(msgspec.Struct, array_like=True, frozen=True, tag=13):
@@ -201,6 +230,14 @@ class Answer(msgspec.Struct, array_like=True, frozen=True, tag=15):
     id: _Count = 0
 
 
+class QuotaShares(msgspec.Struct, array_like=True, frozen=True, tag=16):
+    """Which parts of keys' limits an edge process may use, all of them; holds until the next."""
+
+    epoch: _Count
+    seq: _Count
+    parts: Annotated[tuple[QuotaParts, ...], _Many] = ()
+
+
 Message = (
     RegisterWorker
     | Heartbeat
@@ -215,6 +252,9 @@ Message = (
     | Command
     | Resolved
     | Answer
+    | QuotaDemand
+    | QuotaAck
+    | QuotaShares
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from pool import controller as controller_module
-from pool import last_good
+from pool import last_good, quota_shares
 from pool.controller import Controller
 from pool.registry_watch import RegistryWatch
 from pool.wire import control
@@ -633,3 +633,79 @@ async def test_garbage_closes_its_own_connection_and_no_other(
     good.say(control.Ask("status", "", 1))
     await good.hear(control.Answer)
     assert [one["id"] for one in stack.status()["edges"]] == ["good"]
+
+
+# quotas
+
+
+def parts(of_key: str, part: float) -> control.QuotaParts:
+    return control.QuotaParts(of_key, part, part, part)
+
+
+def edge_with(name: str, *held: control.QuotaParts) -> control.Message:
+    return control.RegisterEdge(control.WIRE, name, "i1", 11, held)
+
+
+async def follow(member: Member, count: int) -> dict[str, float]:
+    """Confirm an edge's shares number `count` and return them, of requests."""
+    shares = (await member.heard_often(control.QuotaShares, count))[count - 1]
+    member.say(control.QuotaAck(shares.epoch, shares.seq))
+    return {of_key.key: round(of_key.requests, 3) for of_key in shares.parts}
+
+
+async def test_edge_gets_its_part_of_the_quotas_before_it_knows_the_keys(stack: Stack) -> None:
+    stack.put_spec()
+    await stack.controller.poll()
+    member = await stack.join(edge_with("e1", parts("", 1.0)))
+    await member.hear(control.Documents)
+    kinds = [type(message) for message in member.heard]
+    assert kinds[:3] == [control.Welcome, control.QuotaShares, control.Documents]
+    assert await follow(member, 1) == {"": 1.0}
+
+
+async def test_edge_that_knows_of_no_leases_is_sent_none(stack: Stack) -> None:
+    old = await stack.joined(edge())
+    await stack.joined(edge_with("e2", parts("", 1.0)))
+    await asyncio.sleep(SOON_S)
+    assert not old.all(control.QuotaShares)
+
+
+async def test_parts_move_to_where_the_demand_is(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota_shares, "SETTLE_S", 0.0)
+    one = await stack.joined(edge_with("e1", parts("", 0.5)))
+    other = await stack.joined(edge_with("e2", parts("", 0.5)))
+    seen = [0, 0]
+    one.say(control.QuotaDemand((parts("k", 1.0),)))
+
+    async def until_part(member: Member, index: int, wanted: float) -> None:
+        while True:
+            seen[index] += 1
+            found = await follow(member, seen[index])
+            if found.get("k") == wanted:
+                return
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(until_part(one, 0, 0.99), until_part(other, 1, 0.01))
+
+
+async def test_routes_say_how_many_edges_there_are(stack: Stack) -> None:
+    stack.put_spec()
+    await stack.controller.poll()
+    member = await stack.joined(edge())
+    await stack.joined(edge("e2"))
+    stack.controller.act()
+    await member.until(lambda: [r for r in member.all(control.Routes) if r.edges == 2])
+
+
+async def test_who_no_longer_leads_forgets_all_leases(stack: Stack) -> None:
+    stack.go(stack.controller.tick_forever())
+    member = await stack.joined(edge_with("e1", parts("", 0.25)))
+    stack.controller.act()
+    stack.leads = False
+    await member.lost()
+    stack.leads, stack.epoch = True, 4
+    again = await stack.joined(edge_with("e1", parts("", 0.25)))
+    # Nothing grows at first: of a fleet that has not dialled yet this is one process.
+    assert await follow(again, 1) == {"": 0.25}

@@ -22,6 +22,10 @@ from pool.wire.control import (
     EngineRoute,
     EngineState,
     Heartbeat,
+    QuotaAck,
+    QuotaDemand,
+    QuotaParts,
+    QuotaShares,
     RegisterEdge,
     RegisterWorker,
     Resolve,
@@ -43,6 +47,8 @@ WORKER = WorkerRoute("worker-0", "a1b2", "unix:/run/worker-0.sock", 1200)
 WORKER_ARRAY = ["worker-0", "a1b2", "unix:/run/worker-0.sock", 1200]
 ROUTE = EngineRoute("digits", "3", ("worker-0",), ("worker-1", "worker-0"), "warm", "fine")
 ROUTE_ARRAY = ["digits", "3", ["worker-0"], ["worker-1", "worker-0"], "warm", "fine"]
+PARTS = QuotaParts("ab12", 0.25, 0.5, 1.0)
+PARTS_ARRAY = ["ab12", 0.25, 0.5, 1.0]
 
 # Each message, its positional array, and how many fields behind the kind it must have.
 EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
@@ -52,8 +58,12 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         6,
     ),
     (Heartbeat(1200, 3, (ENGINE, ENGINE), True), [2, 1200, 3, [ENGINE_ARRAY] * 2, True], 2),
-    (RegisterEdge(1, "edge-0", "c3d4", 4712), [3, 1, "edge-0", "c3d4", 4712], 4),
     (Counters("c3d4", (COUNT,), 3), [4, "c3d4", [COUNT_ARRAY], 3], 1),
+    (
+        RegisterEdge(1, "edge-0", "c3d4", 4712, (PARTS,)),
+        [3, 1, "edge-0", "c3d4", 4712, [PARTS_ARRAY]],
+        4,
+    ),
     (Ack(5, 9), [5, 5, 9], 2),
     (Resolve("digits", "3"), [6, "digits", "3"], 2),
     (Ask("warm", "digits", 3), [7, "warm", "digits", 3], 1),
@@ -64,13 +74,16 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         6,
     ),
     (
-        Routes(5, 9, (WORKER,), (ROUTE,), False),
-        [12, 5, 9, [WORKER_ARRAY], [ROUTE_ARRAY], False],
+        Routes(5, 9, (WORKER,), (ROUTE,), False, 4),
+        [12, 5, 9, [WORKER_ARRAY], [ROUTE_ARRAY], False, 4],
         4,
     ),
     (Command(5, "load", "digits", "3"), [13, 5, "load", "digits", "3"], 4),
     (Resolved("digits", "3", True, "found"), [14, "digits", "3", True, "found"], 3),
     (Answer(True, "fine", b"{}", 3), [15, True, "fine", b"{}", 3], 2),
+    (QuotaDemand((PARTS,)), [8, [PARTS_ARRAY]], 0),
+    (QuotaAck(5, 9), [9, 5, 9], 2),
+    (QuotaShares(5, 9, (PARTS, PARTS)), [16, 5, 9, [PARTS_ARRAY] * 2], 2),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 BY_NAME = {type(message).__name__: array for message, array, _ in EXAMPLES}
@@ -101,20 +114,24 @@ def test_every_message_has_an_example() -> None:
 FIELDS = {
     RegisterWorker: "wire id incarnation pid address device engines",
     Heartbeat: "wait_us calls engines draining",
-    RegisterEdge: "wire id incarnation pid",
     Counters: "incarnation counts in_flight",
+    RegisterEdge: "wire id incarnation pid parts",
     Ack: "epoch seq",
     Resolve: "model version",
     Ask: "what argument id",
     Welcome: "wire epoch",
     Documents: "epoch seq specs states manifests keys rejected",
-    Routes: "epoch seq workers engines ready",
+    Routes: "epoch seq workers engines ready edges",
     Command: "epoch op model version",
     Resolved: "model version found detail",
     Answer: "ok detail data id",
     EngineState: "model version engine state bytes calls idle_s detail loads "
     "waiting runs rows run_us",
     VariantCount: "endpoint revision variant version requests errors hits failed seconds",
+    QuotaDemand: "demands",
+    QuotaAck: "epoch seq",
+    QuotaShares: "epoch seq parts",
+    QuotaParts: "key requests rows concurrent",
     WorkerRoute: "id incarnation address wait_us",
     EngineRoute: "model version warm wake_at state detail",
 }
@@ -307,7 +324,7 @@ def test_a_whole_number_of_seconds_is_a_number() -> None:
     assert type(got.engines[0].idle_s) is float
 
 
-@pytest.mark.parametrize("kind", [0, 8, 9, 16, -1, 2**64 - 1, 1.0, True, None, "1", b"1", [1]])
+@pytest.mark.parametrize("kind", [0, 17, 18, 99, -1, 2**64 - 1, 1.0, True, None, "1", b"1", [1]])
 def test_unknown_kind_is_refused(kind: Any) -> None:
     assert is_refused(control.decode, msgpack.packb([kind, 1, 2, 3, 4, 5, 6, 7]))
 

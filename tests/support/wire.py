@@ -62,13 +62,13 @@ def join(buffers: Sequence[Buffer]) -> bytes:
 
 
 def strategy_like(example: Any) -> st.SearchStrategy[Any]:
-    """Make values of the very types of `example`, at any depth."""
+    """Make values of the very types of `example`, at any depth; a float up to 1 is a part."""
     if isinstance(example, bool):
         return st.booleans()
     if isinstance(example, int):
         return st.integers(0, 2**31 - 1) | st.sampled_from([0, 2**31 - 1])
     if isinstance(example, float):
-        return st.floats(0, 1e9)
+        return st.floats(0, 1 if example <= 1 else 1e9)
     if isinstance(example, str):
         return st.text(max_size=40)
     if isinstance(example, bytes):

@@ -27,6 +27,7 @@ _COUNTERS = {
     "tidepool_cache": ("First-level cache by outcome.", (*ARM, "outcome")),
     "tidepool_rows": ("Rows computed.", ARM),
     "tidepool_executions": ("Batches run, by the shares that calls had in them.", ARM),
+    "tidepool_quota_refusals": ("Requests that a limit of their key refused.", ("limit",)),
     "tidepool_dispatch_retries": ("Calls sent again because their worker broke.", ()),
     "tidepool_access_lines_dropped": ("Requests that have no line in the access log.", ()),
 }

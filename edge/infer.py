@@ -246,6 +246,8 @@ class Service:
     ) -> tuple[KeyRecord, Endpoint]:
         record = trace.record = self.auth.check(snapshot, header)
         allow(record, target.name)
+        if record.quota is not None:
+            trace.meter = self.world.leases.take(record, trace.started_s)
         trace.auth_s = self._now() - trace.started_s
         endpoint = await self.find(snapshot, target)
         trace.endpoint = endpoint
@@ -283,6 +285,8 @@ class Service:
         The deadline is the least of the three limits.
         """
         trace.rows = request.rows
+        if trace.meter is not None:
+            trace.meter.take_rows(request.rows, self._now())
         if request.rows > endpoint.rows_max:
             raise Unprocessable(
                 f"{request.rows} rows for {endpoint.name!r}, whose batches have at most "

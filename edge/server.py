@@ -167,6 +167,8 @@ class App:
         finally:
             del self._under_way[task]
             self._room.give_back(trace, trace.held_bytes)
+            if trace.meter is not None:
+                trace.meter.release()
         proto.response_bytes(status, headers, body)
         trace.bytes_out = len(body)
         service.end(trace, status)
@@ -210,6 +212,8 @@ class App:
         finally:
             del self._under_way[task]
             self._room.give_back(trace, trace.held_bytes)
+            if trace.meter is not None:
+                trace.meter.release()
             if call is not None and not call.future.done():
                 service.pool.cancel(call)
             if is_stream:

@@ -13,6 +13,7 @@ import msgspec
 from edge.arm_metrics import ABSENT
 from edge.dispatch import Answer, Call
 from edge.errors import Refusal
+from edge.quota import Meter
 from edge.snapshot import ArmOf, Endpoint
 from registry_sync.documents import KeyRecord
 
@@ -42,6 +43,7 @@ class Trace(msgspec.Struct):
     endpoint: Endpoint | None = None
     arm: ArmOf | None = None
     record: KeyRecord | None = None  # of the key, once it was found good
+    meter: Meter | None = None  # of the key's quota; ended with the request
     auth_s: float = 0.0
     parse_s: float = 0.0  # the body, from its last byte to being checked
     cache_s: float = 0.0  # the lookup

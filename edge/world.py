@@ -10,12 +10,14 @@ import asyncio
 import itertools
 import os
 import secrets as random_secrets
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 
 from edge.dispatch import Pool
+from edge.leases import Leases
 from edge.metrics import Metrics
 from edge.snapshot import Ref, Snapshot, Version, compile_snapshot
 from pool.wire import control
@@ -64,6 +66,7 @@ class World:
         self._resolvers: dict[Ref, asyncio.Task[control.Resolved]] = {}
         self._unknown_until_s: dict[Ref, float] = {}
         self.link = ControlLink(find, secrets, self._register, self._on_message)
+        self.leases = Leases(self.link.send, self._count_refusal)
 
     def boot(self) -> None:
         """Take over the last good copies, so that a start needs no controller."""
@@ -96,6 +99,9 @@ class World:
         )
         self._has_reported = True
         self.link.send(control.Counters(self.incarnation, counts, self.metrics.in_flight()))
+        now_s = time.monotonic()
+        self.leases.tidy(self.snapshot.keys, now_s)
+        self.leases.report(now_s)
 
     async def ask(self, what: str, argument: str = "") -> control.Answer:
         """Ask the controller.
@@ -156,7 +162,12 @@ class World:
 
     def _register(self) -> control.Message:
         self._has_reported = False
-        return control.RegisterEdge(control.WIRE, self._edge_id, self.incarnation, os.getpid())
+        return control.RegisterEdge(
+            *(control.WIRE, self._edge_id, self.incarnation, os.getpid(), self.leases.connect())
+        )
+
+    def _count_refusal(self, limit: str) -> None:
+        self.metrics.count("tidepool_quota_refusals", limit)
 
     def _on_message(self, message: control.Message) -> None:
         match message:
@@ -165,6 +176,8 @@ class World:
                 self.link.send(control.Ack(message.epoch, message.seq))
             case Routes():
                 self._take_routes(message, keep=True)
+            case control.QuotaShares():
+                self.leases.follow(message)
             case control.Resolved():
                 future = self._resolving.get((message.model, message.version))
                 if future is not None and not future.done():
@@ -194,6 +207,7 @@ class World:
         self.has_routes = True
         self.is_pool_ready = routes.ready
         self._pool.update(routes)
+        self.leases.expect(routes.edges)
         if keep:
             self._save("routes", routes)
 

@@ -18,8 +18,8 @@ import structlog
 
 from pool import last_good, letting_go, placement
 from pool.placement import Ref, WorkerView
-from pool.recent import Recent
 from pool.quota_desk import QuotaDesk
+from pool.recent import Recent
 from pool.registry_watch import RegistryWatch, Snapshot
 from pool.status import EdgeStatus, WorkerStatus, status
 from pool.tally import Tally

@@ -64,6 +64,8 @@ PURE = (
     "edge.arm_metrics",
     "edge.exposition",
     "pool.wire.histogram",
+    "edge.quota",
+    "pool.quota_shares",
 )
 IMPURE = {"asyncio", "time", "os", "socket", "structlog", "random", "threading", "subprocess"}
 

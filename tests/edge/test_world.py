@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge import world as world_module
@@ -16,6 +17,7 @@ from edge.dispatch import Pool
 from edge.metrics import Metrics
 from edge.world import World
 from pool.wire import control
+from pool.wire.control import QuotaParts
 from pool.wire.peer import Address, Peer, serve
 from registry_sync.documents import EndpointSpec, Variant, write
 from tests.support.artifacts import manifest_of
@@ -124,6 +126,26 @@ async def test_edge_boots_from_what_it_was_told_last(place: Place) -> None:
     assert again.snapshot.endpoints.keys() == {"e"}
     assert (again.has_routes, again.is_pool_ready) == (True, True)
     assert (place.folder / "edge" / "documents.last").stat().st_mode & 0o77 == 0
+
+
+async def test_edge_keeps_to_the_parts_of_quotas_that_it_is_told(place: Place) -> None:
+    member = await place.start()
+    assert (await member.hear(control.RegisterEdge)).parts == (QuotaParts("", 1.0, 1.0, 1.0),)
+    told = (QuotaParts("", 0.25, 0.5, 0.75), QuotaParts("k", 0.5, 0.5, 0.5))
+    member.say(control.QuotaShares(1, 4, told))
+    assert await member.hear(control.QuotaAck) == control.QuotaAck(1, 4)
+    member.peer.close()
+    again = await place.member()
+    assert (await again.hear(control.RegisterEdge)).parts == told
+
+
+async def test_edge_that_boots_alone_shares_with_as_many_as_there_were(place: Place) -> None:
+    member = await place.start()
+    member.say(msgspec.structs.replace(ROUTES, edges=4))
+    await place.until(lambda: (place.folder / "edge" / "routes.last").exists())
+    again = place.make()
+    again.boot()
+    assert again.leases.connect() == (QuotaParts("", 0.25, 0.25, 0.25),)
 
 
 async def test_first_boot_knows_nothing(place: Place) -> None:

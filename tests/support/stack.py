@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from infra.client import ask
 from infra.stack import Node, free_port
 from registry_sync import endpoints, keys
-from registry_sync.documents import EndpointSpec, parse_spec, write
+from registry_sync.documents import EndpointSpec, Quota, parse_spec, write
 from registry_sync.open import open_store
 from registry_sync.publish import publish
 from registry_sync.stores import Store
@@ -317,10 +317,11 @@ class Stack:
         self,
         *scopes: str,
         tenant: str = "default",
+        quota: Quota | None = None,
         not_after: float | None = None,
     ) -> str:
         """Make a key that every edge knows; its id is `registry_sync.keys.find_id` of it."""
-        key, record = keys.make_key(tenant, scopes or ("infer:*",), not_after=not_after)
+        key, record = keys.make_key(tenant, scopes or ("infer:*",), quota, not_after)
         self.secrets.append(key)
         keys.add_key(self.store, record)
         self.poke()

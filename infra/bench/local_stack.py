@@ -114,6 +114,8 @@ def open_stack(workers: int = 1, edges: int = 1) -> Iterator[LocalStack]:
     port, admin_port = free_port(), free_port()
     key = secrets.token_hex(24)
     started_s = time.monotonic()
+    log_path = data / "up.log"
+    log = log_path.open("wb")
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "infra.cli", "up", "--data", str(data)),
@@ -121,6 +123,7 @@ def open_stack(workers: int = 1, edges: int = 1) -> Iterator[LocalStack]:
             *("--workers", str(workers), "--edges", str(edges), "--log-level", "error"),
         ],
         stdout=subprocess.PIPE,
+        stderr=log,
         env={**os.environ, "TIDEPOOL_API_KEY": key},
         start_new_session=True,
     )
@@ -128,7 +131,8 @@ def open_stack(workers: int = 1, edges: int = 1) -> Iterator[LocalStack]:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
         if not line.startswith("ready "):
-            raise StartFailed(f"`tidepool up` said {line!r} instead of ready")
+            said = log_path.read_text(errors="replace")[-2000:]
+            raise StartFailed(f"`tidepool up` said {line!r} instead of ready; its log: {said}")
         ready_s = time.monotonic() - started_s
         target = Target(
             "tidepool",
@@ -146,6 +150,7 @@ def open_stack(workers: int = 1, edges: int = 1) -> Iterator[LocalStack]:
             process.wait()
         assert process.stdout is not None
         process.stdout.close()
+        log.close()
         shutil.rmtree(data, ignore_errors=True)
 
 

@@ -20,6 +20,7 @@ MAGIKA = "tidepool magika"
 FASTAPI_MLP = "fastapi mlp"
 FASTAPI_IMAGE = "fastapi image"
 HELLO = "hello"
+POST = "granian post"  # a call's request and answer, and nothing between them
 IMAGE_JSON = "tidepool image json"  # the same numbers as JSON
 PYDANTIC_IMAGE = "fastapi pydantic image"
 PYTRITON_MLP = "pytriton mlp"
@@ -51,11 +52,12 @@ class Row:
 ROWS = (
     Row(
         "mlp-64",
-        (MLP, FASTAPI_MLP, HELLO),
+        (MLP, FASTAPI_MLP, HELLO, POST),
         64,
         (
             Comparison("mlp-64/fastapi", MLP, FASTAPI_MLP, "cpu_us_per_request", 0.75),
             Comparison("mlp-64/hello", MLP, HELLO, "cpu_us_per_request", 5.0),
+            Comparison("mlp-64/granian-post", MLP, POST, "cpu_us_per_request", 3.0, False),
         ),
     ),
     Row(

@@ -273,6 +273,7 @@ def _sides(
         rows.FASTAPI_MLP: (fast_mlp, calls.raw_call(fast_mlp, "/infer", small, varied=True)),
         rows.FASTAPI_IMAGE: (fast_image, calls.raw_call(fast_image, "/infer", large, varied=False)),
         rows.HELLO: (floor, Call(f"{floor.base_url}/", method="GET")),
+        rows.POST: (floor, calls.oip_call(floor, "m", models.INPUT, small, varied=True)),
     }
     if stack is not None:
         ours = stack.target

@@ -344,17 +344,23 @@ class App:
             if now_s - tidied_s > TIDY_S and self._room.wants_tidying():
                 tidied_s = now_s
                 self._loop.run_in_executor(None, give_back)
-            for task, (trace, proto) in list(self._under_way.items()):
-                age_s = now_s - trace.started_s
-                if not trace.has_body:
-                    due_s = trace.body_due_s or trace.started_s + self._body_read_s_max
-                    if now_s >= due_s and not trace.is_body_late:
-                        trace.is_body_late = True
-                        task.cancel()
-                elif age_s >= NOTICE_S and task not in watched:
-                    watched[task] = self._loop.create_task(_cancel_with_client(task, proto))
-            for task in [task for task in watched if task not in self._under_way]:
-                watched.pop(task).cancel()
+            self._look_around(watched, now_s)
+
+    def _look_around(
+        self, watched: dict[asyncio.Task[Any], asyncio.Task[None]], now_s: float
+    ) -> None:
+        # A function of its own: what its variables hold at the end must go.  A protocol that is
+        # held keeps the connection of a client open that has not sent its body.
+        for task, (trace, proto) in list(self._under_way.items()):
+            if not trace.has_body:
+                due_s = trace.body_due_s or trace.started_s + self._body_read_s_max
+                if now_s >= due_s and not trace.is_body_late:
+                    trace.is_body_late = True
+                    task.cancel()
+            elif now_s - trace.started_s >= NOTICE_S and task not in watched:
+                watched[task] = self._loop.create_task(_cancel_with_client(task, proto))
+        for task in [task for task in watched if task not in self._under_way]:
+            watched.pop(task).cancel()
 
 
 async def _cancel_with_client(task: asyncio.Task[Any], proto: Any) -> None:

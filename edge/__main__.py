@@ -7,6 +7,7 @@ processes of a node listen on the same ports (SO_REUSEPORT); the kernel spreads 
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import signal
 import sys
@@ -23,7 +24,9 @@ from edge.admin.app import Admin
 from edge.auth import Auth
 from edge.bridge import Bridge
 from edge.cache import AnswerCache
+from edge.cache_metrics import cache_totals
 from edge.config import EdgeConfig
+from edge.disk import Disk
 from edge.dispatch import Pool
 from edge.flight import Flights
 from edge.guard import Guard
@@ -96,6 +99,9 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     lines_per_s = rates(config.access_log, config.access_log_lines_per_s)
     slow_s = config.access_log_slow_ms / 1000 if config.access_log != "off" else math.inf
     access = AccessLog(config.id, writer, Sampler(lines_per_s), slow_s, auth.known)
+    disk = None
+    if config.cache_disk_bytes_max:
+        disk = Disk(Path(config.data) / "edge" / "answers", config.cache_disk_bytes_max)
     service = Service(
         world=world,
         pool=pool,
@@ -104,6 +110,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         flights=Flights(),
         metrics=metrics,
         access=access,
+        disk=disk,
     )
     log_settings = SharedLogSettings(Path(config.data) / "run")
     web = Web(service, stop.is_set, log_settings)
@@ -130,7 +137,10 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     metrics.follow("tidepool_audit_records_lost", lambda: port.desk.records_lost)
     metrics.in_flight = lambda: app.in_flight
     metrics.pending = app.pending
+    metrics.extra = functools.partial(cache_totals, service.cache, service.levels)
     world.boot()
+    if disk is not None and any(e.cache_disk for e in world.snapshot.endpoints.values()):
+        disk.start()
     tasks = [
         loop.create_task(world.run()),
         loop.create_task(pool.sweep_forever()),
@@ -151,11 +161,14 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     say_draining(config.notice_fd)
     for guard in guards:
         guard.is_closing = True
+    service.levels.drain()
     _log.info("edge_draining", edge=config.id)
     await asyncio.sleep(config.lame_duck_s)
     public.stop()
     admin.stop()
     await _ended(servers, app, config.drain_s_max)
+    if disk is not None:
+        await disk.flush()
     world.report()
     metrics.save()
     for task in tasks:

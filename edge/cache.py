@@ -76,12 +76,13 @@ class CacheCounters:
 
 
 class _Entry(Generic[V]):
-    __slots__ = ("cost_bytes", "expires_s", "frequency", "value")
+    __slots__ = ("cost_bytes", "expires_s", "frequency", "leaves_s", "value")
 
-    def __init__(self, value: V, cost_bytes: int, expires_s: float) -> None:
+    def __init__(self, value: V, cost_bytes: int, expires_s: float, leaves_s: float) -> None:
         self.value = value
         self.cost_bytes = cost_bytes
         self.expires_s = expires_s
+        self.leaves_s = leaves_s  # later, if it may be of use when it is stale
         self.frequency = 0
 
 
@@ -135,16 +136,39 @@ class AnswerCache(Generic[V]):
             self.counters.misses += 1
             return None
         if entry.expires_s <= now_s:
-            self._remove(key)
             self.counters.misses += 1
-            self.counters.expired += 1
+            if entry.leaves_s <= now_s:
+                self._remove(key)
+                self.counters.expired += 1
             return None
         if entry.frequency < FREQUENCY_MAX:
             entry.frequency += 1
         self.counters.hits += 1
         return entry.value, entry.expires_s
 
-    def put(self, key: bytes, value: V, value_bytes: int, now_s: float, ttl_s: float) -> bool:
+    def find_stale(self, key: bytes, now_s: float) -> tuple[V, float] | None:
+        """Return an answer that is kept though it is not fresh, and since when, or None.
+
+        Args:
+            key: from `cache_key`.
+            now_s: on the clock of `put`.
+        """
+        entry = self._small.get(key) or self._main.get(key)
+        if entry is None or not entry.expires_s <= now_s < entry.leaves_s:
+            return None
+        if entry.frequency < FREQUENCY_MAX:
+            entry.frequency += 1
+        return entry.value, entry.expires_s
+
+    def put(
+        self,
+        key: bytes,
+        value: V,
+        value_bytes: int,
+        now_s: float,
+        ttl_s: float,
+        stale_s: float = 0.0,
+    ) -> bool:
         """Keep an answer for `ttl_s` seconds, if there is room for it.
 
         Args:
@@ -152,7 +176,8 @@ class AnswerCache(Generic[V]):
             value: must not be changed by anybody afterwards.
             value_bytes: what it weighs.
             now_s: the time.
-            ttl_s: how long it stays fresh; 0 or less stores nothing.
+            ttl_s: how long it stays fresh; 0 or less: it is stale already.
+            stale_s: how long it is kept after that; without time left nothing is stored.
 
         Returns:
             Whether it was stored.  One above an eighth of the capacity is not.
@@ -162,9 +187,9 @@ class AnswerCache(Generic[V]):
         if cost_bytes > self._entry_bytes_max:
             self.counters.too_large += 1
             return False
-        if ttl_s <= 0:
+        if ttl_s + stale_s <= 0:
             return False
-        entry = _Entry(value, cost_bytes, now_s + ttl_s)
+        entry = _Entry(value, cost_bytes, now_s + ttl_s, now_s + ttl_s + stale_s)
         while self.held_bytes + cost_bytes > self.bytes_max:
             self._evict(now_s)
         if key in self._ghosts:
@@ -200,7 +225,7 @@ class AnswerCache(Generic[V]):
         if self._small and (self._small_bytes > self._small_bytes_max or not self._main):
             key, entry = self._small.popitem(last=False)
             self._small_bytes -= entry.cost_bytes
-            if entry.expires_s <= now_s:
+            if entry.leaves_s <= now_s:
                 self.counters.expired += 1
             elif entry.frequency > 1:
                 entry.frequency = 0
@@ -211,7 +236,7 @@ class AnswerCache(Generic[V]):
                 self._remember(key)
             return
         key, entry = self._main.popitem(last=False)
-        if entry.expires_s <= now_s:
+        if entry.leaves_s <= now_s:
             self._main_bytes -= entry.cost_bytes
             self.counters.expired += 1
         elif entry.frequency > 0:

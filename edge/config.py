@@ -25,6 +25,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     body_bytes_max: int = 64 << 20
     body_bytes_in_flight_max: int = BODIES_BYTES_MAX  # of all requests of this process together
     cache_bytes_max: int = 256 << 20
+    cache_disk_bytes_max: int = 1 << 30  # shared by the node's edges; 0: no answers on disk
     # From one answer, or the connection's start, to the whole head of the next request.  Behind a
     # balancer it must exceed the time for which that keeps idle connections.
     keep_alive_s: float = 5.0

@@ -30,6 +30,17 @@ _COUNTERS = {
     "tidepool_quota_refusals": ("Requests that a limit of their key refused.", ("limit",)),
     "tidepool_dispatch_retries": ("Calls sent again because their worker broke.", ()),
     "tidepool_access_lines_dropped": ("Requests that have no line in the access log.", ()),
+    "tidepool_cache_lookups": ("Lookups of answers by level.", ("level", "outcome")),
+    "tidepool_cache_stored": ("Answers stored by level.", ("level",)),
+    "tidepool_cache_stale": ("Answers served though they were not fresh.", ("why",)),
+    "tidepool_cache_renewals": ("Computations behind stale answers.", ("outcome",)),
+    "tidepool_cache_disk_dropped": ("Reads and writes that were not tried.", ("what",)),
+    "tidepool_cache_disk_errors": ("Failures of the disk, each one a miss.", ("kind",)),
+}
+_GAUGES = {
+    "tidepool_cache_memory_bytes": "What the answers in memory weigh.",
+    "tidepool_cache_disk_bytes": "What the answers on disk weigh, at the last write.",
+    "tidepool_cache_disk_off": "Edges that leave the disk alone for now because it failed.",
 }
 _HISTOGRAMS = {
     "request": "From head to answer, at the edge.",
@@ -79,6 +90,8 @@ class TotalsLike(Protocol):
     def in_flight(self) -> int: ...
     @property
     def rejected(self) -> int: ...
+    @property
+    def gauges(self) -> Sequence[CounterLike]: ...
 
 
 class _Families(Collector):
@@ -123,6 +136,9 @@ def _native(totals: TotalsLike) -> Iterator[Metric]:
         name = "tidepool_batch_rows" if what == "batch_rows" else f"tidepool_{what}_seconds"
         bounds = BOUNDS_ROWS if what == "batch_rows" else BOUNDS_S
         yield _histogram(name, help_text, bounds, what, rows)
+    for found in totals.gauges:
+        if found.name in _GAUGES:
+            yield _gauge(found.name, _GAUGES[found.name], found.value)
     yield _gauge("tidepool_in_flight", "Requests under way at this node.", totals.in_flight)
     yield _gauge(
         "tidepool_documents_rejected",

@@ -26,6 +26,7 @@ from edge.body_signature import Signature
 from edge.cache import AnswerCache, cache_key
 from edge.classification import classify
 from edge.content import answers_msgpack, is_msgpack, refuse_msgpack
+from edge.disk import Disk
 from edge.dispatch import Answer, Call, Pool
 from edge.encoding import ENCODINGS, encoded
 from edge.errors import (
@@ -38,6 +39,7 @@ from edge.errors import (
     quote,
 )
 from edge.flight import Flights
+from edge.levels import Levels, Older
 from edge.metrics import Metrics
 from edge.readers import READ_HERE_BYTES, Readers, is_long
 from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
@@ -80,6 +82,7 @@ class Service:
         flights: Flights[Answer],
         metrics: Metrics,
         access: AccessLog | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self.world = world
         self.pool = pool
@@ -90,6 +93,7 @@ class Service:
         self.access = access
         self._readers = Readers()
         self._now = time.monotonic
+        self.levels = Levels(cache, flights, disk, self._now)
         self._id_prefix = secrets.token_hex(5)
         self._ids = itertools.count(1)
 
@@ -336,20 +340,39 @@ class Service:
         if why == "no-cache":
             trace.cache_status = "tidepool; fwd=request; detail=no-cache"
             answer = await self._compute(trace, self._call(trace, arm, request, deadline_s))
-            self._store(key, endpoint, answer)
-        else:
-            trace.cache_status = "tidepool; fwd=uri-miss"
+            self._store(key, record.tenant, endpoint, answer)
+            return answer
+        trace.cache_status = "tidepool; fwd=uri-miss"
 
-            def lead() -> Call:
-                call = self._call(trace, arm, request, deadline_s)
-                # Kept where the run lands: the caller that began it may have left by then.
-                call.future.add_done_callback(lambda done: self._keep(key, endpoint, done))
-                self.pool.start(call)
-                return call
+        def lead(trace: Trace = trace, deadline_s: float = deadline_s) -> Call:
+            if endpoint.has_levels:
+                trace.cache_s = self._now() - now_s
+            call = self._call(trace, arm, request, deadline_s)
+            # Kept where the run lands: the caller that began it may have left by then.
+            call.future.add_done_callback(
+                lambda done: self._keep(key, record.tenant, endpoint, done)
+            )
+            self.pool.start(call)
+            return call
 
+        if not endpoint.has_levels:
             answer = trace.answer = await self.flights.run(key, deadline_s, lead)
-            if not trace.dispatched:
-                trace.cache_status = "tidepool; fwd=uri-miss; collapsed"
+        else:
+
+            def refresh(until_s: float) -> Callable[[], Call]:
+                own = Trace(trace.request_id, now_s, endpoint=endpoint, arm=arm, record=record)
+                return functools.partial(lead, own, until_s)
+
+            answer = trace.answer = await self.levels.answer(
+                key, record.tenant, endpoint, deadline_s, lead, refresh
+            )
+            if isinstance(answer, Older):
+                trace.cache_status = answer.cache_status
+                trace.cache_s = trace.cache_s if trace.dispatched else self._now() - now_s
+                arm.metrics.errors += answer.covers_failure
+                return answer
+        if not trace.dispatched:
+            trace.cache_status = "tidepool; fwd=uri-miss; collapsed"
         return answer
 
     def _bypass(
@@ -409,16 +432,20 @@ class Service:
         is_small = sum(len(output.data) for output in outputs) <= CLASSIFIED_HERE_BYTES
         return work() if is_small else await asyncio.to_thread(work)
 
-    def _keep(self, key: bytes, endpoint: Endpoint, done: asyncio.Future[Answer]) -> None:
+    def _keep(
+        self, key: bytes, tenant: str, endpoint: Endpoint, done: asyncio.Future[Answer]
+    ) -> None:
         if not done.cancelled() and done.exception() is None:
-            self._store(key, endpoint, done.result())
+            self._store(key, tenant, endpoint, done.result())
 
-    def _store(self, key: bytes, endpoint: Endpoint, answer: Answer) -> None:
+    def _store(self, key: bytes, tenant: str, endpoint: Endpoint, answer: Answer) -> None:
         now_s = self._now()
         ttl_s = endpoint.cache_ttl_s
         size_bytes = sum(len(output.data) + TENSOR_BYTES_EXTRA for output in answer.outputs)
         outputs = [_own(output) for output in answer.outputs]
-        self.cache.put(key, outputs, size_bytes, now_s, ttl_s)
+        self.cache.put(key, outputs, size_bytes, now_s, ttl_s, endpoint.stale_s)
+        if endpoint.cache_disk:
+            self.levels.keep(key, tenant, endpoint, outputs, size_bytes)
 
 
 def capped(priority: int, record: KeyRecord) -> int:

@@ -9,6 +9,7 @@ several of them per request.)
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from edge.exposition import native_text, triton_text
 
 ArmKey = tuple[str, int, str, str]  # endpoint, revision, variant, version
 Arm = tuple[str, str, str]  # endpoint, variant, version
+OF_THE_NODE = {"tidepool_cache_disk_bytes"}  # every process shows the same
 FRESH_S = 5.0  # a gauge in a file that is older belongs to a process that has ended
 
 _log = structlog.get_logger()
@@ -49,6 +51,7 @@ class Totals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arms: list[ArmRow]
     in_flight: int = 0
     rejected: int = 0
+    gauges: list[Counter] = []
 
 
 class Metrics:
@@ -65,6 +68,8 @@ class Metrics:
         self.arms: dict[ArmKey, ArmMetrics] = {}
         self.in_flight: Callable[[], int] = lambda: 0
         self.pending: Callable[[], dict[Arm, int]] = dict
+        # Counters and gauges that somebody else keeps, read when they are wanted.
+        self.extra: Callable[[], tuple[list[Counter], list[Counter]]] = lambda: ([], [])
         self.rejected = 0  # documents that did not fit; the last good ones serve
 
     def arm(self, key: ArmKey) -> ArmMetrics:
@@ -93,7 +98,8 @@ class Metrics:
         for (endpoint, _, variant, version), arm in self.arms.items():
             key = (endpoint, variant, version)
             rows.append(ArmRow(key, total_of(arm, unix_s, now_s), pending.pop(key, 0)))
-        own = Totals(counters, rows, self.in_flight(), self.rejected)
+        extra, gauges = self.extra()
+        own = Totals(counters + extra, rows, self.in_flight(), self.rejected, gauges)
         return merged([*self._before, own])
 
     def node(self) -> Totals:
@@ -130,8 +136,13 @@ def merged(totals: Iterable[Totals]) -> Totals:
     """Add up counts and gauges; documents rejected are the same ones everywhere."""
     counters: dict[tuple[str, tuple[str, ...]], float] = {}
     arms: dict[Arm, ArmRow] = {}
+    gauges: dict[tuple[str, tuple[str, ...]], float] = {}
     in_flight = rejected = 0
     for total in totals:
+        for gauge in total.gauges:
+            key = (gauge.name, gauge.labels)
+            together = max if gauge.name in OF_THE_NODE else operator.add
+            gauges[key] = together(gauges.get(key, 0), gauge.value)
         for counter in total.counters:
             key = (counter.name, counter.labels)
             counters[key] = counters.get(key, 0) + counter.value
@@ -145,6 +156,7 @@ def merged(totals: Iterable[Totals]) -> Totals:
         list(arms.values()),
         in_flight,
         rejected,
+        [Counter(*key, value) for key, value in gauges.items()],
     )
 
 

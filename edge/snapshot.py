@@ -19,6 +19,7 @@ from pool.wire.control import Documents
 from registry_sync import keys as key_rules
 from registry_sync.documents import (
     BadDocument,
+    Cache,
     EndpointSpec,
     EndpointState,
     KeyRecord,
@@ -69,6 +70,11 @@ class Endpoint:
     deadline_s: float
     cache_ttl_s: float  # 0: no caching
     rows_max: int  # of a batch, besides the model's own bound
+    cache_disk: bool = False
+    stale_while_revalidate_s: float = 0.0
+    stale_if_error_s: float = 0.0
+    stale_s: float = 0.0  # the longer of the two
+    has_levels: bool = False  # whether a miss of the memory is not yet one
 
     def arm_named(self, name: str) -> ArmOf | None:
         """Return the arm called `name`."""
@@ -172,6 +178,8 @@ def _endpoint(
         )
         for v in spec.variants
     )
+    cache = spec.cache or Cache()
+    stale_s = max(cache.stale_while_revalidate_s, cache.stale_if_error_s)
     return Endpoint(
         name=spec.endpoint,
         revision=spec.revision,
@@ -183,6 +191,11 @@ def _endpoint(
         deadline_s=spec.deadline_ms / 1000,
         cache_ttl_s=spec.cache.ttl_s if spec.cache is not None else 0.0,
         rows_max=spec.batch.rows_max,
+        cache_disk=cache.disk,
+        stale_while_revalidate_s=cache.stale_while_revalidate_s,
+        stale_if_error_s=cache.stale_if_error_s,
+        stale_s=stale_s,
+        has_levels=cache.disk or stale_s > 0,
     )
 
 

@@ -52,6 +52,8 @@ class UpOptions:
     keep_alive_s: float = 5.0
     sync_interval_s: float = 0.0
     body_bytes_max: int = 64 << 20
+    cache_memory_bytes: int = 256 << 20
+    cache_disk_bytes: int = 1 << 30
     body_bytes_in_flight_max: int = 512 << 20
     access_log: AccessLogMode = "off"
     access_log_lines_per_s: float = 20.0
@@ -216,6 +218,8 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             lame_duck_s=options.lame_duck_s,
             keep_alive_s=options.keep_alive_s,
             body_bytes_max=options.body_bytes_max,
+            cache_memory_bytes=options.cache_memory_bytes,
+            cache_disk_bytes=options.cache_disk_bytes,
             body_bytes_in_flight_max=options.body_bytes_in_flight_max,
             access_log=options.access_log,
             access_log_lines_per_s=options.access_log_lines_per_s,

@@ -135,10 +135,12 @@ class Assign(msgspec.Struct, frozen=True):
 
 
 class Cache(msgspec.Struct, frozen=True):
-    """How long answers are kept, and whether on disk as well."""
+    """How long answers are kept, whether on disk as well, and when older ones do (RFC 5861)."""
 
     ttl_s: Annotated[float, Meta(gt=0)] = 3600.0
     disk: bool = False
+    stale_while_revalidate_s: Annotated[float, Meta(ge=0)] = 0.0  # after the ttl
+    stale_if_error_s: Annotated[float, Meta(ge=0)] = 0.0  # after the ttl
 
 
 class Batch(msgspec.Struct, frozen=True):

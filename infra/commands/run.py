@@ -77,6 +77,13 @@ AccessLines = Annotated[
         help="Of an edge process, each for what was fine, refused, and failed or slow.",
     ),
 ]
+MemoryMax = Annotated[
+    int, typer.Option("--cache-memory-bytes", min=0, help="Answers in memory, of each edge.")
+]
+DiskMax = Annotated[
+    int,
+    typer.Option("--cache-disk-bytes", min=0, help="Answers on disk, of all edges together."),
+]
 
 NO_SECRET = "TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET, or put one into DATA/secrets"
 WILDCARDS = ("0.0.0.0", "::")  # good to listen on, impossible to dial
@@ -109,6 +116,8 @@ def up_command(
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
     access_log: AccessLog = "sampled",
     access_log_lines_per_s: AccessLines = 20.0,
+    cache_memory_bytes: MemoryMax = 256 << 20,
+    cache_disk_bytes: DiskMax = 1 << 30,
     log_level: LogLevel = "warning",
 ) -> None:
     """Run the whole system on this machine until Ctrl-C or SIGTERM."""
@@ -129,6 +138,8 @@ def up_command(
         body_bytes_in_flight_max=body_bytes_in_flight_max,
         access_log=access_log,
         access_log_lines_per_s=access_log_lines_per_s,
+        cache_memory_bytes=cache_memory_bytes,
+        cache_disk_bytes=cache_disk_bytes,
         log_level=log_level,
     )
     with said():
@@ -152,6 +163,8 @@ def edge_command(
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
     access_log: AccessLog = "sampled",
     access_log_lines_per_s: AccessLines = 20.0,
+    cache_memory_bytes: MemoryMax = 256 << 20,
+    cache_disk_bytes: DiskMax = 1 << 30,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only the edge."""
@@ -176,6 +189,8 @@ def edge_command(
         body_bytes_in_flight_max=body_bytes_in_flight_max,
         access_log=access_log,
         access_log_lines_per_s=access_log_lines_per_s,
+        cache_memory_bytes=cache_memory_bytes,
+        cache_disk_bytes=cache_disk_bytes,
     )
 
     def before() -> None:

@@ -54,7 +54,9 @@ MANIFEST = Manifest(
     labels={"git": "abc"},
     golden=DIGEST,
 )
-STATE = EndpointState("magika", 3, {"stable": 90.0}, step=2, cache_epoch=5, reason="ok")
+STATE = EndpointState(
+    "magika", 3, {"stable": 90.0}, step=2, cache_epoch=5, cache_epochs={"2": 1}, reason="ok"
+)
 OLD_SECRET = OldSecret("01" * 16, DIGEST, 10.0)
 QUOTA = Quota(requests_per_s=2.5, rows_per_s=5.0, burst_s=3.0, concurrent=4)
 KEYS = Keys(
@@ -101,7 +103,7 @@ def with_strange_fields(plain: Any) -> Any:
     """Add a field that no release knows to every mapping that is a Struct of ours."""
     if isinstance(plain, dict):
         grown = {key: with_strange_fields(value) for key, value in plain.items()}
-        is_free_form = set(plain) in ({"stable"}, {"git"}, {"rows"})
+        is_free_form = set(plain) in ({"stable"}, {"2"}, {"git"}, {"rows"})
         return grown if is_free_form else {**grown, "next_release": {"deep": [1, None]}}
     return [with_strange_fields(item) for item in plain] if isinstance(plain, list) else plain
 

@@ -17,6 +17,8 @@ from registry_sync.documents import Manifest
 from tests.support.counting_engine import MAGIC_VALUE, TestSession, _TestEngine
 
 DIARY = "diary.txt"
+BROKEN, STUCK = ".broken", ".stuck"  # a file of the diary's name and this ending lets runs …
+STUCK_S = 2.0
 
 
 class Diary:
@@ -50,6 +52,11 @@ class ObservedSession(_ObservedSession):
         """Note the rows of the run."""
         first = next(iter(tensors.values()))
         self.note(f"run {len(first)}")
+        assert self.diary is not None
+        if self.diary.with_suffix(BROKEN).exists():
+            raise EngineError("it was told to fail")
+        if self.diary.with_suffix(STUCK).exists():
+            time.sleep(STUCK_S)
         if "delay_ms" in tensors:
             time.sleep(float(np.max(tensors["delay_ms"])) / 1000)
         if np.any(first == MAGIC_VALUE):

@@ -29,6 +29,7 @@ _COUNTERS = {
     "tidepool_executions": ("Batches run, by the shares that calls had in them.", ARM),
     "tidepool_quota_refusals": ("Requests that a limit of their key refused.", ("limit",)),
     "tidepool_dispatch_retries": ("Calls sent again because their worker broke.", ()),
+    "tidepool_dispatch_returns": ("Calls sent elsewhere because their worker drained.", ()),
     "tidepool_access_lines_dropped": ("Requests that have no line in the access log.", ()),
     "tidepool_cache_lookups": ("Lookups of answers by level.", ("level", "outcome")),
     "tidepool_cache_stored": ("Answers stored by level.", ("level",)),

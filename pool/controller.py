@@ -280,6 +280,11 @@ class Controller:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def finish(self, s_max: float) -> None:
+        """Wait until what was asked is answered; nothing new may be."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=s_max)
+
     # questions
 
     def status(self) -> dict[str, object]:

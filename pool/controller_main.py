@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
-import os
 import signal
 import sys
 import time
@@ -21,21 +21,24 @@ from pool.controller import Controller
 from pool.registry_watch import RegistryWatch
 from pool.wire.fleet_secret import load_secrets
 from pool.wire.peer import Address, serve
-from registry_sync.leader import Leadership, Wait, step
+from registry_sync.leader import Leadership, Wait, resign, step
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
 from registry_sync.open import open_store
 from registry_sync.stores import Store, StoreError, StoreUnavailable
+from registry_sync.supervised import leave
 
 SYNC_INTERVAL_S_DIRECTORY = 1.0
 SYNC_INTERVAL_S_S3 = 10.0
+ANSWERS_S_MAX = 12.0  # for questions that were asked before SIGTERM; the longest takes 10 s
+RESIGN_S_MAX = 5.0  # a registry that does not answer costs the successor the usual wait
 
 _log = structlog.get_logger()
 
 
-async def lead_forever(store: Store, leadership: Leadership) -> None:
-    """Take part in the election for as long as the process lives."""
-    while True:
+async def lead_until(stop: asyncio.Event, store: Store, leadership: Leadership) -> None:
+    """Take part in the election until `stop`; then resign, so that another node need not wait."""
+    while not stop.is_set():
         was = leadership.reign
         decision = await asyncio.to_thread(step, store, leadership)
         reign = leadership.reign
@@ -46,7 +49,10 @@ async def lead_forever(store: Store, leadership: Leadership) -> None:
             wait_s = max(0.0, decision.until_s - time.monotonic())
         else:
             _log.warning("standing_down", reason=decision.reason)
-        await asyncio.sleep(wait_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await stop.wait()
+    await asyncio.to_thread(resign, store, leadership)
 
 
 def require_folder(registry: str) -> None:
@@ -109,22 +115,28 @@ async def run(config: ControllerConfig) -> None:
     interval_s = config.sync_interval_s or (
         SYNC_INTERVAL_S_S3 if is_s3 else SYNC_INTERVAL_S_DIRECTORY
     )
-    tasks = [
-        loop.create_task(lead_forever(leader_store, leadership)),
+    ended = asyncio.Event()
+    leading = loop.create_task(lead_until(ended, leader_store, leadership))
+    rounds = [
         loop.create_task(controller.poll_forever(interval_s)),
         loop.create_task(controller.tick_forever()),
     ]
     _log.info("controller_up", addresses=[str(server.address) for server in servers])
     stopped = loop.create_task(stop.wait())
-    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    running = [stopped, leading, *rounds]
+    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stopped}:
         task.result()  # a round never ends but by a bug: better a new process than half of one
     for server in servers:
         await server.close()
-    for task in tasks:
+    for task in rounds:
         task.cancel()
+    await controller.finish(ANSWERS_S_MAX)
+    ended.set()
+    await asyncio.wait([leading], timeout=RESIGN_S_MAX)
     lock.close()
     _log.info("controller_down")
+    leave()
 
 
 def main() -> None:
@@ -135,11 +147,9 @@ def main() -> None:
         uvloop.run(run(config))
     except (ValueError, OSError, StoreError) as error:
         _log.error("controller_cannot_start", error=str(error) or type(error).__name__)
-        os._exit(1)
     except Exception:
         _log.exception("bug")
-        os._exit(1)
-    os._exit(0)  # a thread may still wait for a registry that does not answer
+    leave(1)  # `run` leaves by itself
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ with a higher epoch. A leader counts from before the write that renewed it and
 stops acting after `ACT_S`; an observer counts from after the read that showed
 it. So with clocks that run alike to within (TAKEOVER_S - ACT_S) / TAKEOVER_S
 there are never two that act, however slow the store or the processes are, and
-without comparing the time of two machines.
+without comparing the time of two machines. A leader that ends by itself writes
+that it has resigned, after its last act: who sees that need not wait.
 
 Deleting the record while a leader acts voids this for processes that never saw it.
 
@@ -46,6 +47,7 @@ class LeaderRecord(msgspec.Struct, frozen=True):
     url: str  # where the controller listens
     holder: str  # the node it runs on
     nonce: str  # new with every write, so that a renewal always changes the etag
+    resigned: bool = False  # the holder acts no more: whoever sees this may take over at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,8 @@ class Leadership:
             self._since_s = now_s - TAKEOVER_S
         elif self._seen is None or self._seen.etag != seen.etag:
             self._since_s = now_s
+        if seen.record is not None and seen.record.resigned:
+            self._since_s = now_s - TAKEOVER_S
         self._seen = seen
         if seen.record is not None:
             self._epoch_max = max(self._epoch_max, seen.record.epoch)
@@ -202,6 +206,14 @@ class Leadership:
         self._reign = Reign(write.record.epoch, etag, started_s)
         self._seen = Seen(etag, write.record)
         self._epoch_max = max(self._epoch_max, write.record.epoch)
+
+    def resign(self) -> Renew | None:
+        """Stop acting, for good; return the record that lets another node follow at once."""
+        reign, self._reign = self._reign, None
+        if reign is None:
+            return None
+        record = msgspec.structs.replace(self._record(reign.epoch), resigned=True)
+        return Renew(record, reign.etag)
 
     def failed(self) -> None:
         """Take in that a write was refused, or that its fate is unknown: the store has to say."""
@@ -257,6 +269,20 @@ def step(
         # who does not look at this process's log would profit from its end.
         log.warning("leadership: the store failed", key=LEADER_KEY, error=str(error))
         return leadership.unreachable(clock())
+
+
+def resign(store: Store, leadership: Leadership) -> None:
+    """Give up the leadership, if it is held; no `step` may be under way, and none may follow.
+
+    Blocks for as long as the store takes.  A write that fails costs others the usual wait.
+    """
+    write = leadership.resign()
+    if write is None:
+        return
+    try:
+        _write(store, write)
+    except StoreError as error:
+        structlog.get_logger().info("resignation_not_written", reason=str(error))
 
 
 def look(store: Store) -> Seen:

@@ -26,6 +26,7 @@ from registry_sync.leader import (
     StandDown,
     Wait,
     look,
+    resign,
     step,
 )
 from registry_sync.open import open_store
@@ -430,6 +431,36 @@ def test_two_over_a_directory_take_turns_and_never_both_act(tmp_path: Path) -> N
     record = look(store).record
     assert record is not None
     assert (record.epoch, record.holder) == (2, "node-b")
+
+
+def test_a_leader_that_resigns_is_followed_at_once(tmp_path: Path) -> None:
+    store, clock = DirectoryStore(tmp_path), Clock()
+    one, two, old = leadership("node-a"), leadership("node-b"), leadership("node-c")
+    step(store, one, clock)
+    assert isinstance(step(store, two, clock), Wait)
+    resign(store, one)
+    assert not one.may_act(clock.now_s)
+    step(store, two, clock)
+    assert two.may_act(clock.now_s)
+    record = look(store).record
+    assert record is not None
+    assert (record.epoch, record.holder, record.resigned) == (2, "node-b", False)
+    resign(store, one)  # what it no longer has it cannot give up
+    assert isinstance(step(store, old, clock), Wait)
+    assert look(store).record == record
+
+
+def test_a_resignation_that_comes_too_late_disturbs_nobody(tmp_path: Path) -> None:
+    store, clock = DirectoryStore(tmp_path), Clock()
+    one, two = leadership("node-a"), leadership("node-b")
+    step(store, one, clock)
+    step(store, two, clock)
+    clock.now_s += TAKEOVER_S
+    step(store, two, clock)
+    resign(store, one)
+    record = look(store).record
+    assert record is not None
+    assert (record.holder, record.resigned) == ("node-b", False)
 
 
 def test_the_same_holds_over_s3(s3_url: str) -> None:

@@ -19,6 +19,7 @@ from tests.support.counting_engine import MAGIC_VALUE, TestSession, _TestEngine
 DIARY = "diary.txt"
 BROKEN, STUCK = ".broken", ".stuck"  # a file of the diary's name and this ending lets runs …
 STUCK_S = 2.0
+LOAD_S = "load_s.txt"  # a file that says how long a load takes; at once if there is none
 
 
 class Diary:
@@ -101,6 +102,8 @@ class ObservedEngine(_TestEngine):
 
     def load(self, folder: Path, manifest: Manifest, threads: int) -> _ObservedSession:
         """Make a session that writes where the artifact says."""
+        if (folder / LOAD_S).exists():
+            time.sleep(float((folder / LOAD_S).read_text()))
         return self.session(
             manifest.inputs,
             manifest.outputs,

@@ -49,7 +49,7 @@ def listening(app: Any, host: str, port: int, config: EdgeConfig, listen_fd: int
         http="1",  # HTTP/2 belongs to the balancer in front
         websockets=False,
         backlog=BACKLOG,
-        backpressure=min(CONNECTIONS_MAX, files_max() - FILES_SPARE),
+        backpressure=min(CONNECTIONS_MAX, max(files_max() - FILES_SPARE, FILES_SPARE)),
         # The one time-out that granian has: of a head that comes slowly, and of the wait for one.
         http1_settings=HTTP1Settings(
             header_read_timeout=int(config.keep_alive_s * 1000), max_buffer_size=HEAD_BYTES_MAX

@@ -21,6 +21,7 @@ import uvloop
 
 from edge.access_log import AccessLog, rates
 from edge.admin.app import Admin
+from edge.admin.desk import Desk
 from edge.auth import Auth
 from edge.bridge import Bridge
 from edge.cache import AnswerCache
@@ -102,6 +103,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     disk = None
     if config.cache_disk_bytes_max:
         disk = Disk(Path(config.data) / "edge" / "answers", config.cache_disk_bytes_max)
+    desk = Desk(config.registry, world.ask)
     service = Service(
         world=world,
         pool=pool,
@@ -111,6 +113,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         metrics=metrics,
         access=access,
         disk=disk,
+        desk=desk,
     )
     log_settings = SharedLogSettings(Path(config.data) / "run")
     web = Web(service, stop.is_set, log_settings)
@@ -118,7 +121,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     bodies_bytes_max = max(config.body_bytes_in_flight_max, config.body_bytes_max)
     app = App(service, web.app(), config.body_bytes_max, body_read_s_max, bodies_bytes_max)
     public_fd, admin_fd = config.listen_fds or (-1, -1)
-    port = Admin(service, stop.is_set, config.registry)
+    port = Admin(service, stop.is_set, desk)
     admin_app = port.app()
     behind = Bridge(
         admin_app,
@@ -134,7 +137,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.follow("tidepool_access_lines_dropped", lambda: access.sampler.dropped_total)
     metrics.follow("tidepool_dispatch_returns", lambda: pool.returns)
-    metrics.follow("tidepool_audit_records_lost", lambda: port.desk.records_lost)
+    metrics.follow("tidepool_audit_records_lost", lambda: desk.records_lost)
     metrics.in_flight = lambda: app.in_flight
     metrics.pending = app.pending
     metrics.extra = functools.partial(cache_totals, service.cache, service.levels)

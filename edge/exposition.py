@@ -42,6 +42,7 @@ _GAUGES = {
     "tidepool_cache_memory_bytes": "What the answers in memory weigh.",
     "tidepool_cache_disk_bytes": "What the answers on disk weigh, at the last write.",
     "tidepool_cache_disk_off": "Edges that leave the disk alone for now because it failed.",
+    "tidepool_audit_records_lost": ("Changes whose record the audit trail has not.", ()),
 }
 _HISTOGRAMS = {
     "request": "From head to answer, at the edge.",

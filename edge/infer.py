@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge.access_log import AccessLog
+from edge.admin.desk import Desk
 from edge.auth import Auth, allow
 from edge.body import InferRequest, parse_infer, render_infer
 from edge.body_generate import parse_generate
@@ -83,6 +84,7 @@ class Service:
         metrics: Metrics,
         access: AccessLog | None = None,
         disk: Disk | None = None,
+        desk: Desk | None = None,
     ) -> None:
         self.world = world
         self.pool = pool
@@ -91,6 +93,7 @@ class Service:
         self.flights = flights
         self.metrics = metrics
         self.access = access
+        self.desk = desk
         self._readers = Readers()
         self._now = time.monotonic
         self.levels = Levels(cache, flights, disk, self._now)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from edge.admin.answers import reason_of
 from edge.auth import may_call
 from edge.errors import BadRequest, NotFound, Unavailable, quote
 from edge.infer import Service
@@ -24,6 +25,7 @@ from edge.readiness import READY, state_of
 from edge.snapshot import Endpoint, Ref
 from edge.web_answers import admin_of_request, answer, key_of_request, read_object
 from pool.wire.control import EngineRoute
+from registry_sync.audit import Actor
 
 LOAD_S_MAX = 120.0
 UNLOAD_S_MAX = 30.0  # an engine is not dropped under its calls
@@ -79,7 +81,8 @@ class Repository:
 
     async def load(self, request: Request) -> Response:
         """Warm an endpoint; answer once it is warm, or with why it does not get so."""
-        endpoint = await self._begin(request, "load", {})
+        endpoint, actor = await self._begin(request, "load", {})
+        self._note(actor, "endpoint.load", endpoint)
         try:
             async with asyncio.timeout(LOAD_S_MAX):
                 while not await self._is_warm_soon(endpoint):
@@ -113,7 +116,8 @@ class Repository:
 
     async def unload(self, request: Request) -> Response:
         """Let an endpoint's engines go; answer once no worker has them."""
-        endpoint = await self._begin(request, "unload", {"unload_dependents": bool})
+        endpoint, actor = await self._begin(request, "unload", {"unload_dependents": bool})
+        self._note(actor, "endpoint.unload", endpoint)
         refs = _refs.decode(await self._ask("unload", endpoint.name))
         try:
             async with asyncio.timeout(UNLOAD_S_MAX):
@@ -126,10 +130,16 @@ class Repository:
             ) from None
         return Response(status_code=200)
 
-    async def _begin(self, request: Request, what: str, known: dict[str, type]) -> Endpoint:
+    def _note(self, actor: Actor, what: str, endpoint: Endpoint) -> None:
+        if self._service.desk is not None:
+            self._service.desk.note(actor, what, endpoint.name)
+
+    async def _begin(
+        self, request: Request, what: str, known: dict[str, type]
+    ) -> tuple[Endpoint, Actor]:
         """Check key, body and name of a request to load or unload."""
         service = self._service
-        admin_of_request(service, request)
+        record = admin_of_request(service, request)
         given = await read_object(request)
         parameters = given.get("parameters")
         if given.keys() - {"parameters"} or not isinstance(parameters, dict | None):
@@ -139,7 +149,12 @@ class Repository:
         endpoint = service.world.snapshot.endpoints.get(name)
         if endpoint is None:
             raise NotFound(f"failed to {what} {quote(name)}: there is no such endpoint")
-        return endpoint
+        try:
+            reason = reason_of(request)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        request_id = request.headers.get("x-request-id", "")
+        return endpoint, Actor("api", record.id, reason, request_id)
 
     async def _ask(self, what: str, name: str) -> bytes:
         try:

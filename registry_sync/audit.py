@@ -55,7 +55,9 @@ class Record(msgspec.Struct, frozen=True):
     at: _Short  # UTC, ISO 8601
     by: _Short  # api | cli
     who: _Short  # the key's id; user@host of a command
-    what: _Short  # endpoint.set | endpoint.rollback | endpoint.purge | key.create | …
+    # endpoint.set | .rollback | .purge | .load | .unload, key.create | .rotate | .revoke,
+    # model.publish
+    what: _Short
     target: _Short  # an endpoint's or model's name, or a key's id
     before: _Short = ""  # the revision, epoch or key id that was replaced; empty: none
     after: _Short = ""  # what replaced it
@@ -175,6 +177,11 @@ def carry_out(
         raise
     before, after = moved(result)
     return Done(result, _append(store, replace(record, before=before, after=after)))
+
+
+def note(store: Store, actor: Actor, what: str, target: str) -> Lost | None:
+    """Record what was done without changing a document; return the record if that fails."""
+    return _append(store, _record(actor, what, target))
 
 
 def parse_id(text: str) -> str:

@@ -54,14 +54,27 @@ def actor(request: Request) -> audit.Actor:
     """
     who = caller(request)
     try:
+        reason = reason_of(request)
+    except ValueError as error:
+        raise Problem(400, "bad-reason", str(error)) from None
+    return audit.Actor("api", who.record.id, reason, who.request_id)
+
+
+def reason_of(request: Request) -> str:
+    """Return why a request is made, as it says itself.
+
+    Raises:
+        ValueError: the reason does not fit.
+    """
+    try:
         # Headers are ASCII; %C3%BC is a way to write more, as in a URL.
         reason = urllib.parse.unquote(request.headers.get(REASON_HEADER, ""), errors="strict")
         audit.check_reason(reason)
     except ValueError as error:
-        raise Problem(400, "bad-reason", f"{REASON_HEADER}: {error}") from None
+        raise ValueError(f"{REASON_HEADER}: {error}") from None
     if key_of(request.headers.get) in reason:
-        raise Problem(400, "bad-reason", f"{REASON_HEADER}: a key does not belong into a reason")
-    return audit.Actor("api", who.record.id, reason, who.request_id)
+        raise ValueError(f"{REASON_HEADER}: a key does not belong into a reason")
+    return reason
 
 
 async def document(request: Request, types: Sequence[str] = (*JSON_TYPES, *YAML_TYPES)) -> bytes:

@@ -36,15 +36,13 @@ class Admin:
     Args:
         service: of the public port.
         is_draining: tells whether this edge is about to end.
-        registry: its URL; empty: this edge was told none.
+        desk: of the registry.
     """
 
-    def __init__(
-        self, service: Service, is_draining: Callable[[], bool], registry: str = ""
-    ) -> None:
+    def __init__(self, service: Service, is_draining: Callable[[], bool], desk: Desk) -> None:
         self._service = service
         self._is_draining = is_draining
-        self.desk = Desk(registry, lambda what: service.world.ask(what))
+        self._desk = desk
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
@@ -53,10 +51,10 @@ class Admin:
             Route("/readyz", self.readyz),
             Route("/metrics", self.metrics),
             Route("/admin/pool", self.pool),
-            *Endpoints(self.desk).routes(),
-            *ApiKeys(self.desk).routes(),
-            *Models(self.desk).routes(),
-            *Trail(self.desk).routes(),
+            *Endpoints(self._desk).routes(),
+            *ApiKeys(self._desk).routes(),
+            *Models(self._desk).routes(),
+            *Trail(self._desk).routes(),
             *Build().routes(),
         ]
         handlers: dict[Any, Any] = {

@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Generic, TypeVar
 
 import msgspec
@@ -58,6 +58,7 @@ class Desk:
         # The whole mutable state: the store, how much is under way, and records that got lost.
         self._store: Store | None = None
         self._under_way = 0
+        self._notes: set[asyncio.Task[None]] = set()
         self.records_lost = 0
 
     async def read(self, work: Callable[[Store], T]) -> T:
@@ -117,13 +118,30 @@ class Desk:
             lambda store: audit.carry_out(store, actor, what, target, lambda: act(store), moved)
         )
         if done.lost is not None:
-            self.records_lost += 1
-            _log.error(
-                "audit_record_lost",
-                error=done.lost.error,
-                record=msgspec.to_builtins(done.lost.record),
-            )
+            self._say_lost(done.lost.error, msgspec.to_builtins(done.lost.record))
         return Changed(done.result, await self._applied(), done.lost is None)
+
+    def note(self, actor: audit.Actor, what: str, target: str) -> None:
+        """Record, in the background, what was done without changing a document.
+
+        It needs no registry to be done, so that one which cannot be reached costs only the record.
+        """
+        task = asyncio.get_running_loop().create_task(self._note(actor, what, target))
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def _note(self, actor: audit.Actor, what: str, target: str) -> None:
+        try:
+            lost = await self.read(lambda store: audit.note(store, actor, what, target))
+        except Problem as problem:
+            self._say_lost(problem.detail, {"what": what, "target": target, **asdict(actor)})
+        else:
+            if lost is not None:
+                self._say_lost(lost.error, msgspec.to_builtins(lost.record))
+
+    def _say_lost(self, error: str, record: object) -> None:
+        self.records_lost += 1
+        _log.error("audit_record_lost", error=error, record=record)
 
     async def _applied(self) -> str:
         """Let the controller look now; return why not every edge has the change, if so."""

@@ -1,141 +1,42 @@
-"""The admin API on real stacks: two edges on a directory, and one on S3 behind a spoilt network."""
+"""The admin API on real stacks: two edges on a registry in a directory, and one on S3."""
 
 from __future__ import annotations
 
 import json
-import secrets
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import yaml
 
 from registry_sync.keys import find_id
-from tests.support.faulty_s3 import FaultyS3, faulty_s3
-from tests.support.models import identity
-from tests.support.seaweed import BUCKET, S3Server
-from tests.support.stack import Answer, Stack, running_stack
+from tests.support.admin import MODEL, Site, fresh, problem, publish, s3_site, secrets_in, spec_of
+from tests.support.seaweed import S3Server
+from tests.support.stack import Stack, until
 
 INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
-MODEL = "admin-m"
-MANY = 1000  # faults: more than there will be requests
-
-
-@dataclass
-class Site:
-    """A stack, and the proxy through which it sees S3."""
-
-    stack: Stack
-    s3: FaultyS3 | None = None
-
-    def __call__(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        key: str | None = "",
-        timeout_s: float = 60.0,
-        **headers: str,
-    ) -> Answer:
-        """Send a request to the admin port; underscores in names of headers are dashes."""
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.stack.request(
-            method, f"/admin{path}", body, sent, key=key, admin=True, timeout_s=timeout_s
-        )
-
-    def put(self, name: str, spec: Any = None, **headers: str) -> Answer:
-        """Write an endpoint."""
-        return self("PUT", f"/endpoints/{name}", spec or spec_of(name), **headers)
-
-    def key(self, **wanted: Any) -> tuple[str, str]:
-        """Make a key; returns its id and itself."""
-        answer = self("POST", "/keys", wanted)
-        assert answer.status == 201, answer.body
-        made = answer.json()
-        self.stack.secrets.append(made["key"])
-        return made["id"], made["key"]
-
-    def trail(self, **query: str) -> list[dict[str, Any]]:
-        """Read the audit trail, newest first."""
-        words = "&".join(f"{name}={value}" for name, value in query.items())
-        found: list[dict[str, Any]] = self("GET", f"/audit?{words}").json()["records"]
-        return found
-
-    def revision(self, name: str) -> int:
-        """Return an endpoint's current revision."""
-        found: int = self("GET", f"/endpoints/{name}").json()["revision"]
-        return found
 
 
 @pytest.fixture(scope="module")
 def directory(wide_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Two edges on a registry in a directory."""
-    path = identity(tmp_path_factory.mktemp("admin") / "m.onnx")
-    wide_stack.publish(MODEL, path)
-    wide_stack.publish(MODEL, path)
+    publish(wide_stack, tmp_path_factory.mktemp("admin"))
     return Site(wide_stack)
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory, seaweed: S3Server) -> Iterator[Site]:
     """One edge on a registry in S3."""
-    folder = tmp_path_factory.mktemp("admin-s3")
-    with pytest.MonkeyPatch.context() as patch, faulty_s3(seaweed.endpoint) as proxy:
-        for name, value in seaweed.environment.items():
-            patch.setenv(name, value)
-        env = {"AWS_ENDPOINT_URL": proxy.endpoint}
-        registry = f"s3://{BUCKET}/{folder.name}"
-        with running_stack(folder / "stack", registry=registry, env=env) as stack:
-            path = identity(folder / "m.onnx")
-            stack.publish(MODEL, path)
-            stack.publish(MODEL, path)
-            yield Site(stack, proxy)
-            assert secrets_in(stack) == []
+    with s3_site(tmp_path_factory.mktemp("admin-s3"), seaweed) as site:
+        yield site
 
 
 @pytest.fixture(params=["directory", "s3"])
 def site(request: pytest.FixtureRequest) -> Site:
     """Both kinds of registry."""
     found: Site = request.getfixturevalue(request.param)
-    return found
-
-
-def secrets_in(stack: Stack) -> list[str]:
-    """Return the objects of the registry that hold a key, or the secret part of one."""
-    store = stack.store
-    parts = {key for known in stack.secrets for key in (known, known.rpartition("_")[2])}
-    return [
-        entry.key
-        for entry in store.list("")
-        if not entry.key.startswith("blobs/")
-        and any(part.encode() in store.get(entry.key).data for part in parts)
-    ]
-
-
-def fresh(name: str) -> str:
-    """Return a name that no test has used, nor an earlier try of this one."""
-    return f"{name}-{secrets.token_hex(3)}"
-
-
-def spec_of(name: str, version: str = "1", **changes: Any) -> dict[str, Any]:
-    """Return an endpoint with one variant."""
-    arm = {"name": "stable", "model": MODEL, "version": version, "weight": 100}
-    return {"endpoint": name, "variants": [arm], **changes}
-
-
-def problem(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    """Check that an answer is a problem document, and return it."""
-    assert answer.status == status, (answer.status, answer.body)
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["x-request-id"]
-    found: dict[str, Any] = answer.json()
-    assert found["type"] == f"urn:tidepool:problem:{code}", found
-    assert found["status"] == status
-    assert found["title"]
-    assert found["detail"]
     return found
 
 
@@ -621,6 +522,21 @@ def test_every_change_is_recorded_with_key_reason_and_request(site: Site) -> Non
     assert all(record["request_id"] for record in records)
     assert [r["what"] for r in site.trail(key=id)] == ["key.revoke", "key.rotate", "key.create"]
     assert len(site.trail(endpoint=name)) == 4
+
+
+def test_loading_and_unloading_by_hand_is_recorded(directory: Site) -> None:
+    name = fresh("a-load")
+    directory.put(name)
+    said = {"x-tidepool-reason": "before the sale", "x-request-id": "load-1"}
+    for what in ("load", "unload"):
+        path = f"/v2/repository/models/{name}/{what}"
+        assert directory.stack.request("POST", path, headers=said).status == 200
+    until(lambda: len(directory.trail(endpoint=name)) == 3, what="both are recorded")
+    unload, load, _ = directory.trail(endpoint=name)
+    assert (load["what"], unload["what"]) == ("endpoint.load", "endpoint.unload")
+    assert (load["why"], load["request_id"]) == ("before the sale", "load-1")
+    bad = {"x-tidepool-reason": "\xff"}
+    assert directory.stack.request("POST", path, headers=bad).status == 400
 
 
 def test_the_trail_is_read_page_by_page(directory: Site) -> None:

@@ -56,7 +56,7 @@ PUBLIC: list[Case] = [
 ]
 ADMIN: list[Case] = [
     (method, path, True)
-    for method, path in _routes(Admin(_nobody, _nobody).app())  # type: ignore[arg-type]
+    for method, path in _routes(Admin(_nobody, _nobody, _nobody).app())  # type: ignore[arg-type]
 ]
 GUARDED = [
     (method, path, admin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,9 @@ from edge.auth import allow_admin
 from edge.errors import BadRequest, Refusal
 from edge.guard import Lookup, Reply
 from edge.infer import Service
+from edge.pool_metrics import pool_text
+
+POOL_S_MAX = 3.0  # for the controller to say how the pool is; a scrape waits no longer
 
 
 class Admin:
@@ -88,10 +92,18 @@ class Admin:
         is_ready = world.has_routes and world.has_documents and not self._is_draining()
         return Response("ok\n" if is_ready else "not ready\n", 200 if is_ready else 503)
 
+    async def _pool_text(self) -> bytes:
+        try:
+            async with asyncio.timeout(POOL_S_MAX):
+                return pool_text((await self._service.world.ask("status")).data)
+        except (ConnectionError, TimeoutError):
+            raise Problem(503, "no-controller", "no controller answers") from None
+
     async def metrics(self, request: Request) -> Response:
         """Prometheus text, summed over this node's edge processes.
 
-        `?view=triton` shows the same counters as `nv_inference_…`.
+        `?view=triton` shows the same counters as `nv_inference_…`, `?view=pool` the workers and
+        engines of the whole pool, as the controller knows them.
         """
         metrics = self._service.metrics
         match request.query_params.get("view"):
@@ -99,8 +111,10 @@ class Admin:
                 text = metrics.text()
             case "triton":
                 text = metrics.triton_text()
+            case "pool":
+                text = await self._pool_text()
             case _:
-                raise BadRequest("view: there is no such view of the metrics; use triton")
+                raise BadRequest("view: there is no such view of the metrics; use triton or pool")
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def pool(self, request: Request) -> Response:

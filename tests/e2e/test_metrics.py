@@ -47,6 +47,30 @@ def test_view_for_triton_is_asked_for_by_name(stack: Stack) -> None:
     assert (unknown.status, unknown.headers["content-type"]) == (400, "application/problem+json")
 
 
+def test_view_of_the_pool_is_the_status_in_numbers(stack: Stack) -> None:
+    model = "measured-pool"
+    stack.publish_observed(model)
+    for i in range(3):
+        assert stack.infer_observed(model, i).status == 200
+    until(lambda: stack.engine(model)[0]["runs"] == 3)
+    answer = stack.request("GET", "/metrics?view=pool", admin=True, key=None)
+    found = {
+        (sample.name, sample.labels.get("model", "")): (sample.labels, sample.value)
+        for family in text_string_to_metric_families(answer.body.decode())
+        for sample in family.samples
+        if sample.labels.get("model", model) == model
+    }
+    (worker,) = stack.status()["workers"]
+    labels = {"worker": worker["id"], "model": model, "version": "1", "engine": "observed"}
+    for name, value in (("runs_total", 3), ("rows_total", 3), ("loads_total", 1), ("bytes", 1024)):
+        assert found[f"tidepool_engine_{name}", model] == (labels, value)
+    assert found["tidepool_engine_run_seconds_total", model][1] > 0
+    assert found["tidepool_engine_waiting", model][1] == 0
+    state = {"worker": worker["id"], "state": "ready"}
+    assert found["tidepool_worker_state", ""] == (state, 1)
+    assert ("tidepool_replicas", "") in found
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_counters_of_two_edges_add_up_and_outlive_them(
     start_stack: Callable[..., Stack], stop: signal.Signals

@@ -1,0 +1,129 @@
+"""The pool's state as Prometheus text, out of the controller's status.
+
+It speaks for the whole pool, whichever edge is asked: scrape it from one place, or every sum over
+instances counts the pool as often as there are edges.  That is why it is a view of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from edge.exposition import text_of
+
+_ENGINE = ("worker", "model", "version", "engine")
+_GAUGES = {
+    "calls": "Calls that wait or run.",
+    "waiting": "Calls that wait.",
+    "bytes": "Memory, as the engine says.",
+}
+_COUNTERS = {
+    "loads": "Loads by this worker process.",
+    "runs": "Runs since the engine was loaded.",
+    "rows": "Rows in these runs.",
+    "run_s": "Seconds that they took.",
+}
+
+
+class _Engine(msgspec.Struct):
+    model: str
+    version: str
+    engine: str
+    state: str
+    calls: int = 0
+    waiting: int = 0
+    bytes: int = 0
+    loads: int = 0
+    runs: int = 0
+    rows: int = 0
+    run_s: float = 0.0
+
+
+class _Worker(msgspec.Struct):
+    id: str
+    device: str
+    state: str
+    calls: int
+    wait_ms: float
+    engines: list[_Engine]
+
+
+class _Edge(msgspec.Struct):
+    id: str
+    in_flight: int = 0
+
+
+class _Variant(msgspec.Struct):
+    name: str
+    version: str
+    replicas: int
+    weight: float
+
+
+class _Endpoint(msgspec.Struct):
+    name: str
+    variants: list[_Variant]
+
+
+class _Status(msgspec.Struct):
+    workers: list[_Worker]
+    edges: list[_Edge]
+    endpoints: list[_Endpoint]
+
+
+def pool_text(status: bytes) -> bytes:
+    """Return the document of `GET /admin/pool` as Prometheus text."""
+    return text_of(_families(msgspec.json.decode(status, type=_Status)))
+
+
+def _families(status: _Status) -> Iterator[Metric]:
+    state = GaugeMetricFamily(
+        "tidepool_worker_state", "1 for the state that a worker is in.", labels=("worker", "state")
+    )
+    calls = GaugeMetricFamily(
+        "tidepool_worker_calls", "Calls that wait or run.", labels=("worker", "device")
+    )
+    wait = GaugeMetricFamily(
+        "tidepool_worker_wait_seconds", "How long a call would wait now.", labels=("worker",)
+    )
+    for worker in status.workers:
+        state.add_metric((worker.id, worker.state), 1)
+        calls.add_metric((worker.id, worker.device), worker.calls)
+        wait.add_metric((worker.id,), worker.wait_ms / 1e3)
+    yield from (state, calls, wait)
+    yield from _engines(status)
+    in_flight = GaugeMetricFamily(
+        "tidepool_edge_in_flight", "Requests under way in an edge process.", labels=("edge",)
+    )
+    for edge in status.edges:
+        in_flight.add_metric((edge.id,), edge.in_flight)
+    yield in_flight
+    labels = ("endpoint", "variant", "version")
+    warm = GaugeMetricFamily("tidepool_replicas", "Warm replicas.", labels=labels)
+    weight = GaugeMetricFamily("tidepool_weight", "Share of the calls, in percent.", labels=labels)
+    for endpoint in status.endpoints:
+        for variant in endpoint.variants:
+            warm.add_metric((endpoint.name, variant.name, variant.version), variant.replicas)
+            weight.add_metric((endpoint.name, variant.name, variant.version), variant.weight)
+    yield from (warm, weight)
+
+
+def _engines(status: _Status) -> Iterator[Metric]:
+    found = [
+        ((worker.id, engine.model, engine.version, engine.engine), engine)
+        for worker in status.workers
+        for engine in worker.engines
+    ]
+    for field, help_text in _GAUGES.items():
+        gauge = GaugeMetricFamily(f"tidepool_engine_{field}", help_text, labels=_ENGINE)
+        for labels, engine in found:
+            gauge.add_metric(labels, getattr(engine, field))
+        yield gauge
+    for field, help_text in _COUNTERS.items():
+        name = f"tidepool_engine_{field.replace('run_s', 'run_seconds')}"
+        counter = CounterMetricFamily(name, help_text, labels=_ENGINE)
+        for labels, engine in found:
+            counter.add_metric(labels, getattr(engine, field))
+        yield counter

@@ -36,13 +36,13 @@ _COUNTERS = {
     "tidepool_cache_stale": ("Answers served though they were not fresh.", ("why",)),
     "tidepool_cache_renewals": ("Computations behind stale answers.", ("outcome",)),
     "tidepool_cache_disk_dropped": ("Reads and writes that were not tried.", ("what",)),
+    "tidepool_audit_records_lost": ("Changes whose record the audit trail has not.", ()),
     "tidepool_cache_disk_errors": ("Failures of the disk, each one a miss.", ("kind",)),
 }
 _GAUGES = {
     "tidepool_cache_memory_bytes": "What the answers in memory weigh.",
     "tidepool_cache_disk_bytes": "What the answers on disk weigh, at the last write.",
     "tidepool_cache_disk_off": "Edges that leave the disk alone for now because it failed.",
-    "tidepool_audit_records_lost": ("Changes whose record the audit trail has not.", ()),
 }
 _HISTOGRAMS = {
     "request": "From head to answer, at the edge.",

@@ -31,6 +31,7 @@ _COUNTERS = {
     "tidepool_dispatch_retries": ("Calls sent again because their worker broke.", ()),
     "tidepool_dispatch_returns": ("Calls sent elsewhere because their worker drained.", ()),
     "tidepool_access_lines_dropped": ("Requests that have no line in the access log.", ()),
+    "tidepool_audit_records_lost": ("Changes whose record the audit trail has not.", ()),
     "tidepool_cache_lookups": ("Lookups of answers by level.", ("level", "outcome")),
     "tidepool_cache_stored": ("Answers stored by level.", ("level",)),
     "tidepool_cache_stale": ("Answers served though they were not fresh.", ("why",)),

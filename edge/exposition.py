@@ -37,7 +37,6 @@ _COUNTERS = {
     "tidepool_cache_stale": ("Answers served though they were not fresh.", ("why",)),
     "tidepool_cache_renewals": ("Computations behind stale answers.", ("outcome",)),
     "tidepool_cache_disk_dropped": ("Reads and writes that were not tried.", ("what",)),
-    "tidepool_audit_records_lost": ("Changes whose record the audit trail has not.", ()),
     "tidepool_cache_disk_errors": ("Failures of the disk, each one a miss.", ("kind",)),
 }
 _GAUGES = {

@@ -341,3 +341,26 @@ def test_json_and_binary_bodies_share_their_answer() -> None:
     body = front + b"\x01\x00\x00\x00\x02\x00\x00\x00"
     binary = parse_infer(body, str(len(front)), signature)
     assert cache_key("t", "d", "p", 0, text) == cache_key("t", "d", "p", 0, binary)
+
+
+# --- stale answers -------------------------------------------------------------------------------
+
+
+def test_stale_answer_is_found_only_as_one() -> None:
+    cache = cache_of(100)
+    cache.put(b"k", 7, 10, 0.0, 60.0, stale_s=30.0)
+    assert cache.find_stale(b"k", 59.9) is None
+    assert cache.find(b"k", 60.0) is None
+    assert cache.find_stale(b"k", 60.0) == (7, 60.0)
+    assert cache.find_stale(b"k", 89.9) == (7, 60.0)
+    assert cache.find_stale(b"k", 90.0) is None
+    assert cache.find(b"k", 90.0) is None
+    assert len(cache) == 0
+
+
+def test_answer_may_be_stale_from_the_start() -> None:
+    cache = cache_of(100)
+    assert cache.put(b"k", 7, 10, 100.0, -5.0, stale_s=30.0)
+    assert cache.find(b"k", 100.0) is None
+    assert cache.find_stale(b"k", 100.0) == (7, 95.0)
+    assert not cache.put(b"k", 7, 10, 100.0, -30.0, stale_s=30.0)

@@ -84,6 +84,13 @@ async def test_nothing_begins_before_it_is_wanted(folder: Path) -> None:
     assert not folder.parent.exists()
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let reads take long, on a busy machine."""
+    monkeypatch.setattr(disk, "READ_S_MAX", 10.0)
+
+
+@pytest.mark.usefixtures("patience")
 async def test_answer_of_another_tenant_is_a_miss_and_deleted(cache: Disk) -> None:
     async def is_gone() -> bool:
         return cache.counters.damaged == 0 and await found(cache, 1, "blue") is not None
@@ -102,6 +109,7 @@ async def _is(value: bool) -> bool:
     return value
 
 
+@pytest.mark.usefixtures("patience")
 async def test_damaged_answer_is_a_miss_and_deleted(cache: Disk, folder: Path) -> None:
     keep(cache, 2, LARGE)
     await until(lambda: found(cache, 2), "it is found")

@@ -268,6 +268,16 @@ def test_others_go_on_with_the_new_database(store: DiskStore, folder: Path) -> N
     assert other.get(key_of(9)) == store.get(key_of(9)) == SMALL
 
 
+def test_fault_of_the_old_database_leaves_the_new_one_alone(store: DiskStore, folder: Path) -> None:
+    slow = DiskStore(folder, 64 * MIB)
+    slow.open()
+    (folder / "cache.db").write_bytes(bytes(1 << 16))
+    until_works(store)
+    # What `slow` was in the middle of fails only now, on the file that it had open.
+    slow._recover(DiskFault("broken", "malformed"))
+    assert store.get(key_of(9)) == SMALL
+
+
 def until_works(store: DiskStore) -> None:
     with contextlib.suppress(DiskFault):
         store.get(key_of(1))

@@ -302,7 +302,7 @@ def _read_data(rule: InputRule, data: Raw, shape: tuple[int, ...], index: int) -
     length, start = _length(view, 0x90, _ARRAYS)
     if length < 0:
         raise BadRequest(f"{where} must be bin or an array")
-    if count > ELEMENTS_MAX or length > ELEMENTS_MAX:
+    if count > ELEMENTS_MAX:
         raise BadRequest(f"{where}: more than {ELEMENTS_MAX} elements must be sent as bin")
     if length > 0 and _length(view[start:], 0x90, _ARRAYS)[0] >= 0:
         values: list[Any] = []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support import models
-from tests.support.stack import Stack, until
+from tests.support.stack import Answer, Stack, until
 
 ROW = {"x": ("FP32", [1, 4], [1.0, 2.0, 3.0, 4.0])}
 TIMES = {
@@ -166,52 +166,55 @@ def test_statistics_are_the_sum_of_all_edges(wide_stack: Stack, tmp_path: Path) 
 
 
 def test_perf_analyzer_s_sequence(stack: Stack, tmp_path: Path) -> None:
-    """Metadata, config, statistics, calls, statistics; the fields that it reads of each."""
+    """The requests of perf_analyzer 2.49 as it sends them, and the fields that it reads."""
     model = "manage-perf"
     stack.publish(model, models.identity(tmp_path / "p.onnx"))
     path = f"/v2/models/{model}"
-    assert stack.request("GET", "/v2/health/ready").status == 200
-    extensions = stack.request("GET", "/v2").json()["extensions"]
-    assert {"statistics", "model_configuration", "binary_tensor_data"} <= set(extensions)
-    metadata = stack.request("GET", path).json()
+    metadata = stack.request("GET", path, headers={"accept": "*/*"}).json()
     config = stack.request("GET", f"{path}/config").json()
     assert config["max_batch_size"] > 0
     assert "sequence_batching" not in config
     assert "ensemble_scheduling" not in config
     assert config["model_transaction_policy"]["decoupled"] is False
+    assert config["response_cache"]["enable"] is True
     (given,), (said,) = metadata["inputs"], config["input"]
     assert (given["name"], given["shape"][1:]) == (said["name"], said["dims"])
     assert said["data_type"] == f"TYPE_{given['datatype']}"
+    extensions = stack.request("GET", "/v2").json()["extensions"]
+    assert "statistics" in extensions
 
     def stats() -> dict[str, Any]:
-        answer = stack.request("GET", f"{path}/versions/{metadata['versions'][0]}/stats")
-        return dict(answer.json()["model_stats"][0]["inference_stats"])
+        (entry,) = stack.request("GET", f"{path}/stats").json()["model_stats"]
+        return {**entry["inference_stats"], "inferences": entry["inference_count"]}
 
     before = stats()
     for number in range(5):
-        head = {
-            "inputs": [
-                {
-                    "name": given["name"],
-                    "shape": [1, 4],
-                    "datatype": given["datatype"],
-                    "parameters": {"binary_data_size": 16},
-                }
-            ],
-            "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
-        }
-        text = json.dumps(head).encode()
-        body = text + np.full(4, number, np.float32).tobytes()
-        length = {"inference-header-content-length": str(len(text))}
-        assert stack.request("POST", f"{path}/infer", body, length).status == 200
+        answer = _as_perf_analyzer(stack, path, number)
+        assert answer.status == 200, answer.body
     after = stats()
     assert after["queue"]["count"] == before["queue"]["count"] + 5
     assert after["success"]["count"] == before["success"]["count"] + 5
-    for phase in ("compute_input", "compute_infer", "compute_output", "queue"):
-        assert after[phase]["ns"] >= before[phase]["ns"]
-    wrong = stack.request("GET", "/v2/models/manage-nobody/config")
-    assert wrong.error.startswith("Request for unknown model")
+    assert after["inferences"] == before["inferences"] + 5
+    for phase in ("compute_input", "compute_infer", "compute_output", "success"):
+        assert after[phase]["ns"] > before[phase]["ns"]
+    unknown = stack.request("GET", "/v2/models/manage-nobody")
+    assert unknown.error.startswith("Request for unknown model")
     assert stack.infer("manage-nobody", ROW).error.startswith("Request for unknown model")
+
+
+def _as_perf_analyzer(stack: Stack, path: str, number: int) -> Answer:
+    head = (
+        b'{"id":"","inputs":[{"name":"x","datatype":"FP32","shape":[1,4],'
+        b'"parameters":{"binary_data_size":16}}],'
+        b'"outputs":[{"name":"y","parameters":{"binary_data":true}}]}'
+    )
+    headers = {
+        "accept": "*/*",
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": str(len(head)),
+    }
+    body = head + np.full(4, number, np.float32).tobytes()
+    return stack.request("POST", f"{path}/infer", body, headers)
 
 
 # --- the repository ------------------------------------------------------------------------------

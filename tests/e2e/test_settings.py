@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def _set(stack: Stack, **settings: Any) -> dict[str, Any]:
     return found
 
 
-def _noted(stack: Stack, start: int) -> set[int]:
-    """Return which edge processes have logged, from `start` on, that they took documents over."""
+def _noted(stack: Stack, start: int) -> list[tuple[int, str]]:
+    """Return which processes have logged, and when, that they took documents over."""
     lines = (json.loads(line) for line in stack.log_text()[start:].splitlines() if line[:1] == "{")
-    return {line["pid"] for line in lines if line["event"] == "documents" and "pid" in line}
+    return [(line["pid"], line["timestamp"]) for line in lines if line["event"] == "documents"]
 
 
 def test_log_levels_of_every_edge_of_the_node_are_switched(
@@ -49,25 +50,29 @@ def test_log_levels_of_every_edge_of_the_node_are_switched(
     edges = {pid for name, pid in stack.pids().items() if name.startswith("edge")}
     models.identity(tmp_path / "i.onnx")
     assert stack.request("GET", "/v2/logging").json() == USUAL
+
+    def is_told(wanted: bool) -> bool:
+        # A connection each: with so many, both edges have answered.
+        found = [stack.request("GET", "/v2/logging").json()["log_info"] for _ in range(24)]
+        return set(found) == {wanted}
+
     try:
         assert _set(stack, log_info=False) == {**USUAL, "log_info": False}
-
-        def is_told(wanted: bool) -> bool:
-            # A connection each: with so many, both edges have answered.
-            found = [stack.request("GET", "/v2/logging").json()["log_info"] for _ in range(24)]
-            return set(found) == {wanted}
-
         until(lambda: is_told(False), what="every edge goes by it")
         start = len(stack.log_text())
         stack.publish("settings-a", tmp_path / "i.onnx")
-        assert _noted(stack, start) & edges == set()
+        again = datetime.now(UTC).isoformat()
         _set(stack, **USUAL)
         until(lambda: is_told(True), what="every edge goes by it again")
-        start = len(stack.log_text())
         stack.publish("settings-b", tmp_path / "i.onnx")
-        until(lambda: _noted(stack, start) >= edges, what="every edge has said so")
+        until(
+            lambda: {pid for pid, _ in _noted(stack, start)} >= edges,
+            what="every edge has said that it took documents over",
+        )
     finally:
         _set(stack, **USUAL)
+    early = [pid for pid, when in _noted(stack, start) if when[:26] < again[:26]]
+    assert not edges.intersection(early), "what was taken over in between was not to be shown"
 
 
 @pytest.mark.parametrize(

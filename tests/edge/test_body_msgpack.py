@@ -236,6 +236,11 @@ def test_a_bad_body_is_the_caller_s_fault(name: str) -> None:
     assert refusal(BAD[name]).status in (400, 422)
 
 
+@pytest.mark.parametrize("name", [name for name in BAD if name.startswith("unknown field")])
+def test_an_unknown_field_is_called_so(name: str) -> None:
+    assert "unknown field" in refusal(BAD[name]).text
+
+
 def test_every_cut_is_refused() -> None:
     raw = packed(x(data=[[1, 2, 3, 4]]), id="7", parameters={"a": 1}, outputs=[{"name": "y"}])
     for end in range(len(raw)):

@@ -565,6 +565,44 @@ async def test_warm_says_what_is_wrong(stack: Stack) -> None:
     assert "'nobody'" in (await client.hear(control.Answer, lambda a: a.id == 2)).detail
 
 
+async def test_what_is_unloaded_by_request_sleeps_until_it_is_woken(stack: Stack) -> None:
+    stack.put_spec()  # which never sleeps by its policy
+    await stack.controller.poll()
+    one, follower = await stack.joined(worker("w1", engine())), await stack.joined(edge())
+    client = await stack.join(control.Ask("unload", "e", 1))
+    answer = await client.hear(control.Answer)
+    assert (answer.ok, msgspec.json.decode(answer.data)) == (True, [["m", "1"]])
+    assert (await one.hear(control.Command)).op == "unload"
+    one.say(beat())
+    await follower.hear(control.Routes, lambda r: engines_of(r)["1"].detail == control.UNLOADED)
+    await stack.controller.poll()
+    one.say(beat())
+    await asyncio.sleep(SOON_S)
+    assert [command.op for command in one.all(control.Command)] == ["unload"]
+    two = await stack.joined(worker("w2"))
+    one.say(beat(engine(state="loading")))  # a call was its wake
+    assert (await two.hear(control.Command)).op == "load"
+
+
+async def test_what_is_wanted_again_before_it_was_gone_is_not_unloaded(stack: Stack) -> None:
+    stack.put_spec()
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1", engine(calls=1)))
+    client = await stack.join(control.Ask("unload", "e", 1))
+    await client.hear(control.Answer)
+    client.say(control.Ask("warm", "e", 2))
+    await client.hear(control.Answer, lambda a: a.id == 2)
+    one.say(beat(engine(calls=0)))
+    await asyncio.sleep(SOON_S)
+    assert one.all(control.Command) == []
+
+
+async def test_unload_says_what_is_wrong(stack: Stack) -> None:
+    client = await stack.join(control.Ask("unload", "nobody", 1))
+    answer = await client.hear(control.Answer)
+    assert (answer.ok, "'nobody'" in answer.detail) == (False, True)
+
+
 async def test_unknown_question_is_answered_with_no(stack: Stack) -> None:
     client = await stack.join(control.Ask("dance", "", 5))
     answer = await client.hear(control.Answer)

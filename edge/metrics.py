@@ -115,7 +115,10 @@ class Metrics:
         self._write(self.own())
 
     def text(self) -> bytes:
-        """Return the totals of all edge processes of this node as Prometheus text."""
+        """Return the totals of all edge processes of this node as Prometheus text.
+
+        With many endpoints this takes milliseconds; a server renders `node()` in a thread.
+        """
         return native_text(self.node())
 
     def triton_text(self) -> bytes:

@@ -27,6 +27,7 @@ from edge.admin.problems import Problem
 from edge.admin.trail import Trail
 from edge.auth import allow_admin
 from edge.errors import BadRequest, Refusal
+from edge.exposition import native_text, triton_text
 from edge.guard import Lookup, Reply
 from edge.infer import Service
 from edge.pool_metrics import pool_text
@@ -108,9 +109,9 @@ class Admin:
         metrics = self._service.metrics
         match request.query_params.get("view"):
             case None:
-                text = metrics.text()
+                text = await asyncio.to_thread(native_text, metrics.node())
             case "triton":
-                text = metrics.triton_text()
+                text = await asyncio.to_thread(triton_text, metrics.node())
             case "pool":
                 text = await self._pool_text()
             case _:

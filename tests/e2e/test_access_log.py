@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +132,25 @@ def test_client_that_leaves_is_a_499(noting: Stack) -> None:
     connection.close()
     line = line_of(noting, "leaver")
     assert (line["status"], line["error"], line["endpoint"]) == (499, "client_gone", MODEL)
+
+
+def test_call_that_was_sent_again_says_so(noting: Stack) -> None:
+    diary = noting.publish_observed("noted-again")
+    answers: list[int] = []
+
+    def call() -> None:
+        headers = {"x-request-id": "again"}
+        answers.append(noting.infer_observed("noted-again", 5, headers, delay_ms=1500).status)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    until(lambda: diary.count("run") == 1)
+    os.kill(noting.pids()["worker-0"], signal.SIGKILL)
+    caller.join()
+    assert answers == [200]
+    line = line_of(noting, "again")
+    assert (line["retries"], line["status"]) == (1, 200)
+    assert line["worker"].endswith("-0")
 
 
 def test_trace_of_the_caller_is_in_the_line_and_in_the_answer(noting: Stack) -> None:

@@ -4,6 +4,7 @@
     chunked          counted while it is read; broken, cut off or with trailers: 400
     neither          there is no body
     all bodies       that this process holds, together within `Room`: 503
+    refused unread   taken in if it is small, see `pass_over`
     slow             408: `body_due_s` says until when; whoever calls carries it out
 
 Granian's iterator hides errors of framing: it gives an empty part where a body broke, and another
@@ -13,6 +14,7 @@ Trailers look like a break, and nobody needs them here.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -28,6 +30,9 @@ PARTS_FREE = 1024  # of any size; from there on they must have `PART_BYTES_MIN` 
 PART_BYTES_MIN = 64  # because each costs as much as half a small request
 RETRY_S = 1.0
 TIDY_BYTES = 32 << 20  # of bodies that are gone, after which freed memory is worth looking for
+
+PASSED_BYTES_MAX = 64 << 10  # of a body that is read only to keep its connection
+PASSED_S_MAX = 0.05
 
 _BROKEN = "the body did not arrive whole"
 
@@ -114,6 +119,23 @@ async def receive(
     if len(body) != length:
         raise BadRequest(_BROKEN)
     return body
+
+
+async def pass_over(proto: Any, header: Lookup) -> None:
+    """Take in a small body that nobody wants, so that its connection goes on with the next request.
+
+    Hyper closes a connection on which it has answered before a body was read.  Clients that are
+    over their quota would have to dial anew each time, which costs them and us more than the body,
+    that mostly is there already.
+    """
+    length = header("content-length")
+    if length is None or int(length) > PASSED_BYTES_MAX or header("expect") is not None:
+        return
+    try:
+        async with asyncio.timeout(PASSED_S_MAX):
+            await proto()
+    except (TimeoutError, RuntimeError):  # it is not there; granian: the client left
+        pass
 
 
 async def _in_parts(

@@ -26,14 +26,17 @@ from edge.errors import (
     BadRequest,
     BodyTooSlow,
     ClientGone,
+    Forbidden,
     ModelFailed,
+    QuotaExceeded,
     Refusal,
+    Unauthorized,
     Unavailable,
     jittered,
 )
 from edge.infer import Service, Target
 from edge.noted import Noted
-from edge.receive import Room, receive
+from edge.receive import Room, pass_over, receive
 from edge.stream import STREAM_BYTES_MAX, Part, Parts
 from edge.trace import Trace
 from registry_sync.memory import give_back
@@ -42,6 +45,9 @@ INFLATED_HERE_BYTES = 16 << 10  # a larger one is decompressed in a thread
 NOTICE_S = 0.02  # a client that leaves is looked for once its request is this old
 TIDY_S = 2.0  # between two looks for memory that can be given back
 PATHS_MAX = 1024  # remembered; then all are read anew
+
+# Said before a body is read, and only then.
+REFUSED_UNREAD = (Unauthorized, Forbidden, QuotaExceeded)
 
 _CALL = re.compile(
     r"/v2/models/([^/]{1,200})(?:/versions/([^/]{1,40}))?/(infer|generate|generate_stream)"
@@ -150,9 +156,13 @@ class App:
         assert task is not None
         self._under_way[task] = (trace, proto)
         try:
-            status, headers, body = await service.infer(
-                trace, target, header, lambda: self._body(trace, header, proto)
-            )
+            try:
+                status, headers, body = await service.infer(
+                    trace, target, header, lambda: self._body(trace, header, proto)
+                )
+            except REFUSED_UNREAD:
+                await pass_over(proto, header)
+                raise
         except Refusal as refusal:
             status, headers, body = self._refused(trace, refusal)
         except asyncio.CancelledError:
@@ -184,9 +194,13 @@ class App:
         self._under_way[task] = (trace, proto)
         status = 200
         try:
-            request, call = await service.stream(
-                trace, target, header, lambda: self._body(trace, header, proto), parts.put
-            )
+            try:
+                request, call = await service.stream(
+                    trace, target, header, lambda: self._body(trace, header, proto), parts.put
+                )
+            except REFUSED_UNREAD:
+                await pass_over(proto, header)
+                raise
             call.future.add_done_callback(lambda _: parts.end())
             fast = Unavailable(
                 "the model answers faster than can be sent", retry_after_s=jittered(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
@@ -94,6 +95,17 @@ def test_a_refused_request_needs_no_body(stack: Stack) -> None:
     with closing(socket.create_connection(("127.0.0.1", stack.port), timeout=10)) as client:
         client.sendall(head.encode())
         assert client.recv(100).startswith(b"HTTP/1.1 429 ")
+
+
+def test_a_refusal_leaves_the_connection_open(stack: Stack) -> None:
+    key = stack.make_key(quota=few(1))
+    path, body = "/v2/models/quota-echo/infer", json.dumps({"inputs": []})
+    with closing(http.client.HTTPConnection("127.0.0.1", stack.port, timeout=10)) as client:
+        for sent, status in ((key, 422), (key, 429), ("wrong", 401), (key, 429)):
+            client.request("POST", path, body, stack.auth(sent))
+            response = client.getresponse()
+            response.read()
+            assert (response.status, response.will_close) == (status, False)
 
 
 def test_answers_out_of_the_cache_count_in_requests_and_rows(stack: Stack) -> None:

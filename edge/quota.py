@@ -13,6 +13,7 @@ purge of the cache does not turn a caller within its limits into one beyond them
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pool.wire.control import QuotaParts
@@ -23,9 +24,8 @@ INTERVAL_S_MAX = 1e9  # of a part of nothing
 ROUNDING_S = 1e-6  # sums of intervals are off by less
 CONCURRENT_WAIT_S = 0.25  # when a call under way ends nobody can say
 SPAN_S_MIN = 0.25  # a burst is not taken for a rate over less
-DEMAND_KEPT = (
-    0.5  # of the demand before, if the new one is lower: it rises at once and falls slowly
-)
+DEMAND_KEPT = 0.5  # of the demand before, in the average
+CHANCE = 2.0  # standard deviations of a count of independent requests
 DEMAND_MIN = 1e-4  # less is nothing
 IDLE_S = 60.0  # a meter not asked for so long is forgotten once nothing is owed
 REQUESTS, ROWS, CONCURRENT = "requests_per_s", "rows_per_s", "concurrent"
@@ -93,7 +93,7 @@ class Meter:
         now_s: on the clock of all other calls.
     """
 
-    __slots__ = ("_concurrent_most", "_demand", "_is_refused", "_requests", "_rows", "_since_s",
+    __slots__ = ("_concurrent_most", "_demand", "_per_s", "_requests", "_rows", "_since_s",
                  "_turned_away", "asked", "asked_s", "parts", "peak", "quota", "row_mean",
                  "under_way")  # fmt: skip
 
@@ -105,8 +105,8 @@ class Meter:
         self.peak = 0
         self.row_mean = 1.0
         self._turned_away = 0
-        self._is_refused = False
         self._since_s = now_s
+        self._per_s = 0.0
         self._demand = (0.0, 0.0, 0.0)
         self._requests: Bucket | None = None
         self._rows: Bucket | None = None
@@ -133,19 +133,16 @@ class Meter:
         self.asked_s = now_s
         if self.under_way >= self._concurrent_most:
             self._turned_away += 1
-            self._is_refused = True
             return Refused(CONCURRENT, self.quota.concurrent or 0, CONCURRENT_WAIT_S)
         rows = self._rows
         if rows is not None and rows.full_s - now_s > rows.slack_s:
             wait_s = rows.full_s - now_s - rows.slack_s + ROUNDING_S
-            self._is_refused = True
             return Refused(ROWS, self.quota.rows_per_s or 0, wait_s)
         requests = self._requests
         if requests is not None:
             full_s = requests.full_s
             if full_s - now_s > requests.slack_s:
                 wait_s = full_s - now_s - requests.slack_s + ROUNDING_S
-                self._is_refused = True
                 return Refused(REQUESTS, self.quota.requests_per_s or 0, wait_s)
             requests.full_s = (full_s if full_s > now_s else now_s) + requests.interval_s
         self.under_way += 1
@@ -173,26 +170,29 @@ class Meter:
         """
         quota, span_s = self.quota, now_s - self._since_s
         per_s = self.asked / max(span_s, SPAN_S_MIN)
-        wanted = (
+        found = (
             min(1.0, per_s / (quota.requests_per_s or INTERVAL_S_MAX)),
             min(1.0, per_s * self.row_mean / (quota.rows_per_s or INTERVAL_S_MAX)),
             min(1.0, (self.peak + self._turned_away) / (quota.concurrent or UNLIMITED)),
         )
-        # A rise is believed at once where somebody was refused; all else is averaged.
-        kept = 0.0 if not self.asked else DEMAND_KEPT
+        expected = self._per_s * span_s
+        is_rise = self.asked > expected + CHANCE * math.sqrt(expected) + 1
         if span_s < SPAN_S_MIN:  # too short to tell that it has become less
-            kept = 1.0
-        before, refused = self._demand, self._is_refused
+            if is_rise or self._turned_away:
+                self._demand = _most(self._demand, found)
+            return self._demand
+        # What is more than chance is believed at once, and that nobody asks at all.
+        kept = 0.0 if is_rise or not self.asked else DEMAND_KEPT
+        before = self._demand
+        self._per_s = self._per_s * kept + per_s * (1 - kept)
         self._demand = (
-            _averaged(before[0], wanted[0], kept, refused),
-            _averaged(before[1], wanted[1], kept, refused),
-            _averaged(before[2], wanted[2], kept, refused),
+            _averaged(before[0], found[0], kept),
+            _averaged(before[1], found[1], kept),
+            found[2] if self._turned_away else _averaged(before[2], found[2], kept),
         )
-        if span_s >= SPAN_S_MIN:
-            self.asked = self._turned_away = 0
-            self.peak = self.under_way
-            self._since_s = now_s
-            self._is_refused = False
+        self.asked = self._turned_away = 0
+        self.peak = self.under_way
+        self._since_s = now_s
         return self._demand
 
     def is_news(self, limit: str) -> bool:
@@ -212,11 +212,15 @@ class Meter:
         )
 
 
-def _averaged(before: float, wanted: float, kept: float, is_refused: bool) -> float:
-    found = before * kept + wanted * (1 - kept)
-    if is_refused or not before:
-        found = max(found, wanted)
-    return found if found > DEMAND_MIN else 0.0
+def _averaged(before: float, found: float, kept: float) -> float:
+    value = before * kept + found * (1 - kept)
+    return value if value > DEMAND_MIN else 0.0
+
+
+def _most(
+    one: tuple[float, float, float], other: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    return max(one[0], other[0]), max(one[1], other[1]), max(one[2], other[2])
 
 
 def _changed(

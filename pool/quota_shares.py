@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 ANY = ""  # the key whose parts hold for each that is not named
 HOLD_S = 5.0
 SETTLE_S = 5.0  # a process notices within 4 s that its leader is gone, and dials every 2 s
-HEADROOM = 1.1  # over recent demand, which is not the same every second
+HEADROOM = 1.05  # over recent demand, which is not the same every second
 FLOOR = 0.01  # of a limit, for a process that nobody has asked yet …
 FLOORS = 0.04  # … but of all processes together
 IDLE_S = 30.0  # a key that nobody asked for so long is no longer named

@@ -49,7 +49,7 @@ def test_who_wants_more_never_gets_less(demands: list[float]) -> None:
 
 
 def test_who_wants_little_gets_it_and_the_others_share_alike() -> None:
-    assert split([1.0, 1.0, 0.2]) == pytest.approx([0.39, 0.39, 0.22])
+    assert split([1.0, 1.0, 0.2]) == pytest.approx([0.395, 0.395, 0.21])
 
 
 def test_all_beyond_the_limit_share_alike() -> None:
@@ -57,7 +57,7 @@ def test_all_beyond_the_limit_share_alike() -> None:
 
 
 def test_what_nobody_wants_is_spread_evenly() -> None:
-    assert split([0.4, 0.0]) == pytest.approx([0.715, 0.285])
+    assert split([0.4, 0.0]) == pytest.approx([0.705, 0.295])
     assert split([0.0] * 4) == [0.25] * 4
 
 

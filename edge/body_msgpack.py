@@ -52,6 +52,8 @@ from edge.tensors import (
 
 ELEMENTS_MAX = 1 << 20  # in the arrays of one tensor: each becomes an object; bin has no such bound
 LISTS_MAX = 1 << 14  # in one nested tensor
+HEAD_BYTES_USUAL = 4096  # what there is of a tensor in front of its data
+LOOKS_MAX = 16  # tensors that are looked at to guess where to read a body
 
 _T = TypeVar("_T")
 _Raws = Annotated[list[Raw], Meta(max_length=TENSORS_MAX)]
@@ -96,6 +98,7 @@ _numbers: dict[str, msgspec.msgpack.Decoder[Any]] = {
 }
 _encode = msgspec.msgpack.Encoder().encode
 _HEADERS = [("content-type", MSGPACK)]
+_DATA_KEY = _encode("data")
 # How many bytes of a map's or an array's head hold its length, by its first byte.
 _MAPS = {0xDE: 2, 0xDF: 4}
 _ARRAYS = {0xDC: 2, 0xDD: 4}
@@ -164,6 +167,25 @@ def parse_msgpack(
         priority,
         classes,
     )
+
+
+def has_much_to_decode(body: bytes, here_bytes: int) -> bool:
+    """Tell whether a body holds more than `here_bytes` beside its first tensors given as bin.
+
+    A guess, for where to read it: in a thread what takes long, here what is only passed on.
+    """
+    rest_bytes, at = len(body), 0
+    for _ in range(LOOKS_MAX):
+        if rest_bytes <= here_bytes:
+            return False
+        at = body.find(_DATA_KEY, at, at + HEAD_BYTES_USUAL) + len(_DATA_KEY)
+        size = _BINS.get(body[at]) if len(_DATA_KEY) <= at < len(body) else None
+        if size is None:
+            return True
+        length = int.from_bytes(body[at + 1 : at + 1 + size], "big")
+        at += 1 + size + length
+        rest_bytes -= length
+    return True
 
 
 def render_msgpack(

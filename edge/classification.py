@@ -11,6 +11,8 @@ order of their index.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -19,10 +21,23 @@ import numpy as np
 from edge.body_render import refuse_size
 from edge.body_request import InferRequest
 from edge.errors import BadRequest
+from edge.snapshot import Version
 from edge.tensors import DTYPES, Tensor, TensorLike, join_bytes
 
 LABEL_PREFIX = "classes."
 TEXTS_MAX = 1 << 16  # in one answer
+CLASSIFIED_HERE_BYTES = 64 << 10  # larger outputs are classified in a thread
+
+
+async def classified(
+    request: InferRequest, outputs: Sequence[TensorLike], version: Version
+) -> list[TensorLike]:
+    """Do what `classify` does for an answer of `version`, off the loop where it takes long."""
+    work = functools.partial(
+        classify, request, outputs, version.manifest.labels, batched=version.signature.batched
+    )
+    is_small = sum(len(output.data) for output in outputs) <= CLASSIFIED_HERE_BYTES
+    return work() if is_small else await asyncio.to_thread(work)
 
 
 def classify(

@@ -25,7 +25,7 @@ from edge.body_generate import parse_generate
 from edge.body_msgpack import parse_msgpack, render_msgpack
 from edge.body_signature import Signature
 from edge.cache import AnswerCache, cache_key
-from edge.classification import classify
+from edge.classification import classified
 from edge.content import answers_msgpack, is_msgpack, refuse_msgpack
 from edge.disk import Disk
 from edge.dispatch import Answer, Call, Pool
@@ -56,7 +56,6 @@ Reply = tuple[int, list[tuple[str, str]], bytes]
 Kept = Sequence[TensorLike]
 
 TENSOR_BYTES_EXTRA = 200  # what a cached tensor costs besides its bytes
-CLASSIFIED_HERE_BYTES = 64 << 10  # larger outputs are classified in a thread
 PRECISION = "published"  # precision class of the answer; engines of other classes come later
 CONTENT_ENCODINGS = ENCODINGS | {"", "identity"}
 
@@ -134,7 +133,7 @@ class Service:
         signature = arm.version.signature
         header_length = header("inference-header-content-length")
         read = functools.partial(parse_msgpack, binary=packs) if is_packed else parse_infer
-        if len(body) > READ_HERE_BYTES and is_long(body, header_length):
+        if len(body) > READ_HERE_BYTES and is_long(body, header_length, is_packed=is_packed):
             request = await self._readers.read(read, body, header_length, signature)
         else:
             request = read(body, header_length, signature)
@@ -147,7 +146,7 @@ class Service:
         trace.answered_s = self._now()
         outputs = answer.outputs
         if request.classes:
-            outputs = await self._classes(request, arm, outputs)
+            outputs = await classified(request, outputs, arm.version)
         render = render_msgpack if packs else render_infer
         content, headers = render(request, target.name, arm.version.ref[1], outputs)
         accepted = header("accept-encoding")
@@ -422,18 +421,6 @@ class Service:
             self.pool.cancel(call)
             raise
         return trace.answer
-
-    async def _classes(self, request: InferRequest, arm: ArmOf, outputs: Kept) -> list[TensorLike]:
-        """Return the outputs with those as classes that are wanted so; off the loop if it takes."""
-        work = functools.partial(
-            classify,
-            request,
-            outputs,
-            arm.version.manifest.labels,
-            batched=arm.version.signature.batched,
-        )
-        is_small = sum(len(output.data) for output in outputs) <= CLASSIFIED_HERE_BYTES
-        return work() if is_small else await asyncio.to_thread(work)
 
     def _keep(
         self, key: bytes, tenant: str, endpoint: Endpoint, done: asyncio.Future[Answer]

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from edge.body_msgpack import has_much_to_decode
 from edge.body_request import InferRequest
 from edge.body_signature import Signature
 
@@ -36,14 +37,17 @@ class Readers:
         return await loop.run_in_executor(self._threads, parse, body, header_length, signature)
 
 
-def is_long(body: bytes, header_length: str | None) -> bool:
+def is_long(body: bytes, header_length: str | None, *, is_packed: bool = False) -> bool:
     """Tell whether a body has so much text that it is better read in a thread.
 
     Args:
         body: of more than `READ_HERE_BYTES`.
         header_length: the value of Inference-Header-Content-Length: behind so many bytes of text
             there are only tensors, which are not read but passed on.
+        is_packed: whether it is msgpack, whose bin is passed on as well.
     """
+    if is_packed:
+        return has_much_to_decode(body, READ_HERE_BYTES)
     if header_length is None:
         return True
     return len(header_length) > len(str(READ_HERE_BYTES)) or (

@@ -334,6 +334,26 @@ def test_bytes_have_no_bound_of_their_own() -> None:
     assert len(read(raw, ANY).inputs[0].data) == 4 * count
 
 
+MUCH: dict[str, tuple[bytes, bool]] = {
+    "a small body": (packed(x()), False),
+    "bin": (packed(x(data=bytes(2000))), False),
+    "two of bin": (packed(x(data=bytes(2000)), x(name="z", data=bytes(2000))), False),
+    "an array": (packed(x(data=[1] * 2000)), True),
+    "bin and an array": (packed(x(data=bytes(2000)), x(data=[1] * 2000)), True),
+    "much else": (packed(x(), more="a" * 2000), True),
+    "nothing": (b"\x80" * 2000, True),
+    "a key at the end": (b"\x80" * 2000 + b"\xa4data", True),
+    "bin that claims more": (b"\xa4data\xc6\xff\xff\xff\xff" + bytes(2000), False),
+    "many of nothing": (b"\xa4data\xc4\x00" * 10_000, True),
+}
+
+
+@pytest.mark.parametrize("name", MUCH)
+def test_what_takes_long_is_told_from_what_is_passed_on(name: str) -> None:
+    body_, expected = MUCH[name]
+    assert body_msgpack.has_much_to_decode(body_, 1000) is expected
+
+
 # --- answers -------------------------------------------------------------------------------------
 
 Y = Tensor("y", "FP32", (1, 2), memoryview(floats(1.5, float("nan"))))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import os
 import queue
 import threading
@@ -35,6 +36,7 @@ WRITES_MAX = 1024
 WRITE_BYTES_MAX = 32 << 20  # waiting: a disk that stands still must not cost memory
 HELD_S = 1.0  # how often the folder is weighed
 FLUSH_S_MAX = 1.0
+DAMAGE_S = 10.0  # one line in so long: damage comes in hundreds
 BOOT_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 Job = Callable[[DiskStore], object]
@@ -80,6 +82,7 @@ class Disk:
         self._has_started = False
         self._patient_until_s = 0.0  # until it is open, at first, a late read says nothing of it
         self._why_off = ""
+        self._damage_told_s = -math.inf
         self._asked_bytes = 0
         self._writes = Breaker()
         self._written_bytes = 0
@@ -270,7 +273,10 @@ class Disk:
 
     def _damaged(self, why: str) -> None:
         self.counters.damaged += 1
-        _log.warning("disk_cache_damaged", why=why)
+        now_s = time.monotonic()
+        if now_s - self._damage_told_s >= DAMAGE_S:
+            self._damage_told_s = now_s
+            _log.warning("disk_cache_damaged", why=why, so_far=self.counters.damaged)
 
     def _failed(self, fault: DiskFault) -> None:
         errors = self.counters.errors

@@ -63,6 +63,13 @@ GUARDED = [
     for method, path, admin in [*PUBLIC, *ADMIN]
     if path not in (OPEN_ADMIN if admin else OPEN)
 ]
+# Whatever is sent with a method that may change something, and is neither a call nor a question.
+CHANGES = [
+    case
+    for case in GUARDED
+    if case[0] not in ("GET", "HEAD")
+    and case[:2] not in {*_calls(), ("POST", "/v2/repository/index")}
+]
 OF_A_MODEL = [case for case in GUARDED if "auth-a" in case[1]]
 ids = lambda case: f"{case[0]} {case[1]}"  # noqa: E731  # pytest calls it for every case
 
@@ -81,6 +88,8 @@ def bad_keys(stack: Stack) -> dict[str, str | None]:
     key_id = find_id(good)
     revoked = stack.make_key("infer:*", "admin")
     stack.cli("keys", "revoke", find_id(revoked))
+    replaced = stack.make_key("infer:*", "admin")
+    stack.secrets.append(stack.cli("keys", "rotate", find_id(replaced), "--grace", "0"))
     others = f"tp_{key_id}_" + stack.make_key().rpartition("_")[2]
     unknown = f"tp_{'0' * len(key_id)}_{good.rpartition('_')[2]}"
     found: dict[str, str | None] = {
@@ -89,6 +98,7 @@ def bad_keys(stack: Stack) -> dict[str, str | None]:
         "another's secret": others,
         "expired": stack.make_key("infer:*", "admin", not_after=time.time() - 1),
         "revoked": revoked,
+        "rotated away": replaced,
         "cut short": good[:-1],
         "longer": good + "a",
         "a word": "wrong-but-long-enough",
@@ -104,6 +114,7 @@ KINDS = [
     "another's secret",
     "expired",
     "revoked",
+    "rotated away",
     "cut short",
     "longer",
     "a word",
@@ -159,6 +170,28 @@ def test_a_key_is_good_for_its_endpoint(stack: Stack) -> None:
 def test_a_scope_is_a_whole_name(stack: Stack, name: str) -> None:
     answer = stack.request("POST", f"/v2/models/{name}/infer", BODY, key=_key_for_b(stack))
     assert answer.status == 403
+
+
+@pytest.mark.parametrize("case", [case for case in GUARDED if not case[2]], ids=ids)
+def test_a_key_of_another_tenant_is_told_nothing_of_what_is_not_its_own(
+    stack: Stack, case: Case
+) -> None:
+    answer = _send(stack, case, _foreign_key(stack))
+    if case in OF_A_MODEL:
+        assert answer.status == 403
+    assert answer.status != 200 or b"auth-a" not in answer.body
+
+
+def _foreign_key(stack: Stack) -> str:
+    known = getattr(stack, "foreign_key", None)
+    if known is None:
+        known = stack.foreign_key = stack.make_key("infer:auth-b", tenant="other")  # type: ignore[attr-defined]
+    return str(known)
+
+
+@pytest.mark.parametrize("case", CHANGES, ids=ids)
+def test_what_changes_something_needs_the_admin_scope(stack: Stack, case: Case) -> None:
+    assert _send(stack, case, stack.make_key("infer:*")).status == 403
 
 
 @pytest.mark.parametrize("case", [case for case in GUARDED if case[2]], ids=ids)

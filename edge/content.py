@@ -2,6 +2,8 @@
 
 Bodies of calls are JSON (with or without binary tensors behind it) or msgpack.  Clients of the
 protocol send `application/json`, `application/octet-stream` or, as tritonclient does, nothing.
+curl calls whatever it sends a form unless it is told otherwise, so that is as good as nothing: the
+body is read as JSON, never as a form.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ HEADER_CHARS_MAX = 256  # of an Accept that is looked at and remembered
 
 _MSGPACK_TYPES = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 _JSON_TYPES = frozenset({"application/json", "application/octet-stream"})
+_UNSAID = "application/x-www-form-urlencoded"
 # What almost every request says, so that it costs a lookup.
 _IS_MSGPACK: dict[str | None, bool] = {
     None: False,
+    _UNSAID: False,
     **dict.fromkeys(_JSON_TYPES, False),
     **dict.fromkeys(_MSGPACK_TYPES, True),
 }

@@ -120,7 +120,9 @@ def test_an_error_about_msgpack_is_json(stack: Stack, plain: str) -> None:
 # --- content types -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "x"])
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "multipart/form-data; boundary=x", "application/xml", "x"]
+)
 @pytest.mark.parametrize("word", ["infer", "generate", "generate_stream"])
 def test_another_content_type_is_not_supported(
     stack: Stack, plain: str, content_type: str, word: str
@@ -142,6 +144,14 @@ def test_generate_speaks_no_msgpack(stack: Stack, plain: str) -> None:
 def test_json_needs_no_content_type(stack: Stack, plain: str, content_type: str | None) -> None:
     headers = {"content_type": content_type} if content_type else {}
     assert _json(stack, plain, _body(ROW.tolist()), **headers).status == 200
+
+
+def test_a_form_is_never_read_as_one(stack: Stack, plain: str) -> None:
+    path = f"/v2/models/{plain}/infer"
+    headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl sends anything
+    body = json.dumps(_body(ROW.tolist()))
+    assert stack.request("POST", path, body, headers).status == 200
+    assert stack.request("POST", path, f"inputs={body}", headers).status == 400
 
 
 # --- compressed answers --------------------------------------------------------------------------

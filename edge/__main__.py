@@ -54,6 +54,8 @@ METRICS_S = 1.0
 LOG_S_MAX = 2.0  # that the last lines may take
 LAST_WORDS_S = 0.01  # for the loop to write what was sent
 DRAIN_POLL_S = 0.1
+QUIET_S = 0.05
+CLOSING_S_MAX = 1.0  # a lame duck may be shorter; connections in use are closed with an answer
 FLUSH_S_MAX = 5.0  # for clients to read their last answer
 ADMIN_BODY_BYTES_MAX = 1 << 20
 
@@ -167,6 +169,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     service.levels.drain()
     _log.info("edge_draining", edge=config.id)
     await asyncio.sleep(config.lame_duck_s)
+    await _quiet(guards[0], CLOSING_S_MAX - config.lame_duck_s)
     public.stop()
     admin.stop()
     await _ended(servers, app, config.drain_s_max)
@@ -182,6 +185,18 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     await asyncio.sleep(LAST_WORDS_S)
     writer.close(LOG_S_MAX)
     leave()
+
+
+async def _quiet(guard: Guard, s_max: float) -> None:
+    """Wait until no kept connection is in use any more; each is closed with its next answer.
+
+    To close one without an answer would cost its client the request that may be on its way.
+    """
+    deadline_s = time.monotonic() + s_max
+    before = -1
+    while guard.closings != before and time.monotonic() < deadline_s:
+        before = guard.closings
+        await asyncio.sleep(QUIET_S)
 
 
 async def _ended(servers: list[asyncio.Task[None]], app: App, drain_s_max: float) -> None:

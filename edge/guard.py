@@ -58,12 +58,14 @@ class Guard:
         self._app = app
         self._refuse = refuse
         self.is_closing = False  # every answer is the last one on its connection
+        self.closings = 0  # how many requests have come since
 
     def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
         # No coroutine of its own: this is on every request's way.
         headers = scope.headers
         if self.is_closing:
             proto = _Closing(proto)
+            self.closings += 1
         values = headers.values()
         if (
             len(values) != len(headers)

@@ -19,6 +19,7 @@ from infra.demo_model import DemoUnavailable
 from infra.local import UpOptions, running, stop_event, until
 from infra.stack import CannotStart, free_port
 from pool.wire.frames import WireError
+from registry_sync.logs import configure
 from registry_sync.open import open_store
 
 
@@ -53,6 +54,7 @@ def demo_command(
             log_folder=node.data / "logs",
         )
         with said():
+            configure("supervisor", "warning")
             try:
                 ok = asyncio.run(_run(options, stay=not exit))
             except (DemoUnavailable, TimeoutError, WireError) as error:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
@@ -105,6 +105,18 @@ def test_rolling_restarts_of_edges_and_workers_fail_no_request(pair: Stack) -> N
     load = roll(pair, ["edge-0", "worker-0", "edge-1"])
     print(f"\n{load.answered} requests over 3 restarts, slowest {max(load.latencies_s):.3f} s")
     assert '"event": "worker_lost"' not in pair.log_text()
+
+
+@pytest.mark.slow
+def test_rolling_restarts_without_a_lame_duck_fail_no_request_of_a_busy_client(
+    start_stack: Callable[..., Stack],
+) -> None:
+    stack = start_stack(engines=TEST_ENGINES, edges=2, workers=2)
+    stack.publish("echo", identity(stack.data / "echo.onnx"))
+    stack.edit_endpoint("echo", cache=None)
+    until(lambda: warm_in(stack) == 2, 30.0, "a replica in both workers")
+    load = roll(stack, ["edge-0", "worker-0", "edge-1", "worker-1"])
+    print(f"\n{load.answered} requests over 4 restarts, slowest {max(load.latencies_s):.3f} s")
 
 
 @pytest.mark.slow

@@ -91,6 +91,8 @@ class World:
 
     def report(self) -> None:
         """Tell the controller what was counted so far."""
+        for arm in self.metrics.arms.values():
+            arm.sort()
         counts = tuple(
             VariantCount(
                 *key, arm.requests, arm.errors, arm.hits, arm.failed, tuple(arm.request_s.counts)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge.arm_metrics import PHASES, Histogram
+from edge.arm_metrics import PHASES, ArmMetrics, ArmTotal, Histogram, sum_of, total_of
 from edge.dispatch import Answer
 from edge.metrics import Metrics
 from edge.snapshot import ArmOf
@@ -138,8 +140,11 @@ def test_what_others_count_is_followed(tmp_path: Path) -> None:
 def test_names_that_users_choose_cannot_break_the_text(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, "e1")
     odd = 'a"b\\c\nd'
-    metrics.arm((odd, 1, "a", "1")).statuses[200] = 1
+    arm = metrics.arm((odd, 1, "a", "1"))
+    arm.statuses[200] = 1
+    arm.request_s.observe(0.003)
     assert total(metrics, "tidepool_requests_total", endpoint=odd) == 1
+    assert total(metrics, "tidepool_request_seconds_count", endpoint=odd) == 1
 
 
 def test_value_on_a_bound_belongs_below_it(tmp_path: Path) -> None:
@@ -241,3 +246,46 @@ def test_phase_that_did_not_happen_is_not_observed(tmp_path: Path) -> None:
         phase: total(metrics, f"tidepool_{phase}_seconds_count") for phase in ("request", *PHASES)
     }
     assert counts == {**dict.fromkeys(PHASES, 0), "request": 1, "auth": 1}
+
+
+ends = st.tuples(
+    st.sampled_from([200, 200, 200, 499, 500, 503]),
+    st.booleans(),
+    st.floats(0.0, 40.0),
+    st.integers(1, 32),
+)
+
+
+def counted(given: list[tuple[int, bool, float, int]]) -> ArmTotal:
+    """Count requests as one process does: status, whether computed, seconds, rows."""
+    arm = ArmMetrics()
+    nothing: Any = None
+    for status, dispatched, took_s, rows in given:
+        trace = Trace("id", 0.0, arm=ArmOf("a", nothing, arm), rows=rows)
+        trace.ended_s = took_s
+        trace.auth_s, trace.parse_s, trace.cache_s, trace.respond_s = 1e-6, took_s / 9, 3e-6, 4e-5
+        trace.answer = Answer([], int(took_s * 1e5), int(took_s * 1e6), 32)
+        trace.dispatched = dispatched
+        count(trace, status)
+    return total_of(arm, 1000.0, 500.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(ends, max_size=12), st.lists(ends, max_size=12))
+def test_sum_over_processes_is_what_one_would_have_counted(
+    one: list[tuple[int, bool, float, int]], other: list[tuple[int, bool, float, int]]
+) -> None:
+    apart, together = sum_of(counted(one), counted(other)), counted(one + other)
+    for field in ("statuses", "requests", "errors", "hits", "rows"):
+        assert getattr(apart, field) == getattr(together, field), field
+    for field in ("executions", "ok_s", "hit_s"):
+        assert getattr(apart, field) == pytest.approx(getattr(together, field)), field
+    for name, buckets in together.histograms.items():
+        assert apart.histograms[name].counts == buckets.counts
+        assert apart.histograms[name].sum == pytest.approx(buckets.sum)
+
+
+def test_last_answer_is_the_later_one_of_both() -> None:
+    early, late = counted([(200, True, 1.0, 1)]), counted([(200, True, 9.0, 1)])
+    assert sum_of(early, late).last_ms == sum_of(late, early).last_ms == late.last_ms
+    assert late.last_ms == early.last_ms + 8000

@@ -56,6 +56,21 @@ def test_everything_has_a_line_where_that_is_asked_for() -> None:
     assert sampler.takes(FINE)
 
 
+def test_each_line_says_what_went_without_one_since_the_last() -> None:
+    sampler = Sampler((1.0, 1.0, 1.0))
+    taken = [sampler.takes(FINE) for _ in range(4)]
+    sampler.refill(1.0)
+    assert taken == [True, False, False, False]
+    assert sampler.takes(FINE)
+    assert (sampler.take_dropped(), sampler.take_dropped()) == (3, 0)
+
+
+def test_quiet_hour_saves_up_no_more_than_a_burst() -> None:
+    sampler = Sampler((5.0, 5.0, 5.0))
+    sampler.refill(3600.0)
+    assert sum(sampler.takes(FINE) for _ in range(1000)) == 5 * BURST_S
+
+
 steps = st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from([0.0, 0.01, 0.1, 1.0, 60.0])))
 
 

@@ -197,12 +197,13 @@ async def test_what_was_counted_is_reported(place: Place, monkeypatch: pytest.Mo
     monkeypatch.setattr(world_module, "COUNTERS_S", 0.02)
     arm = place.world.metrics.arm(("e", 3, "a", "1"))
     arm.requests, arm.errors, arm.hits, arm.statuses = 9, 2, 4, {200: 7, 422: 1, 500: 2}
-    arm.request_s.observe(0.003)
+    arm.add((0.003, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1))
     place.world.metrics.in_flight = lambda: 5
     member = await place.start()
     counters = await member.hear(control.Counters)
     assert counters.incarnation == place.world.incarnation
     seconds = tuple(arm.request_s.counts)
+    assert sum(seconds) == 1
     assert counters.counts == (control.VariantCount("e", 3, "a", "1", 9, 2, 4, 2, seconds),)
     assert counters.in_flight == 5
 

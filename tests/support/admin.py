@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,10 @@ def secrets_in(stack: Stack) -> list[str]:
     """Return the objects of the registry that hold a key, or the secret part of one."""
     store = stack.store
     parts = {key for known in stack.secrets for key in (known, known.rpartition("_")[2])}
-    return [
-        entry.key
-        for entry in store.list("")
-        if not entry.key.startswith("blobs/")
-        and any(part.encode() in store.get(entry.key).data for part in parts)
-    ]
+    keys = [entry.key for entry in store.list("") if not entry.key.startswith("blobs/")]
+    with ThreadPoolExecutor(16) as threads:
+        read = zip(keys, threads.map(lambda key: store.get(key).data, keys), strict=True)
+        return [key for key, data in read if any(part.encode() in data for part in parts)]
 
 
 def fresh(name: str) -> str:

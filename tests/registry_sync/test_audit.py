@@ -63,6 +63,7 @@ def pages(store: Store, query: Query, limit: int) -> list[Page]:
     """Read page by page to the end."""
     found = [audit.page(store, query, limit=limit)]
     while found[-1].next:
+        assert len(found) < 200, "the pages have no end"
         found.append(audit.page(store, query, limit=limit, before=found[-1].next))
     return found
 

@@ -95,7 +95,7 @@ class Service:
         self.desk = desk
         self._readers = Readers()
         self._now = time.monotonic
-        self.levels = Levels(cache, flights, disk, self._now)
+        self.levels = Levels(cache, flights, disk, self._now, lambda: world.has_heard)
         self._id_prefix = secrets.token_hex(5)
         self._ids = itertools.count(1)
 

@@ -28,6 +28,7 @@ from edge.flight import Flights, Run
 from edge.snapshot import Endpoint
 from pool.wire.data import TensorLike
 
+TRUST_S = 10.0  # without a controller for so long, what was last known holds, as everywhere
 REVALIDATIONS_MAX = 64  # under way at once; beyond them a stale answer stays one for longer
 
 Kept = Sequence[TensorLike]
@@ -71,12 +72,25 @@ class Levels:
         flights: Flights[Answer],
         disk: Disk | None,
         now: Callable[[], float],
+        has_heard: Callable[[], bool],
     ) -> None:
+        """Prepare.
+
+        Args:
+            cache: the memory.
+            flights: of this process.
+            disk: None: no answers on disk.
+            now: the clock of `cache`.
+            has_heard: whether a controller has told what holds now.  The disk outlives the
+                process: until then it may know answers that were purged while no edge lived.
+        """
         self.counters = LevelCounters()
         self.disk = disk
         self._cache = cache
         self._flights = flights
         self._now = now
+        self._has_heard = has_heard
+        self._trusts_s = now() + TRUST_S
         # The whole mutable state: the renewals under way, and whether new ones may begin.
         self._renewals: dict[bytes, asyncio.Task[None]] = {}
         self._is_draining = False
@@ -154,6 +168,8 @@ class Levels:
 
     def _look(self, key: bytes, tenant: str, endpoint: Endpoint, lead: Lead) -> Run[Answer]:
         if not endpoint.cache_disk or self.disk is None:
+            return lead()
+        if not self._has_heard() and self._now() < self._trusts_s:
             return lead()
         looking = self.disk.look(key, tenant)
         if looking is None:

@@ -52,6 +52,7 @@ class World:
         self.snapshot = Snapshot()
         self.has_routes = False
         self.has_documents = False
+        self.has_heard = False  # documents of a live controller, and not only the copies on disk
         self.is_pool_ready = False
         self.incarnation = random_secrets.token_hex(8)
         self._edge_id = edge_id
@@ -175,6 +176,7 @@ class World:
         match message:
             case Documents():
                 self._take_documents(message, keep=True)
+                self.has_heard = True
                 self.link.send(control.Ack(message.epoch, message.seq))
             case Routes():
                 self._take_routes(message, keep=True)

@@ -142,6 +142,15 @@ def test_purge_holds_over_a_restart(disk_stack: Stack, diary: Diary) -> None:
     assert _state(disk_stack.infer_observed(MODEL, x)) == MISS
 
 
+def test_purge_holds_that_no_edge_was_there_for(disk_stack: Stack, diary: Diary) -> None:
+    x = _kept(disk_stack)
+    disk_stack.stop()
+    endpoints.purge(disk_stack.store, MODEL)
+    disk_stack.start()
+    disk_stack.until_ready(MODEL)
+    assert _state(disk_stack.infer_observed(MODEL, x)) == MISS
+
+
 def test_no_store_neither_reads_nor_stores(disk_stack: Stack, diary: Diary) -> None:
     x, runs = next(_fresh), diary.count("run")
     for _ in range(2):

@@ -28,6 +28,7 @@ from tests.support.stack import Stack, running_stack, until
 SMALL, LARGE = 4, 12_000  # floats; the frame of a large answer is a file of its own
 QUESTIONS = 120
 LARGE_EVERY = 6
+NO_CACHE_SHARE = 0.05
 THREADS = 4
 ADDED_S_MAX = 0.02
 BUSY_S = 0.25  # by how much a busy machine may miss it in the short run, which has few samples
@@ -61,11 +62,13 @@ class Asker:
         chance = random.Random(threading.get_ident())
         with contextlib.closing(self._connect()) as connection:
             for _ in range(count):
-                self._ask_one(connection, chance.randrange(QUESTIONS))
+                # Some are computed in any case, so that there is always something to write.
+                control = "no-cache" if chance.random() < NO_CACHE_SHARE else ""
+                self._ask_one(connection, chance.randrange(QUESTIONS), control)
 
-    def _ask_one(self, connection: http.client.HTTPConnection, number: int) -> None:
+    def _ask_one(self, connection: http.client.HTTPConnection, number: int, control: str) -> None:
         began_s = time.monotonic()
-        status, headers, body = self._ask(connection, number)
+        status, headers, body = self._ask(connection, number, control)
         self.took_s.append(time.monotonic() - began_s)
         if (status, body) != (200, self.right[number]):
             self.wrong.append(f"{number}: {status} {body[:200]!r}")
@@ -248,11 +251,11 @@ def test_ten_thousand_requests_over_all_faults(place: Place) -> None:
     base_s: list[float] = []
     faulty_s: list[float] = []
     for fault in FAULTS:
-        place.warm(0.97, BACK_S_MAX)  # after a fault: it heals by itself
+        place.warm(0.85, BACK_S_MAX)  # after a fault: it heals by itself
         base_s += place.run(count, "no fault")
         with fault(place):
             faulty_s += place.run(count, fault.__name__)
-    place.warm(0.97, BACK_S_MAX)
+    place.warm(0.85, BACK_S_MAX)
     added_s = np.percentile(faulty_s, 99) - np.percentile(base_s, 99)
     print(f"p99 without faults {np.percentile(base_s, 99) * 1e3:.1f} ms, +{added_s * 1e3:.1f} ms")
     assert added_s <= ADDED_S_MAX

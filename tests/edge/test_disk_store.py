@@ -257,6 +257,17 @@ def test_database_without_its_tables_is_made_anew(store: DiskStore, folder: Path
     assert works(store)
 
 
+def test_planted_setting_is_not_believed(store: DiskStore, folder: Path) -> None:
+    store.close()
+    with contextlib.closing(sqlite3.connect(folder / "cache.db")) as connection:
+        connection.execute("UPDATE Settings SET value = 'none' WHERE key = 'eviction_policy'")
+        connection.execute("UPDATE Settings SET value = 1 << 26 WHERE key = 'sqlite_mmap_size'")
+        connection.execute("INSERT INTO Settings VALUES ('disk_surprise', 1)")
+        connection.commit()
+    assert faults(store) == "broken"
+    assert works(store)
+
+
 def test_others_go_on_with_the_new_database(store: DiskStore, folder: Path) -> None:
     other = DiskStore(folder, 64 * MIB)
     assert other.get(key_of(1)) == SMALL

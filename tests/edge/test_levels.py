@@ -56,7 +56,10 @@ class Place:
         self.cache: AnswerCache[Kept] = AnswerCache(1 << 20)
         self.flights: Flights[Answer] = Flights()
         self.disk = None if folder is None else Disk(folder, 1 << 20)
-        self.levels = Levels(self.cache, self.flights, self.disk, lambda: self.now_s)
+        self.has_heard = True
+        self.levels = Levels(
+            *(self.cache, self.flights, self.disk, lambda: self.now_s, lambda: self.has_heard)
+        )
         self.ends_with: Answer | Refusal | None = None
 
     def lead(self) -> Any:
@@ -276,6 +279,16 @@ async def test_nothing_on_disk_is_computed(tmp_path: Path) -> None:
     place.ends_with = NEWER
     assert await place.ask(KEEPS) is NEWER
     assert len(place.runs) == 1
+
+
+async def test_disk_is_not_read_before_it_is_known_what_was_purged(tmp_path: Path) -> None:
+    place = Place(tmp_path / "answers")
+    await place.has_kept(KEEPS)
+    place.has_heard = False
+    place.ends_with = NEWER
+    assert await place.ask(KEEPS) is NEWER
+    place.now_s += levels.TRUST_S  # nobody tells, and so the last known holds
+    assert isinstance(await place.ask(KEEPS), Older)
 
 
 async def test_answer_on_disk_that_has_expired_is_computed(tmp_path: Path) -> None:

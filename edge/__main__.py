@@ -106,6 +106,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     if config.cache_disk_bytes_max:
         disk = Disk(Path(config.data) / "edge" / "answers", config.cache_disk_bytes_max)
     desk = Desk(config.registry, world.ask)
+    await desk.prepare()
     service = Service(
         world=world,
         pool=pool,

@@ -1,13 +1,14 @@
 """The admin port's way to the registry: in a few threads of its own, within a time.
 
-Owns the store, which is opened by the first request that needs it: most edges never get one.  What
-the data plane does is touched by none of it.  Documents are written by compare-and-swap from here,
-with no controller; then the controller is asked to look.
+Owns the store, which is opened by the first request that needs it, or before the first call where
+opening it would hold up calls.  Documents are written by compare-and-swap from here, with no
+controller; then the controller is asked to look.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +23,12 @@ from edge.errors import retry_headers
 from pool.wire.control import Answer
 from registry_sync import audit
 from registry_sync.open import open_existing
-from registry_sync.stores import Store
+from registry_sync.stores import Store, StoreError
 
 THREADS = 8
 WAITING_MAX = 64  # under way or waiting for a thread
 WORK_S_MAX = 30.0
+PREPARE_S_MAX = 2.0
 
 T = TypeVar("T")
 Moved = Callable[[T], tuple[str, str]]
@@ -60,6 +62,18 @@ class Desk:
         self._under_way = 0
         self._notes: set[asyncio.Task[None]] = set()
         self.records_lost = 0
+
+    async def prepare(self) -> None:
+        """Open a store in S3 before there are calls.
+
+        boto3 holds the interpreter for a third of a second while it is imported and reads its
+        descriptions of AWS; later that would be in the way of calls.  A directory needs none of it.
+        """
+        if self._url.startswith("s3://"):
+            # What is wrong with it is said to whoever asks for it; credentials may take seconds.
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(PREPARE_S_MAX):
+                    await asyncio.to_thread(self._open)
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run `work` on the registry and return its result.

@@ -130,3 +130,14 @@ async def _until(holds: object) -> None:
     async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110  # threads set no event of a loop
             await asyncio.sleep(0.01)
+
+
+async def test_store_in_s3_is_opened_before_there_are_calls(s3_url: str, tmp_path: Path) -> None:
+    desk = Desk(s3_url, all_follow)
+    await desk.prepare()
+    assert desk._store is not None
+    for url in (str(tmp_path / "no"), "", "s3://"):  # not made, not told, not one
+        desk = Desk(url, all_follow)
+        await desk.prepare()
+        assert desk._store is None
+    assert list(tmp_path.iterdir()) == []

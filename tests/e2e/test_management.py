@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def plain(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Publish ``y = x``, FP32 [N, 4]."""
     stack.publish("manage-plain", models.identity(tmp_path_factory.mktemp("m") / "p.onnx"))
     return "manage-plain"
+
+
+def _fresh(name: str) -> str:
+    """Return a model's name that no earlier try of the test has counted anything under."""
+    return f"manage-{name}-{secrets.token_hex(3)}"
 
 
 def _stats(stack: Stack, path: str) -> dict[str, Any]:
@@ -81,15 +87,16 @@ def test_the_endpoint_s_own_bound_is_in_its_config(stack: Stack, plain: str) -> 
 
 
 def test_statistics_count_what_was_done(stack: Stack, tmp_path: Path) -> None:
-    stack.publish("manage-counted", models.identity(tmp_path / "c.onnx"))
-    before = _stats(stack, "manage-counted")
+    model = _fresh("counted")
+    stack.publish(model, models.identity(tmp_path / "c.onnx"))
+    before = _stats(stack, model)
     assert before["inference_stats"].keys() == TIMES
     assert before["inference_stats"]["queue"] == {"count": 0, "ns": 0}
     rows3 = {"x": ("FP32", [3, 4], [0.0] * 12)}
     for inputs in (ROW, ROW, rows3):
-        assert stack.infer("manage-counted", inputs).status == 200
-    assert stack.infer("manage-counted", {"x": ("FP32", [1, 5], [0.0] * 5)}).status == 422
-    after = _stats(stack, "manage-counted")
+        assert stack.infer(model, inputs).status == 200
+    assert stack.infer(model, {"x": ("FP32", [1, 5], [0.0] * 5)}).status == 422
+    after = _stats(stack, model)
     counts = {name: value["count"] for name, value in after["inference_stats"].items()}
     assert counts == {
         **dict.fromkeys(TIMES, 2),
@@ -109,19 +116,19 @@ def test_statistics_count_what_was_done(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_calls_that_share_a_batch_are_one_execution(stack: Stack) -> None:
-    stack.publish_engine(
-        "manage-batch", "sleeper", [("ms", "INT64", [-1, 1])], [("y", "INT64", [-1, 1])], rows_max=8
-    )
+    model = _fresh("batch")
+    tensors = ([("ms", "INT64", [-1, 1])], [("y", "INT64", [-1, 1])])
+    stack.publish_engine(model, "sleeper", *tensors, rows_max=8)
 
     def call() -> None:
-        stack.infer("manage-batch", {"ms": ("INT64", [1, 1], [80])})
+        stack.infer(model, {"ms": ("INT64", [1, 1], [80])})
 
     threads = [threading.Thread(target=call) for _ in range(9)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    found = _stats(stack, "manage-batch")
+    found = _stats(stack, model)
     assert found["inference_count"] == 9
     assert found["execution_count"] < 9
     runs = {b["batch_size"]: b["compute_infer"]["count"] for b in found["batch_stats"]}
@@ -150,14 +157,15 @@ def test_all_statistics_are_those_of_what_the_key_may_call(stack: Stack, plain: 
 
 def test_statistics_are_the_sum_of_all_edges(wide_stack: Stack, tmp_path: Path) -> None:
     stack = wide_stack
-    stack.publish("manage-wide", models.identity(tmp_path / "w.onnx"))
+    model = _fresh("wide")
+    stack.publish(model, models.identity(tmp_path / "w.onnx"))
     edges = set()
     for count in range(1, 41):  # a connection each: the kernel spreads them over both
-        answer = stack.infer("manage-wide", {"x": ("FP32", [1, 4], [float(count)] * 4)})
+        answer = stack.infer(model, {"x": ("FP32", [1, 4], [float(count)] * 4)})
         edges.add(answer.headers["x-request-id"].partition("-")[0])
     assert len(edges) == 2
     until(
-        lambda: _stats(stack, "manage-wide")["inference_stats"]["queue"]["count"] == 40,
+        lambda: _stats(stack, model)["inference_stats"]["queue"]["count"] == 40,
         what="both edges' counts are in one answer",
     )
 
@@ -364,17 +372,18 @@ def test_loading_and_unloading_need_an_admin(stack: Stack, plain: str, what: str
 
 
 def test_an_engine_is_not_taken_from_under_a_call(stack: Stack) -> None:
-    diary = stack.publish_observed("manage-busy")
+    model = _fresh("busy")
+    diary = stack.publish_observed(model)
     results: list[int] = []
     call = threading.Thread(
-        target=lambda: results.append(stack.infer_observed("manage-busy", 1, delay_ms=800).status)
+        target=lambda: results.append(stack.infer_observed(model, 1, delay_ms=800).status)
     )
     call.start()
     until(lambda: diary.count("run"), what="the call runs")
-    assert stack.request("POST", "/v2/repository/models/manage-busy/unload").status == 200
+    assert stack.request("POST", f"/v2/repository/models/{model}/unload").status == 200
     call.join()
     assert results == [200]
-    assert stack.engine("manage-busy") == []
+    assert stack.engine(model) == []
 
 
 @pytest.mark.parametrize(

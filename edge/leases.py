@@ -70,7 +70,8 @@ class Leases:
         elif meter.quota is not quota:  # other documents
             if meter.quota != quota:
                 meter.change(quota, meter.parts, now_s)
-            meter.quota = quota
+            else:
+                meter.quota = quota
         refused = meter.take(now_s)
         if refused is not None:
             raise self._exceeded(meter, refused, now_s)

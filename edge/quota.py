@@ -24,11 +24,14 @@ INTERVAL_S_MAX = 1e9  # of a part of nothing
 ROUNDING_S = 1e-6  # sums of intervals are off by less
 CONCURRENT_WAIT_S = 0.25  # when a call under way ends nobody can say
 SPAN_S_MIN = 0.25  # a burst is not taken for a rate over less
-DEMAND_KEPT = 0.5  # of the demand before, in the average
-CHANCE = 2.0  # standard deviations of a count of independent requests
+CHANCE = 2.5  # standard deviations of a count of independent requests
+FEW = 10  # requests, whose count says little
+KEPT, KEPT_FEW = 0.5, 0.75  # of the demand before, in the average
 DEMAND_MIN = 1e-4  # less is nothing
 IDLE_S = 60.0  # a meter not asked for so long is forgotten once nothing is owed
 REQUESTS, ROWS, CONCURRENT = "requests_per_s", "rows_per_s", "concurrent"
+
+NOTHING = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class Meter:
         self._turned_away = 0
         self._since_s = now_s
         self._per_s = 0.0
-        self._demand = (0.0, 0.0, 0.0)
+        self._demand = NOTHING
         self._requests: Bucket | None = None
         self._rows: Bucket | None = None
         self.change(quota, parts, now_s)
@@ -168,6 +171,9 @@ class Meter:
         Requests, rows and calls under way, in this order.  What was refused is asked for too; its
         rows, which nobody has read, are taken to be as many as those of others.
         """
+        if not self.asked and not self.under_way and self._demand == NOTHING:
+            self._since_s = now_s  # as most keys at most times
+            return NOTHING
         quota, span_s = self.quota, now_s - self._since_s
         per_s = self.asked / max(span_s, SPAN_S_MIN)
         found = (
@@ -176,13 +182,14 @@ class Meter:
             min(1.0, (self.peak + self._turned_away) / (quota.concurrent or UNLIMITED)),
         )
         expected = self._per_s * span_s
-        is_rise = self.asked > expected + CHANCE * math.sqrt(expected) + 1
+        more = self.asked - expected
+        is_change = abs(more) > CHANCE * math.sqrt(expected) + 1
         if span_s < SPAN_S_MIN:  # too short to tell that it has become less
-            if is_rise or self._turned_away:
+            if (is_change and more > 0) or self._turned_away:
                 self._demand = _most(self._demand, found)
             return self._demand
-        # What is more than chance is believed at once, and that nobody asks at all.
-        kept = 0.0 if is_rise or not self.asked else DEMAND_KEPT
+        # What is more than chance is believed at once; all else is averaged.
+        kept = 0.0 if is_change else KEPT if expected > FEW else KEPT_FEW
         before = self._demand
         self._per_s = self._per_s * kept + per_s * (1 - kept)
         self._demand = (

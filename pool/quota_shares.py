@@ -73,7 +73,6 @@ class _Member:
     sent: dict[str, Parts]  # what it was sent last
     demands: dict[str, Parts] = field(default_factory=dict)
     seq: int = 0
-    acked: int = 0
     gone_s: float | None = None
 
     def uses(self, key: str) -> Parts:
@@ -137,7 +136,6 @@ class Ledger:
         """Take note that an edge process keeps to what it was sent."""
         member = self._members.get(name)
         if member is not None and seq == member.seq:
-            member.acked = seq
             member.used = dict(member.sent)
 
     def grants(self, now_s: float) -> list[tuple[str, int, dict[str, Parts]]]:
@@ -199,7 +197,7 @@ class Ledger:
             new = (parts[0][index], parts[1][index], parts[2][index])
             old = member.has(key)
             is_new = key not in member.sent and key != ANY
-            if is_new or any(map(_is_step, old, new)):
+            if is_new or _is_other(old, new):
                 news.setdefault(name, {})[key] = new
                 is_there = False  # until it is confirmed
         return is_there and is_settled
@@ -220,22 +218,23 @@ class Ledger:
         for key, asked_s in list(self._asked_s.items()):
             if now_s - asked_s < IDLE_S or any(key in m.demands for m in members):
                 continue
-            # Everybody has the equal part by now, so that its name makes no difference.
-            if not any(_is_step(a, b) for m in members for a, b in zip(
-                m.uses(key), m.uses(ANY), strict=True)):  # fmt: skip
+            if any(_is_other(member.uses(key), member.uses(ANY)) for member in members):
+                self._due.add(key)
+            else:  # everybody has the equal part by now: its name makes no difference
                 ended.add(key)
                 del self._asked_s[key]
                 self._due.discard(key)
-            else:
-                self._due.add(key)
         return ended
 
     def _all_due(self) -> None:
         self._due |= {ANY, *self._asked_s}
 
 
-def _is_step(old: float, new: float) -> bool:
-    return abs(new - old) > max(STEP, STEP_RATIO * old)
+def _is_other(old: Parts, new: Parts) -> bool:
+    return any(
+        abs(after - before) > max(STEP, STEP_RATIO * before)
+        for before, after in zip(old, new, strict=True)
+    )
 
 
 def _most(one: Parts, other: Parts) -> Parts:

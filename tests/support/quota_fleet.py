@@ -21,6 +21,7 @@ from registry_sync.keys import make_key
 REPORT_S = 1.0
 DELAY_S_MAX = 0.05
 TICK_S = 0.5
+LOOK_S = 0.1  # so often an edge looks whether another rate holds
 
 
 @dataclass
@@ -172,15 +173,16 @@ class QuotaFleet:
         self._grant()
         self._at(TICK_S, self._tick)
 
-    def _arrive(self, edge: Edge) -> None:
-        if edge.rate_per_s:
+    def _arrive(self, edge: Edge, is_request: bool = False) -> None:
+        if is_request:
             try:
                 edge.leases.take(self.record, self.now_s).release()
                 edge.admitted_s.append(self.now_s)
             except QuotaExceeded:
                 pass
-        pause_s = self.rng.expovariate(edge.rate_per_s) if edge.rate_per_s else 0.05
-        self._at(min(pause_s, 0.2) if edge.rate_per_s else pause_s, lambda: self._arrive(edge))
+        # Requests are independent: whoever looks anew, having seen none, disturbs nothing.
+        pause_s = self.rng.expovariate(edge.rate_per_s) if edge.rate_per_s else LOOK_S
+        self._at(min(pause_s, LOOK_S), lambda: self._arrive(edge, pause_s < LOOK_S))
 
 
 def _parts(of_key: QuotaParts) -> Parts:

@@ -26,7 +26,8 @@ CONCURRENT_WAIT_S = 0.25  # when a call under way ends nobody can say
 SPAN_S_MIN = 0.25  # a burst is not taken for a rate over less
 CHANCE = 2.5  # standard deviations of a count of independent requests
 FEW = 10  # requests, whose count says little
-KEPT, KEPT_FEW = 0.5, 0.75  # of the demand before, in the average
+KEPT, KEPT_FEW = 0.5, 0.75  # of the demand a second before, in the average
+FIRST_S = 0.9  # what is seen first is believed if it was seen for so long
 DEMAND_MIN = 1e-4  # less is nothing
 IDLE_S = 60.0  # a meter not asked for so long is forgotten once nothing is owed
 REQUESTS, ROWS, CONCURRENT = "requests_per_s", "rows_per_s", "concurrent"
@@ -183,13 +184,15 @@ class Meter:
         )
         expected = self._per_s * span_s
         more = self.asked - expected
-        is_change = abs(more) > CHANCE * math.sqrt(expected) + 1
+        is_change = abs(more) > CHANCE * math.sqrt(max(expected, self.asked)) + 1
         if span_s < SPAN_S_MIN:  # too short to tell that it has become less
             if (is_change and more > 0) or self._turned_away:
                 self._demand = _most(self._demand, found)
             return self._demand
         # What is more than chance is believed at once; all else is averaged.
-        kept = 0.0 if is_change else KEPT if expected > FEW else KEPT_FEW
+        is_first = not self._per_s and span_s > FIRST_S
+        kept = (KEPT if expected > FEW else KEPT_FEW) ** span_s
+        kept = 0.0 if is_change or is_first else kept
         before = self._demand
         self._per_s = self._per_s * kept + per_s * (1 - kept)
         self._demand = (

@@ -231,6 +231,21 @@ def test_demand_is_averaged_and_what_is_more_than_chance_is_believed_at_once() -
     assert found == pytest.approx([0.6, 0.62, 0.56, 0.9], abs=0.01)
 
 
+def test_small_counts_are_averaged_for_longer() -> None:
+    key, found = meter(requests_per_s=10), []
+    for second, tries in enumerate((4, 2, 6, 0, 4)):
+        admitted(key, START_S + second, tries)
+        found.append(key.demand(START_S + second + 1)[0])
+    assert all(0.25 <= part <= 0.45 for part in found), found
+
+
+def test_two_requests_are_no_burst() -> None:
+    key = meter(part(0.1), requests_per_s=10)
+    admitted(key, START_S, 2)
+    assert key.demand(START_S + 0.1)[0] == 0.0
+    assert key.demand(START_S + 0.3)[0] <= 0.1
+
+
 def test_demand_that_has_ended_is_nothing_at_once() -> None:
     key = meter(requests_per_s=100)
     admitted(key, START_S, 80)

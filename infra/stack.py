@@ -297,11 +297,16 @@ def _worker_sockets(address: str) -> list[socket.socket]:
 def _edge_sockets(*addresses: tuple[str, int]) -> list[socket.socket]:
     """Bind an edge's sockets; it listens on them once it can answer."""
     bound = []
-    for host, port in addresses:
-        one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        bound.append(one)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # several edges on one port
-        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as its connections inherit
-        one.bind((host, port))
+    try:
+        for host, port in addresses:
+            one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            bound.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # several edges on one port
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its connections inherit it
+            one.bind((host, port))
+    except OSError:
+        for one in bound:
+            one.close()
+        raise
     return bound

@@ -174,15 +174,20 @@ class Supervisor:
             self._close_sockets(spec)
 
     async def _keep(self, spec: ProcessSpec) -> None:
-        pause_s = RESTART_S_MIN
+        pause_s, has_run = RESTART_S_MIN, False
         while not self._stop.is_set():
             started_s = time.monotonic()
             try:
                 child = self._running[spec] = await self._start(spec)
             except OSError as error:
-                self.why_failed = f"{spec.name}: {error}"
-                self.failed.set()
-                return
+                if not has_run:
+                    self.why_failed = f"{spec.name}: {error}"
+                    self.failed.set()
+                    return
+                _log.warning("process_not_started", process=spec.name, error=str(error))
+                pause_s = await self._pause(pause_s)
+                continue
+            has_run = True
             if self._stop.is_set():  # `stop` came while it was being started
                 await child.end()
             has_ended = await child.until_over()
@@ -202,10 +207,14 @@ class Supervisor:
             if lived_s > STEADY_S:
                 pause_s, deaths = RESTART_S_MIN, 0
             self._deaths[spec] = (deaths + 1, code)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._stop.wait()
-            pause_s = min(pause_s * 2, RESTART_S_MAX)
+            pause_s = await self._pause(pause_s)
+
+    async def _pause(self, pause_s: float) -> float:
+        """Wait before the next start; returns how long to wait the next time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._stop.wait()
+        return min(pause_s * 2, RESTART_S_MAX)
 
     def _see_off(self, child: _Child) -> None:
         task = asyncio.get_running_loop().create_task(child.see_off())

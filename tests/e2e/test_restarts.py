@@ -166,6 +166,20 @@ def test_edge_in_its_lame_duck_is_not_ready_serves_on_and_closes_what_is_kept(lo
     until(lambda: warm_in(lone) == 1, GONE_S_MAX, "all is well again")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_alive_s", [0.5, 7.0])  # shorter and longer than the default
+def test_kept_connection_may_be_silent_for_as_long_as_told(
+    start_stack: Callable[..., Stack], keep_alive_s: float
+) -> None:
+    stack = start_stack(arguments=("--keep-alive-s", str(keep_alive_s)))
+    kept = HTTPConnection("127.0.0.1", stack.port, timeout=20)
+    assert ask(kept, "/v2/health/live") == (200, None)
+    began_s = time.monotonic()
+    assert kept.sock.recv(1) == b""
+    assert keep_alive_s * 0.9 < time.monotonic() - began_s < keep_alive_s + 5.0
+    kept.close()
+
+
 def test_one_worker_alone_is_replaced_under_load_and_no_request_fails(lone: Stack) -> None:
     with Load(lone.url, lone.key, "echo", threads=4, pause_s=0.002) as load:
         load.more(50)

@@ -18,7 +18,7 @@ from edge.guard import HEAD_BYTES_MAX
 
 CONNECTIONS_MAX = 8192  # granian's backpressure counts connections, not requests
 BACKLOG = 2048
-FILES_WANTED = 1 << 16  # where there is no limit
+FILES_MANY = 1 << 16  # where there is no limit
 FILES_SPARE = 128  # descriptors that are no client's connection
 
 
@@ -61,13 +61,10 @@ def listening(app: Any, host: str, port: int, config: EdgeConfig, listen_fd: int
 
 
 def files_max() -> int:
-    """Let this process open as many files as it may; return how many.
+    """Return how many files this process may open.
 
-    A shell's usual 1,024 are fewer than the sockets that a few idle clients hold.
+    A shell's usual 1,024 would be fewer than the sockets that a few idle clients hold; granian
+    raises the limit to what is allowed when it is imported.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return FILES_MANY if soft == resource.RLIM_INFINITY else soft

@@ -24,7 +24,7 @@ HEADER_CHARS_MAX = 256  # of an Accept-Encoding that is looked at and remembered
 # A tensor of zeros compresses a thousandfold and is no attack; 8 MB of them are cheap enough to
 # find out.  Larger ones must not be made of next to nothing.
 INFLATED_BYTES_FREE = 8 << 20
-RATIO_MAX = 100
+RATIO_MAX = 20
 
 
 def inflated_bytes_max(body_bytes: int, bytes_max: int) -> int:
@@ -34,8 +34,8 @@ def inflated_bytes_max(body_bytes: int, bytes_max: int) -> int:
         body_bytes: of the body as it came.
         bytes_max: of any body.
 
-    >>> [inflated_bytes_max(size, 64 << 20) >> 20 for size in (1, 200 << 10, 10 << 20)]
-    [8, 19, 64]
+    >>> [inflated_bytes_max(size, 64 << 20) >> 20 for size in (1, 1 << 20, 10 << 20)]
+    [8, 20, 64]
     """
     return min(bytes_max, max(INFLATED_BYTES_FREE, body_bytes * RATIO_MAX))
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PACKAGE_READMES = [ROOT / package / "README.md" for package in MAY_IMPORT]
 DOCUMENTS = [README, *PACKAGE_READMES, ROOT / "CHANGELOG.md"]
-README_LINES_MAX, PACKAGE_LINES_MAX, DECISION_LINES_MAX = 150, 60, 15
+README_LINES_MAX, PACKAGE_LINES_MAX, DECISION_LINES_MAX = 150, 160, 15
 
 _LINK = re.compile(r"\]\(([^)\s#]+)")
 _CODE = re.compile(r"```\w*\n(.*?)```|`([^`\n]+)`|^ {4}([^\n]+)$", re.DOTALL | re.MULTILINE)

@@ -147,11 +147,12 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     world.boot()
     if disk is not None and any(e.cache_disk for e in world.snapshot.endpoints.values()):
         disk.start()
+    saving = loop.create_task(_save_forever(metrics))
     tasks = [
         loop.create_task(world.run()),
         loop.create_task(pool.sweep_forever()),
         loop.create_task(app.watch_forever()),
-        loop.create_task(_save_forever(metrics)),
+        saving,
         loop.create_task(log_settings.follow_forever()),
         loop.create_task(access.run()),
     ]
@@ -164,6 +165,8 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     done, _ = await asyncio.wait([stopped, *servers, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stopped}:
         task.result()  # a port that is taken, or a bug in a round, ends the process here
+    metrics.save()  # the successor counts on from here
+    saving.cancel()
     say_draining(config.notice_fd)
     for guard in guards:
         guard.is_closing = True
@@ -177,7 +180,6 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     if disk is not None:
         await disk.flush()
     world.report()
-    metrics.save()
     for task in tasks:
         task.cancel()
     await pool.close()

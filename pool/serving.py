@@ -105,8 +105,10 @@ class Served:
 
     def settle(self, outcome: Outcome | None) -> None:
         """Reply; None and a cancelled ticket need no reply."""
-        # Call and ticket point at one another; left so, only the collector would free them.
+        # Call and ticket point at one another; left so, only the collector would free them.  And a
+        # timer may know the call until its deadline, which must not keep its tensors.
         self.ticket = None
+        self.tensors = []
         self.edge.ended(self)
         match outcome:
             case Answer():

@@ -16,7 +16,7 @@ import pytest
 from pool.batching import Limits, Run, Shed, decide
 from pool.engine_queue import EngineQueue
 from pool.profile import ArrivalRate
-from pool.ticket import Answer, Cancelled, Failed, Overdue, Ticket
+from pool.ticket import Answer, Cancelled, Failed, Overdue, Returned, Ticket
 from tests.support import virtual_time
 from tests.support.counting_engine import MAGIC_VALUE, FailingSession
 from tests.support.tickets import Asked, VirtualRunner, X, Y, asked
@@ -82,11 +82,16 @@ def test_every_ticket_is_settled_once_and_right(seed: int, rows_max: int) -> Non
             case Overdue(waited_s, was_shed):
                 slo_s = one.ticket.deadline_s - one.ticket.arrived_s
                 assert waited_s < slo_s if was_shed else waited_s <= slo_s + 0.002
-            case Cancelled():
+            case Cancelled() | Returned():
                 pass
     counters = queue.counters
     settled = (
-        counters.answered + counters.failed + counters.overdue + counters.shed + counters.cancelled
+        counters.answered
+        + counters.failed
+        + counters.overdue
+        + counters.shed
+        + counters.returned
+        + counters.cancelled
     )
     assert settled == counters.submitted == len(everybody)
     assert queue.is_idle

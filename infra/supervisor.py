@@ -7,7 +7,8 @@ that was accepted is lost; whoever does not end in time is killed.  When even th
 killed, Linux kills the children.
 
 The sockets on which a process listens are made here and handed down, and stay open from one to the
-next: who dials between two waits for the successor.
+next: who dials between two waits for the successor.  Only those of a process that dies again and
+again are closed in between, so that others on its port are dialled instead.
 """
 
 from __future__ import annotations
@@ -202,10 +203,13 @@ class Supervisor:
             lived_s = time.monotonic() - started_s
             if code == 0 and lived_s > RESTART_OK_S:  # it was told to end
                 continue
-            self._close_sockets(spec)  # so that others on the same port are dialled meanwhile
             deaths, _ = self._deaths.get(spec, (0, 0))
             if lived_s > STEADY_S:
                 pause_s, deaths = RESTART_S_MIN, 0
+            if deaths:
+                # It may take long to come back: let those who dial the same port reach others.
+                # Not at its first death, which would reset who has dialled since.
+                self._close_sockets(spec)
             self._deaths[spec] = (deaths + 1, code)
             pause_s = await self._pause(pause_s)
 

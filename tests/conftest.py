@@ -12,7 +12,14 @@ import pytest
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import TEST_ENGINES, Stack, running_stack
 
+WORKERS = 2  # of a run of everything: most tests wait for processes
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run everything in two processes; single files and figures (`-m slow`) in this one."""
+    is_everything = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return WORKERS if is_everything and "not slow" in config.option.markexpr else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

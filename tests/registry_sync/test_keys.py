@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,7 @@ def test_operators_own_key_has_an_id_from_its_hash() -> None:
 @pytest.mark.parametrize(
     "key",
     ["tp_ab_cd", "tp_" + "A" * 16 + "_" + "0" * 64, KEY + "0", KEY[:-1], f" {KEY}", KEY + "\n"],
+    ids=itertools.count(),  # the key is another one in each process
 )
 def test_key_that_only_looks_like_a_made_one_is_an_own_one(key: str) -> None:
     assert keys.find_id(key).startswith("env-")
@@ -118,7 +120,9 @@ def test_record_that_does_not_fit_is_refused(changes: dict[str, Any], path: str)
 # --- verify ---
 
 
-@pytest.mark.parametrize(("key", "record"), [(KEY, RECORD), (OWN_KEY, OWN_RECORD)])
+@pytest.mark.parametrize(
+    ("key", "record"), [(KEY, RECORD), (OWN_KEY, OWN_RECORD)], ids=["made", "own"]
+)
 def test_key_is_recognised(key: str, record: KeyRecord) -> None:
     assert verify(key, RECORDS, NOW_S) is record
 
@@ -141,6 +145,7 @@ def test_key_is_recognised(key: str, record: KeyRecord) -> None:
         RECORD.sha256,
         "nobody",
     ],
+    ids=itertools.count(),
 )
 def test_any_other_key_is_not(key: str) -> None:
     assert verify(key, RECORDS, NOW_S) is None

@@ -47,6 +47,7 @@ from registry_sync.leader import look
 from registry_sync.logs import configure
 from registry_sync.memory import calm_collector
 from registry_sync.open import open_store
+from registry_sync.scheduling import take_turns
 from registry_sync.stores import StoreError
 from registry_sync.supervised import leave, say_draining
 
@@ -222,6 +223,7 @@ async def _save_forever(metrics: Metrics) -> None:
 
 def main() -> None:
     """Start from the JSON in argv[1]."""
+    take_turns()  # before there are threads: they take it over
     config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
     writer = LogWriter(sys.stderr.fileno())
     configure("edge", config.log_level, writer)

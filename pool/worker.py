@@ -39,6 +39,7 @@ from registry_sync.local import LocalStore
 from registry_sync.logs import configure
 from registry_sync.memory import calm_collector
 from registry_sync.names import BadName, check_name, check_version
+from registry_sync.scheduling import take_turns
 from registry_sync.supervised import leave, say_draining
 from registry_sync.sync import present
 
@@ -281,6 +282,7 @@ async def run(config: WorkerConfig) -> None:
 
 def main() -> None:
     """Start from the JSON in argv[1]."""
+    take_turns()  # before there are threads: they take it over
     config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
     configure("worker", config.log_level)
     try:

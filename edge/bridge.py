@@ -71,7 +71,7 @@ class Bridge:
 
     async def _body(self, lookup: Lookup, proto: Any, holding: _Holding) -> bytes:
         encoding = lookup("content-encoding")
-        if encoding not in (None, "", "identity"):
+        if encoding is not None and encoding.lower() not in ("", "identity"):
             raise Unsupported("a compressed body is not supported on this route")
         late_s = self._body_read_s_max
         try:
@@ -112,6 +112,7 @@ class _Holding:
     """What a request's body holds of the room."""
 
     held_bytes: int = 0
+    owner: str = ""
     body_due_s: float = 0.0
 
 

@@ -11,6 +11,7 @@ Source: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 202
 from __future__ import annotations
 
 import functools
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -76,11 +77,14 @@ class CacheCounters:
 
 
 class _Entry(Generic[V]):
-    __slots__ = ("cost_bytes", "expires_s", "frequency", "leaves_s", "value")
+    __slots__ = ("cost_bytes", "expires_s", "frequency", "kept_s", "leaves_s", "value")
 
-    def __init__(self, value: V, cost_bytes: int, expires_s: float, leaves_s: float) -> None:
+    def __init__(
+        self, value: V, cost_bytes: int, kept_s: float, expires_s: float, leaves_s: float
+    ) -> None:
         self.value = value
         self.cost_bytes = cost_bytes
+        self.kept_s = kept_s  # since when
         self.expires_s = expires_s
         self.leaves_s = leaves_s  # later, if it may be of use when it is stale
         self.frequency = 0
@@ -124,18 +128,21 @@ class AnswerCache(Generic[V]):
         found = self.find(key, now_s)
         return None if found is None else found[0]
 
-    def find(self, key: bytes, now_s: float) -> tuple[V, float] | None:
+    def find(self, key: bytes, now_s: float, ttl_s: float = math.inf) -> tuple[V, float] | None:
         """Return a fresh answer and the time until which it stays so, or None.
 
         Args:
             key: from `cache_key`.
             now_s: on the clock of `put`.
+            ttl_s: how long who asks now takes an answer for fresh, if that is shorter than it was
+                when the answer was kept: a spec was changed, or is another endpoint's.
         """
         entry = self._small.get(key) or self._main.get(key)
         if entry is None:
             self.counters.misses += 1
             return None
-        if entry.expires_s <= now_s:
+        until_s = min(entry.expires_s, entry.kept_s + ttl_s)
+        if until_s <= now_s:
             self.counters.misses += 1
             if entry.leaves_s <= now_s:
                 self._remove(key)
@@ -144,7 +151,7 @@ class AnswerCache(Generic[V]):
         if entry.frequency < FREQUENCY_MAX:
             entry.frequency += 1
         self.counters.hits += 1
-        return entry.value, entry.expires_s
+        return entry.value, until_s
 
     def find_stale(self, key: bytes, now_s: float) -> tuple[V, float] | None:
         """Return an answer that is kept though it is not fresh, and since when, or None.
@@ -189,7 +196,7 @@ class AnswerCache(Generic[V]):
             return False
         if ttl_s + stale_s <= 0:
             return False
-        entry = _Entry(value, cost_bytes, now_s + ttl_s, now_s + ttl_s + stale_s)
+        entry = _Entry(value, cost_bytes, now_s, now_s + ttl_s, now_s + ttl_s + stale_s)
         while self.held_bytes + cost_bytes > self.bytes_max:
             self._evict(now_s)
         if key in self._ghosts:

@@ -258,7 +258,7 @@ class Service:
         endpoint = await self.find(snapshot, target)
         trace.endpoint = endpoint
         encoding = header("content-encoding")
-        if encoding is not None and encoding not in CONTENT_ENCODINGS:
+        if encoding is not None and encoding.lower() not in CONTENT_ENCODINGS:
             raise Unsupported(
                 f"Content-Encoding {quote(encoding)} is not supported; use gzip or deflate",
                 headers=(("accept-encoding", "gzip, deflate"),),
@@ -305,7 +305,7 @@ class Service:
         given = header("x-request-timeout-seconds")
         if given is not None:
             try:
-                wanted_s = float(given)
+                wanted_s = math.nan if "_" in given else float(given)
             except ValueError:
                 wanted_s = math.nan
             if not 0 < wanted_s < math.inf:
@@ -332,7 +332,7 @@ class Service:
         key = cache_key(record.tenant, arm.version.digest, PRECISION, arm.purged, request)
         hit = None
         if why is None:
-            hit = self.cache.find(key, now_s)
+            hit = self.cache.find(key, now_s, endpoint.cache_ttl_s)
             trace.cache_s = self._now() - now_s
         if hit is not None:
             outputs, until_s = hit

@@ -29,6 +29,7 @@ STEP_S = 5.0
 PARTS_FREE = 1024  # of any size; from there on they must have `PART_BYTES_MIN` on average,
 PART_BYTES_MIN = 64  # because each costs as much as half a small request
 RETRY_S = 1.0
+ALWAYS_BYTES_MAX = 64 << 10  # what one request gets of the room, whoever holds the rest
 TIDY_BYTES = 32 << 20  # of bodies that are gone, after which freed memory is worth looking for
 
 PASSED_BYTES_MAX = 64 << 10  # of a body that is read only to keep its connection
@@ -43,33 +44,56 @@ class Holder(Protocol):
     held_bytes: int  # of the room
     body_due_s: float  # when the body must be here, on the monotonic clock; 0: not yet known
 
+    @property
+    def owner(self) -> str:
+        """Whose request it is: a tenant; "" where nobody knows."""
+
 
 class Room:
     """Bounds the bytes of all bodies that a process holds at a time."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
+        # The whole mutable state.
         self.held_bytes = 0
+        self._held_by: dict[str, int] = {}  # owner → bytes
         self._released_bytes = 0  # since `wants_tidying` last said so
 
     def take(self, holder: Holder, size_bytes: int) -> None:
         """Make room for so many bytes more.
 
+        A request that holds little gets it always: however large others are, small ones go on.
+        No owner gets more than half.
+
         Raises:
             Overloaded: there is none now; what the request holds is its owner's to give back.
         """
-        held_bytes = self.held_bytes + size_bytes
-        if held_bytes > self.bytes_max:
-            raise Overloaded(
-                "the bodies of other requests take all the room there is", retry_after_s=RETRY_S
-            )
-        self.held_bytes = held_bytes
+        owner = holder.owner
+        its_bytes = self._held_by.get(owner, 0) + size_bytes
+        if holder.held_bytes + size_bytes > ALWAYS_BYTES_MAX:
+            if self.held_bytes + size_bytes > self.bytes_max:
+                raise Overloaded(
+                    "the bodies of other requests take all the room there is",
+                    retry_after_s=RETRY_S,
+                )
+            if owner and its_bytes > self.bytes_max // 2:
+                raise Overloaded(
+                    "this tenant's other bodies take all the room that one may have",
+                    retry_after_s=RETRY_S,
+                )
+        self.held_bytes += size_bytes
+        self._held_by[owner] = its_bytes
         holder.held_bytes += size_bytes
 
     def give_back(self, holder: Holder, size_bytes: int) -> None:
         """Let go of so many bytes."""
         self.held_bytes -= size_bytes
         holder.held_bytes -= size_bytes
+        left_bytes = self._held_by.get(holder.owner, 0) - size_bytes
+        if left_bytes > 0:
+            self._held_by[holder.owner] = left_bytes
+        else:
+            self._held_by.pop(holder.owner, None)
         self._released_bytes += size_bytes
 
     def wants_tidying(self) -> bool:
@@ -110,9 +134,9 @@ async def receive(
         length = int(given)  # hyper lets only digits pass
         if length > bytes_max:
             raise _too_large(bytes_max)
-        room.take(holder, length)
-        if length > WHOLE_BYTES_MAX:
+        if length > WHOLE_BYTES_MAX:  # what has not come yet takes no room
             return await _in_parts(proto, length, bytes_max, room, holder, read_s_max)
+        room.take(holder, length)
         body: bytes = await proto()
     except RuntimeError:  # granian: the client left, or its framing broke
         raise BadRequest(_BROKEN) from None
@@ -156,8 +180,7 @@ async def _in_parts(
             continue
         if len(body) + len(part) > bytes_max:
             raise _too_large(bytes_max)
-        if length is None:
-            room.take(holder, len(part))
+        room.take(holder, len(part))
         body += part
         if parts > PARTS_FREE and len(body) < parts * PART_BYTES_MIN:
             raise BadRequest(f"the body comes in parts of less than {PART_BYTES_MIN} bytes")

@@ -336,7 +336,7 @@ class App:
             proto, header, self._body_bytes_max, self._room, trace, self._body_read_s_max
         )
         trace.has_body = True
-        encoding = header("content-encoding")
+        encoding = (header("content-encoding") or "").lower()
         if encoding not in ENCODINGS:
             return body
         bytes_max = inflated_bytes_max(len(body), self._body_bytes_max)

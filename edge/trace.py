@@ -63,6 +63,11 @@ class Trace(msgspec.Struct):
     held_bytes: int = 0  # of the room for bodies
     body_due_s: float = 0.0  # of a body that comes in parts
 
+    @property
+    def owner(self) -> str:
+        """Who answers for the room that its body takes."""
+        return "" if self.record is None else self.record.tenant
+
 
 def trace_context(traceparent: str | None) -> tuple[str, str]:
     """Return trace and span id of a W3C `traceparent`; empty if there is none that is valid."""

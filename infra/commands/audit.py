@@ -36,7 +36,7 @@ def audit_command(
     with said():
         end = audit.parse_time(until, now) if until else now
         query = Query(audit.parse_time(since, now), end, endpoint, key, who)
-        store = store_of(data, registry)
+        store = store_of(data, registry, writes=False)
         found: list[Found] = []
         before = ""
         while True:

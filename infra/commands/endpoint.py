@@ -46,7 +46,7 @@ def get_command(
 ) -> None:
     """Print an endpoint's current spec."""
     with said():
-        spec, _ = endpoints.get_spec(store_of(data, registry), name)
+        spec, _ = endpoints.get_spec(store_of(data, registry, writes=False), name)
     encoded = documents.write(spec)
     if json:
         typer.echo(encoded.decode())
@@ -85,7 +85,7 @@ def history_command(
 ) -> None:
     """Print every spec that was ever current, oldest first."""
     with said():
-        specs = endpoints.history(store_of(data, registry), name)
+        specs = endpoints.history(store_of(data, registry, writes=False), name)
     if json:
         typer.echo(b"[" + b",".join(documents.write(spec) for spec in specs) + b"]")
         return
@@ -127,7 +127,7 @@ def purge_command(
             lambda: endpoints.purge(store, name, version),
             lambda state: audit.epochs(state, version),
         )
-        poke(data, store)
+        poke(data, store, says_if_nobody=True)
     typer.echo(f"purged {name}" + ("" if version is None else f" version {version}"))
 
 

@@ -81,7 +81,7 @@ def create_command(
 def list_command(data: Data = DATA_DEFAULT, registry: Registry = "", json: Json = False) -> None:
     """List the keys' records; the keys themselves are known to nobody."""
     with said():
-        records = keys.list_keys(store_of(data, registry))
+        records = keys.list_keys(store_of(data, registry, writes=False))
     if json:
         typer.echo(_json([_row(record) for record in records]))
         return
@@ -90,6 +90,8 @@ def list_command(data: Data = DATA_DEFAULT, registry: Registry = "", json: Json 
         if record.quota is not None:
             limits = msgspec.to_builtins(record.quota)
             words.append(" ".join(f"{name}={value:g}" for name, value in limits.items()))
+        if record.priority != 1:
+            words.append(f"priority={record.priority}")
         if record.not_after is not None:
             words.append(f"until {_iso(record.not_after)}")
         words += [f"earlier secret until {_iso(old.not_after)}" for old in record.previous]
@@ -117,7 +119,7 @@ def rotate_command(
         key = recorded(
             store, reason, "key.rotate", id, lambda: keys.rotate_key(store, id, grace_s, now_s)
         )
-        poke(data, store)
+        poke(data, store, says_if_nobody=True)
     made = {"id": id, "key": key, "previous_not_after": now_s + grace_s if grace_s else None}
     typer.echo(_json(made) if json else key)
 
@@ -133,7 +135,7 @@ def revoke_command(
     with said():
         store = store_of(data, registry)
         recorded(store, reason, "key.revoke", id, lambda: keys.revoke_key(store, id))
-        poke(data, store)
+        poke(data, store, says_if_nobody=True)
     typer.echo(_json({"id": id, "revoked": True}) if json else f"revoked {id}")
 
 
@@ -156,6 +158,7 @@ def _row(record: KeyRecord) -> dict[str, Any]:
         "tenant": record.tenant,
         "scopes": list(record.scopes),
         "quota": None if record.quota is None else msgspec.structs.asdict(record.quota),
+        "priority": record.priority,
         "not_after": record.not_after,
         "previous_not_after": [old.not_after for old in record.previous],
     }

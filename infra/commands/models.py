@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def models_command(data: Data = DATA_DEFAULT, registry: Registry = "", json: Json = False) -> None:
     """List the published models and their versions."""
     with said():
-        found = catalog.models(store_of(data, registry))
+        found = catalog.models(store_of(data, registry, writes=False))
     if json:
         rows = [{"model": model, "versions": versions} for model, versions in found.items()]
         typer.echo(msgspec.json.encode(rows).decode())

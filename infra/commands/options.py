@@ -53,15 +53,22 @@ def has_registry(data: Path, registry: str) -> bool:
     return url.startswith("s3://") or Path(url.removeprefix("file://")).is_dir()
 
 
-def store_of(data: Path, registry: str) -> Store:
+def store_of(data: Path, registry: str, *, writes: bool = True) -> Store:
     """Open the registry to work on.
 
+    Args:
+        data: the folder of the stack.
+        registry: as given; empty: that of the stack.
+        writes: a folder that is not there may be made.
+
     Raises:
-        CannotStart: the folder of a running stack's registry is gone; a new one in its place would
-            make the stack forget every model and key.
+        CannotStart: there is none to read from; or the folder of a running stack's registry is
+            gone, and a new one in its place would make the stack forget every model and key.
     """
     url = registry_url(data, registry)
     stack = node_of(data).read_stack()
+    if registry and not writes and not has_registry(data, registry):
+        raise CannotStart(f"there is no registry at {url}")
     if stack is not None and stack.registry == url and "://" not in url and not Path(url).exists():
         raise CannotStart(f"the registry's folder {url} is gone; is it mounted?")
     return open_store(url)
@@ -102,10 +109,15 @@ def controller_address(data: Path, store: Store | None) -> str | None:
     return None
 
 
-def poke(data: Path, store: Store) -> None:
+def poke(data: Path, store: Store, *, says_if_nobody: bool = False) -> None:
     """Let the running stack, if there is one, take over what was just written.
 
     Returns when every live edge goes by it.
+
+    Args:
+        data: the folder of the stack.
+        store: the registry.
+        says_if_nobody: where no stack is known here, say that no running edge goes by it yet.
 
     Raises:
         CannotStart: some edge did not confirm; the document is written all the same.
@@ -113,6 +125,11 @@ def poke(data: Path, store: Store) -> None:
     try:
         address = controller_address(data, store)
         if address is None:
+            if says_if_nobody:
+                typer.echo(
+                    "written; no controller is known here, so no running edge goes by it yet",
+                    err=True,
+                )
             return
         answer = asyncio.run(ask(address, node_of(data).data, "poke"))
     except (NoController, StoreError) as error:

@@ -364,3 +364,11 @@ def test_answer_may_be_stale_from_the_start() -> None:
     assert cache.find(b"k", 100.0) is None
     assert cache.find_stale(b"k", 100.0) == (7, 95.0)
     assert not cache.put(b"k", 7, 10, 100.0, -30.0, stale_s=30.0)
+
+
+def test_answer_is_fresh_no_longer_than_who_asks_takes_it_for() -> None:
+    cache: AnswerCache[str] = AnswerCache(1 << 20)
+    cache.put(b"k", "v", 1, now_s=100.0, ttl_s=3600.0)
+    assert cache.find(b"k", 103.0, 2.0) is None
+    assert cache.find(b"k", 101.0, 2.0) == ("v", 102.0)
+    assert cache.find(b"k", 103.0, 7200.0) == ("v", 3700.0)

@@ -9,13 +9,14 @@ import pytest
 
 from edge import receive as receive_module
 from edge.errors import BadRequest, Overloaded, TooLarge
-from edge.receive import TIDY_BYTES, Room, receive
+from edge.receive import ALWAYS_BYTES_MAX, TIDY_BYTES, Room, receive
 
 
 @dataclass
 class Holding:
     held_bytes: int = 0
     body_due_s: float = 0.0
+    owner: str = ""
 
 
 class Proto:
@@ -102,8 +103,37 @@ async def test_many_tiny_parts_are_refused() -> None:
     assert len(await read(Proto(*[b"x" * 64] * 2000), 1 << 20, **CHUNKED)) == 128_000
 
 
+def test_small_bodies_find_room_whoever_holds_the_rest() -> None:
+    room = Room(1 << 20)
+    room.take(Holding(), 1 << 20)
+    small = Holding()
+    room.take(small, ALWAYS_BYTES_MAX)
+    with pytest.raises(Overloaded, match="other requests"):
+        room.take(small, 1)
+
+
+def test_no_tenant_holds_more_than_half() -> None:
+    room, one, other = Room(1 << 20), Holding(owner="a"), Holding(owner="b")
+    room.take(one, 1 << 19)
+    with pytest.raises(Overloaded, match="this tenant's other bodies"):
+        room.take(Holding(owner="a"), ALWAYS_BYTES_MAX + 1)
+    room.take(other, 1 << 19)
+    room.give_back(one, 1 << 19)
+    room.take(one, 1 << 18)
+    assert room.held_bytes == (1 << 19) + (1 << 18)
+
+
+async def test_long_body_holds_only_what_has_come() -> None:
+    room, holding = Room(64 << 20), Holding()
+    headers = {"content-length": str(32 << 20)}
+    with pytest.raises(BadRequest):
+        await receive(Proto(b"x" * 100_000), headers.get, 64 << 20, room, holding, 10.0)
+    assert holding.held_bytes == room.held_bytes == 100_000
+
+
 @pytest.mark.parametrize("said", [CHUNKED, {"content_length": "600"}])
-async def test_bodies_share_a_room(said: dict[str, str]) -> None:
+async def test_bodies_share_a_room(said: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive_module, "ALWAYS_BYTES_MAX", 0)
     room, first = Room(1000), Holding()
     headers = {name.replace("_", "-"): value for name, value in said.items()}
     await receive(Proto(b"x" * 600), headers.get, 1000, room, first, 10.0)

@@ -9,6 +9,7 @@ Without the last two it keeps onnxruntime's defaults.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
@@ -37,7 +38,8 @@ def make_app(session: onnxruntime.InferenceSession) -> FastAPI:
     return app
 
 
-def main() -> None:
+def serve(make: Callable[[onnxruntime.InferenceSession], FastAPI]) -> None:
+    """Serve what `make` builds around the model, by the arguments of this process."""
     die_with_parent()
     port, model, *options = sys.argv[1:]
     threads, waiting = options or ("0", "spinning")
@@ -47,7 +49,7 @@ def main() -> None:
         providers=["CPUExecutionProvider"],
     )
     uvicorn.run(
-        make_app(session),
+        make(session),
         host="127.0.0.1",
         port=int(port),
         loop="uvloop",
@@ -58,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(make_app)

@@ -6,17 +6,14 @@ at POST /infer with JSON bodies as the Open Inference Protocol has them, both wa
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 import onnxruntime
-import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from infra.bench.processes import die_with_parent
-from infra.bench.sessions import session_options
+from infra.bench.peer_fastapi import serve
 
 
 class Input(BaseModel):
@@ -59,25 +56,5 @@ def make_app(session: onnxruntime.InferenceSession) -> FastAPI:
     return app
 
 
-def main() -> None:
-    die_with_parent()
-    port, model, *options = sys.argv[1:]
-    threads, waiting = options or ("0", "spinning")
-    session = onnxruntime.InferenceSession(
-        model,
-        session_options(threads=int(threads), spinning=waiting == "spinning"),
-        providers=["CPUExecutionProvider"],
-    )
-    uvicorn.run(
-        make_app(session),
-        host="127.0.0.1",
-        port=int(port),
-        loop="uvloop",
-        http="httptools",
-        log_level="warning",
-        access_log=False,
-    )
-
-
 if __name__ == "__main__":
-    main()
+    serve(make_app)

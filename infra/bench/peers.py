@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,21 @@ READY_S_MAX = 60.0  # Triton listens before its models answer
 
 
 @contextmanager
-def fastapi(model: Path, *, threads: int, spinning: bool) -> Iterator[Target]:
+def _served(module: str, model: Path, threads: int, spinning: bool) -> Iterator[Target]:
+    port = free_port()
+    arguments = [str(port), str(model), str(threads), "spinning" if spinning else "blocking"]
+    with running(f"infra.bench.peer_{module}", arguments, port) as pid:
+        yield Target(module, f"http://127.0.0.1:{port}", lambda: cpu.tree(pid))
+
+
+def fastapi(model: Path, *, threads: int, spinning: bool) -> AbstractContextManager[Target]:
     """Run FastAPI on uvicorn with one model inline; POST /infer takes raw bytes."""
-    port = free_port()
-    arguments = [str(port), str(model), str(threads), "spinning" if spinning else "blocking"]
-    with running("infra.bench.peer_fastapi", arguments, port) as pid:
-        yield Target("fastapi", f"http://127.0.0.1:{port}", lambda: cpu.tree(pid))
+    return _served("fastapi", model, threads, spinning)
 
 
-@contextmanager
-def pydantic(model: Path, *, threads: int, spinning: bool) -> Iterator[Target]:
+def pydantic(model: Path, *, threads: int, spinning: bool) -> AbstractContextManager[Target]:
     """Run FastAPI with a pydantic body and one model in the thread pool; POST /infer takes JSON."""
-    port = free_port()
-    arguments = [str(port), str(model), str(threads), "spinning" if spinning else "blocking"]
-    with running("infra.bench.peer_pydantic", arguments, port) as pid:
-        yield Target("pydantic", f"http://127.0.0.1:{port}", lambda: cpu.tree(pid))
+    return _served("pydantic", model, threads, spinning)
 
 
 @contextmanager

@@ -4,7 +4,7 @@
     fields that      one each (`SINGLE`), because two readers of one     400, 415
     mean one thing   request must not go by different values
     header values    32 KiB in all                                       431
-    target           8 KiB                                               414
+    path             8 KiB; the query is not counted                     414
 
 Beneath, hyper refuses by itself: heads of more than 64 KiB or 100 fields (431), lengths that are no
 number or differ, folded lines, NUL, a space before the colon (400), and frames a request with both

@@ -19,6 +19,7 @@ from registry_sync.fitting import INTEGER_MAX, misfits, rule_of, show
 from registry_sync.names import check_digest, check_name
 from registry_sync.plain import BadText, parse_json, parse_text
 from registry_sync.rules import (
+    axes_rule,
     check_bytes_hex,
     check_datatype,
     check_path,
@@ -66,6 +67,10 @@ _Text = Annotated[str, Meta(max_length=1024)]
 _Label = Annotated[str, Meta(min_length=1, max_length=128)]
 _Hex = Annotated[str, Meta(extra={"rule": rule_of(check_bytes_hex)})]
 _Requires = Annotated[tuple[_Text, ...], Meta(max_length=64)]
+_Extent = Annotated[int, Meta(ge=1, le=1 << 31)]  # of one axis of a tensor
+
+# How exactly a version computes at least; what is more exact may answer in its place.
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -88,6 +93,34 @@ class File(msgspec.Struct, frozen=True):
 _Tensors = Annotated[tuple[TensorSpec, ...], Meta(max_length=1024, extra={"rule": tensors_rule})]
 
 
+class AxisRange(msgspec.Struct, frozen=True):
+    """The sizes that an axis may have in a built engine, and the one that it is tuned for."""
+
+    min: _Extent
+    opt: _Extent
+    max: _Extent
+
+
+class EngineWish(msgspec.Struct, frozen=True):
+    """What is to run a version; a manifest's holds unless an endpoint says otherwise."""
+
+    name: Literal["auto"] | Annotated[str, _named("engine")] = "auto"
+    precision: Precision | None = None  # None: the version's own
+    # Of axes other than the first that the signature leaves open, by "input:axis".
+    axes: Annotated[
+        dict[Annotated[str, Meta(min_length=3, max_length=1032)], AxisRange],
+        Meta(max_length=256, extra={"rule": axes_rule}),
+    ] = {}
+    ahead_of_time: bool = False  # compile torch-export models with AOTInductor
+
+
+class GateLimits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a built engine's outputs may be from the artifact's own; None: by precision."""
+
+    relative_error_max: Annotated[float, Meta(gt=0, le=10)] | None = None
+    top1_agreement_min: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """A published version of a model; immutable."""
 
@@ -106,6 +139,9 @@ class Manifest(msgspec.Struct, frozen=True):
     labels: Annotated[dict[_Label, _Text], Meta(max_length=64)] = {}
     requires: _Requires = ()
     golden: _Digest | None = None  # the blob with recorded inputs and outputs, an npz
+    precision: Precision = "fp32"  # the least that this version promises
+    engine: EngineWish | None = None
+    gate: GateLimits | None = None
     profile: dict[str, Any] | None = None
     signature: dict[str, Any] | None = None
 
@@ -172,6 +208,7 @@ class EndpointSpec(msgspec.Struct, frozen=True):
     batch: Batch = Batch()
     deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 10_000
     scale: Annotated[Scale, Meta(extra={"rule": scale_rule})] = Scale()
+    engine: EngineWish = EngineWish()
     requires: _Requires = ()
 
     def __post_init__(self) -> None:

@@ -119,6 +119,24 @@ def scale_rule(scale: Any) -> Iterator[tuple[str, str]]:
         yield ".replicas_min", f"{show(least)} is more than replicas_max, which is {show(most)}"
 
 
+def axes_rule(axes: Any) -> Iterator[tuple[str, str]]:
+    """Find names that are no ``input:axis``, the first axis, and ranges out of order."""
+    if not isinstance(axes, dict):
+        return
+    for name, extents in axes.items():
+        found = re.fullmatch(r".+:([0-9]{1,2})", name) if isinstance(name, str) else None
+        if found is None:
+            yield "", f'{show(name)} names no axis: use "input:axis", e.g. "input_ids:1"'
+        elif found[1] == "0":
+            yield "", f"{show(name)}: the first axis follows batch.rows_max"
+        if isinstance(extents, dict):
+            sizes = [extents.get(key) for key in ("min", "opt", "max")]
+            numbers = [size for size in sizes if type(size) is int]
+            if len(numbers) == 3 and numbers != sorted(numbers):
+                low, middle, high = numbers
+                yield f".{name}", f"min {low}, opt {middle}, max {high} are not in this order"
+
+
 def keys_rule(keys: Any) -> Iterator[tuple[str, str]]:
     """Find keys of one id."""
     yield from _repeated(keys, "id")

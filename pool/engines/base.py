@@ -1,9 +1,9 @@
 """What an engine is: the contract between a worker and whatever runs a model.
 
-An `Engine` makes a published artifact runnable and hands out a `Session`; the queue calls
-the session, one run at a time, from one thread.  Anybody can write one: the operator names
-it as "module:Class" (see `pool.engines.registry`).  This module decides nothing and imports
-no framework.
+An `Engine` makes a published artifact runnable and hands out a `Session`, which the queue calls.
+A `PlanEngine` needs a plan for that, which somebody has built before.  Anybody can write one: the
+operator names it as "module:Class" (see `pool.engines.registry`).  This module decides nothing and
+imports no framework.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from registry_sync.documents import Manifest, TensorSpec
+from registry_sync.documents import EngineWish, Manifest, TensorSpec
+from registry_sync.plans import PlanIdentity
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
@@ -48,19 +49,37 @@ class EngineError(Exception):
     """The model failed on these inputs, or could not be loaded; the text names no file path."""
 
 
+class CannotBuild(EngineError):
+    """A plan cannot be built; the text holds what the framework said, and the way out."""
+
+
+class PlanRefused(EngineError):
+    """A plan cannot be loaded here: damaged, or for another device or version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Whether an engine can work in this process, for `status` and `doctor`."""
+    """What an engine can do in this process; made without loading its framework."""
 
     name: str
-    available: bool
-    version: str  # of the framework; empty when it is not there
+    available: bool  # it can run models on `device`
+    version: str  # of the framework, exact; empty when it is not there
     device: str  # "cpu", "cuda:0", …
     reason: str  # why it is not available; empty when it is
+    device_class: str = ""  # of `device`, as plans name it: "sm_90", …
+    driver: int = 0  # major version; 0: none
+    builds_for: tuple[str, ...] = ()  # device classes for which plans can be built here
 
 
 class Session(Protocol):
-    """A model that is loaded and ready to run.  No two methods are called at once."""
+    """A model that is loaded and ready to run.
+
+    Calls of `infer` may overlap up to `lanes`, from different threads; nothing else overlaps.
+    """
+
+    @property
+    def lanes(self) -> int:
+        """How many runs may be under way at once; 2 lets copies overlap with computation."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -107,7 +126,7 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A maker of sessions for some artifact formats."""
+    """A maker of sessions for some artifact formats, from the artifact alone."""
 
     @property
     def name(self) -> str: ...
@@ -127,6 +146,71 @@ class Engine(Protocol):
 
         Raises:
             EngineError: it cannot be loaded; the text says why and names no path.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What is to be built: one artifact for one kind of device."""
+
+    manifest: Manifest
+    folder: Path  # the manifest's files under their own names; read-only
+    wish: EngineWish  # of the manifest and the endpoints together; its precision is never None
+    rows_max: int  # the largest batch
+    device_class: str
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What came of a build, besides the plan in its file."""
+
+    inspector: bytes = b""  # JSON: what the engine says of its layers; empty if nothing
+
+
+class PlanEngine(Protocol):
+    """A maker of sessions from plans that are built beforehand, in a process of their own."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """The manifest formats for which plans can be built."""
+
+    @property
+    def is_on_request(self) -> bool:
+        """True: only built where a wish says so; False: wherever the device can run it."""
+
+    def probe(self) -> Probe: ...
+
+    def identity(self, spec: BuildSpec) -> PlanIdentity:
+        """Say what the plan of `spec` depends on, without loading the framework.
+
+        Raises:
+            CannotBuild: there can be none, e.g. because an axis has no range.
+        """
+
+    def build(self, spec: BuildSpec, plan: Path, caches: Path) -> Built:
+        """Build, for as long as it takes, and write the plan to a file that does not exist.
+
+        Args:
+            caches: a folder of this node for what makes later builds quicker.
+
+        Raises:
+            CannotBuild: the text holds every error of the framework.
+            OSError: the plan cannot be written.
+        """
+
+    def load_plan(
+        self, spec: BuildSpec, identity: PlanIdentity, plan: Path, caches: Path
+    ) -> Session:
+        """Make a plan runnable.
+
+        Args:
+            plan: its bytes are those that the metadata vouches for.
+
+        Raises:
+            PlanRefused: it cannot be loaded here; the text says why.
         """
 
 

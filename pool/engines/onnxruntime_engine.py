@@ -77,6 +77,7 @@ class OnnxRuntimeSession:
     """
 
     streams = False
+    lanes = 1
 
     def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
         self.inputs = manifest.inputs

@@ -6,6 +6,8 @@
     client → controller   Ask [7, …]
     controller → any      Welcome [10, …]  Documents [11, …]  Routes [12, …]  Command [13, …]
                           Resolved [14, …]  Answer [15, …]  QuotaShares [16, …]
+    controller → worker   Wishes [17, …]  Build [18, …]  PlanReady [20, …]
+    worker → controller   BuildReport [19, …]
 
 Positional; fields are only ever appended, each with a default.  Everything from the controller
 carries the epoch of its leadership: whoever has seen a higher one ignores it.  Documents and routes
@@ -61,6 +63,8 @@ class RegisterWorker(msgspec.Struct, array_like=True, frozen=True, tag=1):
     address: _Short  # what edges dial
     device: _Short
     engines: Annotated[tuple[EngineState, ...], _Many] = ()
+    device_class: _Short = ""  # as plans name it: "sm_90", …; empty: none
+    builds: _Ids = ()  # what it can build: "engine/device class"
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
@@ -238,6 +242,51 @@ class QuotaShares(msgspec.Struct, array_like=True, frozen=True, tag=16):
     parts: Annotated[tuple[QuotaParts, ...], _Many] = ()
 
 
+class Wishes(msgspec.Struct, array_like=True, frozen=True, tag=17):
+    """What the endpoints want to run their versions with; all of them, the last ones hold."""
+
+    epoch: _Count
+    wishes: Annotated[dict[_Text, bytes], _Many]  # "model/version" → `registry_sync.builds.Wanted`
+
+
+class Build(msgspec.Struct, array_like=True, frozen=True, tag=18):
+    """Build a plan; answered by reports, repeated until the first of them."""
+
+    epoch: _Count
+    model: _Short
+    version: _Short
+    engine: _Short
+    device_class: _Short
+
+
+class BuildReport(msgspec.Struct, array_like=True, frozen=True, tag=19):
+    """How a build goes.
+
+    `wanted`: this worker could use the plan, and nobody has it.  `building`, then `built` or
+    `failed`.  `refused`: the plan is there, and this worker must not or cannot load it.
+    """
+
+    key: _Short
+    model: _Short
+    version: _Short
+    engine: _Short
+    device_class: _Short
+    state: _Short  # wanted | building | built | failed | refused
+    reason: _Text = ""
+    retry_ms: _Count = 0  # failed: it may be tried again after this
+
+
+class PlanReady(msgspec.Struct, array_like=True, frozen=True, tag=20):
+    """A plan is in the registry: whoever runs the version on such a device may take it."""
+
+    epoch: _Count
+    key: _Short
+    model: _Short
+    version: _Short
+    engine: _Short
+    device_class: _Short
+
+
 Message = (
     RegisterWorker
     | Heartbeat
@@ -255,6 +304,10 @@ Message = (
     | QuotaDemand
     | QuotaAck
     | QuotaShares
+    | Wishes
+    | Build
+    | BuildReport
+    | PlanReady
 )
 
 _encoder = msgspec.msgpack.Encoder()

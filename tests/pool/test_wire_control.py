@@ -16,12 +16,15 @@ from pool.wire.control import (
     Ack,
     Answer,
     Ask,
+    Build,
+    BuildReport,
     Command,
     Counters,
     Documents,
     EngineRoute,
     EngineState,
     Heartbeat,
+    PlanReady,
     QuotaAck,
     QuotaDemand,
     QuotaParts,
@@ -33,6 +36,7 @@ from pool.wire.control import (
     Routes,
     VariantCount,
     Welcome,
+    Wishes,
     WorkerRoute,
 )
 from pool.wire.frames import Buffer, FrameReader, WireError
@@ -53,8 +57,21 @@ PARTS_ARRAY = ["ab12", 0.25, 0.5, 1.0]
 # Each message, its positional array, and how many fields behind the kind it must have.
 EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     (
-        RegisterWorker(1, "worker-0", "a1b2", 4711, "tcp://10.0.0.1:9000", "cpu", (ENGINE,)),
-        [1, 1, "worker-0", "a1b2", 4711, "tcp://10.0.0.1:9000", "cpu", [ENGINE_ARRAY]],
+        RegisterWorker(
+            1,
+            "worker-0",
+            "a1b2",
+            4711,
+            "tcp://10.0.0.1:9000",
+            "cuda:0",
+            (ENGINE,),
+            "sm_90",
+            ("tensorrt/sm_90", "tensorrt_rtx/sm_86"),
+        ),
+        [
+            *[1, 1, "worker-0", "a1b2", 4711, "tcp://10.0.0.1:9000", "cuda:0", [ENGINE_ARRAY]],
+            *["sm_90", ["tensorrt/sm_90", "tensorrt_rtx/sm_86"]],
+        ],
         6,
     ),
     (Heartbeat(1200, 3, (ENGINE, ENGINE), True), [2, 1200, 3, [ENGINE_ARRAY] * 2, True], 2),
@@ -84,6 +101,22 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     (QuotaDemand((PARTS,)), [8, [PARTS_ARRAY]], 0),
     (QuotaAck(5, 9), [9, 5, 9], 2),
     (QuotaShares(5, 9, (PARTS, PARTS)), [16, 5, 9, [PARTS_ARRAY] * 2], 2),
+    (Wishes(5, {"digits/3": b"{}"}), [17, 5, {"digits/3": b"{}"}], 2),
+    (
+        Build(5, "digits", "3", "tensorrt_rtx", "sm_86"),
+        [18, 5, "digits", "3", "tensorrt_rtx", "sm_86"],
+        5,
+    ),
+    (
+        BuildReport("ab12", "digits", "3", "tensorrt", "sm_90", "failed", "no memory", 1000),
+        [19, "ab12", "digits", "3", "tensorrt", "sm_90", "failed", "no memory", 1000],
+        6,
+    ),
+    (
+        PlanReady(5, "ab12", "digits", "3", "tensorrt", "sm_90"),
+        [20, 5, "ab12", "digits", "3", "tensorrt", "sm_90"],
+        6,
+    ),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 BY_NAME = {type(message).__name__: array for message, array, _ in EXAMPLES}
@@ -112,7 +145,7 @@ def test_every_message_has_an_example() -> None:
 
 
 FIELDS = {
-    RegisterWorker: "wire id incarnation pid address device engines",
+    RegisterWorker: "wire id incarnation pid address device engines device_class builds",
     Heartbeat: "wait_us calls engines draining",
     Counters: "incarnation counts in_flight",
     RegisterEdge: "wire id incarnation pid parts",
@@ -131,6 +164,10 @@ FIELDS = {
     QuotaDemand: "demands",
     QuotaAck: "epoch seq",
     QuotaShares: "epoch seq parts",
+    Wishes: "epoch wishes",
+    Build: "epoch model version engine device_class",
+    BuildReport: "key model version engine device_class state reason retry_ms",
+    PlanReady: "epoch key model version engine device_class",
     QuotaParts: "key requests rows concurrent",
     WorkerRoute: "id incarnation address wait_us",
     EngineRoute: "model version warm wake_at state detail",

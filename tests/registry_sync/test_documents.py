@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 from registry_sync import documents
 from registry_sync.documents import (
     Assign,
+    AxisRange,
     BadDocument,
     Batch,
     Cache,
     EndpointSpec,
     EndpointState,
+    EngineWish,
     File,
+    GateLimits,
     KeyRecord,
     Keys,
     Manifest,
@@ -40,7 +43,8 @@ from registry_sync.documents import (
 DIGEST = "ab" * 32
 STABLE = Variant("stable", "magika", "1", 90.0)
 CANARY = Variant("canary", "magika", "2", 10.0)
-SPEC = EndpointSpec("magika", (STABLE, CANARY), cache=Cache(), revision=3)
+WISH = EngineWish("tensorrt", "fp16", {"x:1": AxisRange(1, 128, 256)})
+SPEC = EndpointSpec("magika", (STABLE, CANARY), cache=Cache(), revision=3, engine=WISH)
 MANIFEST = Manifest(
     model="magika",
     version="1",
@@ -53,6 +57,9 @@ MANIFEST = Manifest(
     deterministic=True,
     labels={"git": "abc"},
     golden=DIGEST,
+    precision="fp16",
+    engine=WISH,
+    gate=GateLimits(0.01, 0.99),
 )
 STATE = EndpointState(
     "magika", 3, {"stable": 90.0}, step=2, cache_epoch=5, cache_epochs={"2": 1}, reason="ok"
@@ -103,7 +110,7 @@ def with_strange_fields(plain: Any) -> Any:
     """Add a field that no release knows to every mapping that is a Struct of ours."""
     if isinstance(plain, dict):
         grown = {key: with_strange_fields(value) for key, value in plain.items()}
-        is_free_form = set(plain) in ({"stable"}, {"2"}, {"git"}, {"rows"})
+        is_free_form = set(plain) in ({"stable"}, {"2"}, {"git"}, {"rows"}, {"x:1"})
         return grown if is_free_form else {**grown, "next_release": {"deep": [1, None]}}
     return [with_strange_fields(item) for item in plain] if isinstance(plain, list) else plain
 
@@ -265,6 +272,7 @@ def test_missing_fields_take_the_documented_defaults() -> None:
         "batch": {"rows_max": 32},
         "deadline_ms": 10_000,
         "scale": {"replicas_min": 0, "replicas_max": 4, "idle_s": "auto", "dedicated": False},
+        "engine": {"name": "auto", "precision": None, "axes": {}, "ahead_of_time": False},
         "requires": (),
     }
 

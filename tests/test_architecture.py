@@ -53,6 +53,7 @@ PURE = (
     "pool.batching",
     "pool.letting_go",
     "pool.placement",
+    "pool.wanted",
     "pool.profile",
     "pool.status",
     "pool.tally",

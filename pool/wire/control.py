@@ -250,20 +250,29 @@ class Wishes(msgspec.Struct, array_like=True, frozen=True, tag=17):
 
 
 class Build(msgspec.Struct, array_like=True, frozen=True, tag=18):
-    """Build a plan; answered by reports, repeated until the first of them."""
+    """Build a plan, unless it is there already.
+
+    Repeated until the first report, and now and then after that: every one is answered at once
+    with a report of how it stands, or the build is taken for dead and given to another worker.
+    """
 
     epoch: _Count
     model: _Short
     version: _Short
-    engine: _Short
+    engine: _Short  # empty: whichever of this worker's engines can
     device_class: _Short
+    # As somebody reported it.  A worker for which it is another key builds nothing and says
+    # `wanted` with its own.  Empty: nobody has said it yet; the first report does.
+    key: _Short = ""
 
 
 class BuildReport(msgspec.Struct, array_like=True, frozen=True, tag=19):
     """How a build goes.
 
-    `wanted`: this worker could use the plan, and nobody has it.  `building`, then `built` or
-    `failed`.  `refused`: the plan is there, and this worker must not or cannot load it.
+    `wanted`: this worker could use the plan, and nobody has it; also said of a plan that was there
+    and must be built anew.  `building` (with an empty key until it is known), then `built`: it is
+    in the registry, whoever has built it; or `failed`.  `refused`: the plan is there, and this
+    worker must not or cannot load it.  What holds is said again after every registration.
     """
 
     key: _Short

@@ -103,8 +103,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     (QuotaShares(5, 9, (PARTS, PARTS)), [16, 5, 9, [PARTS_ARRAY] * 2], 2),
     (Wishes(5, {"digits/3": b"{}"}), [17, 5, {"digits/3": b"{}"}], 2),
     (
-        Build(5, "digits", "3", "tensorrt_rtx", "sm_86"),
-        [18, 5, "digits", "3", "tensorrt_rtx", "sm_86"],
+        Build(5, "digits", "3", "tensorrt_rtx", "sm_86", "ab" * 32),
+        [18, 5, "digits", "3", "tensorrt_rtx", "sm_86", "ab" * 32],
         5,
     ),
     (
@@ -165,7 +165,7 @@ FIELDS = {
     QuotaAck: "epoch seq",
     QuotaShares: "epoch seq parts",
     Wishes: "epoch wishes",
-    Build: "epoch model version engine device_class",
+    Build: "epoch model version engine device_class key",
     BuildReport: "key model version engine device_class state reason retry_ms",
     PlanReady: "epoch key model version engine device_class",
     QuotaParts: "key requests rows concurrent",

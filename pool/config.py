@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+from registry_sync.documents import EngineWish
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,4 +38,24 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     advertise: str = ""  # the url in the leader record; empty: the last of `listen`
     sync_interval_s: float = 0.0  # 0: 1 s for a directory, 10 s for S3
     workers_expected: int = 0  # ready only once so many workers have registered
+    log_level: str = "info"
+
+
+class BuilderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a builder process is to do: one plan, built or tried out."""
+
+    task: Literal["build", "gate"]
+    data: str  # the node's data folder
+    model: str
+    version: str  # its files are in the node's local store
+    engine: str  # the plan engine's name
+    device_class: str
+    key: str  # of the plan; another one here means other versions than who asked has
+    wish: EngineWish  # its precision is never None
+    rows_max: int
+    folder: str  # build: where the plan goes; gate: where it lies
+    engines: tuple[str, ...] = ()  # further ones, as the worker has
+    device: str = "cpu"  # that the worker serves on
+    threads: int = 0
+    parent: int = 0  # the process without which nobody wants the plan; 0: nobody looks
     log_level: str = "info"

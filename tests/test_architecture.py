@@ -51,6 +51,8 @@ LATE_IMPORTS = {
 # Policies are functions of values: they know no clock, loop, file, log or chance.
 PURE = (
     "pool.batching",
+    "pool.engines.choice",
+    "pool.engines.gate",
     "pool.letting_go",
     "pool.placement",
     "pool.wanted",

@@ -1,15 +1,20 @@
 """Which engines this worker has: the built-in ones and those the operator names.
 
-Does not load models.
+Does not load models, nor frameworks that take long to load.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import Any, Final
 
-from pool.engines.base import Engine, EngineError
+from pool.engines.base import Engine, EngineError, PlanEngine
 from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+_ATTRIBUTES: Final = ("name", "formats", "probe")
+_OF_OTHERS: Final = ("load",)
+_OF_PLAN_ENGINES: Final = ("is_on_request", "identity", "build", "load_plan")
 
 
 class BadEngineName(ValueError):
@@ -17,7 +22,7 @@ class BadEngineName(ValueError):
 
 
 def find_engines(extra: Sequence[str] = ()) -> tuple[Engine, ...]:
-    """Make the engines of this worker.
+    """Make the engines of this worker that run artifacts as they are.
 
     Args:
         extra: further engines, each "module:Class"; the class is called without arguments.
@@ -26,7 +31,21 @@ def find_engines(extra: Sequence[str] = ()) -> tuple[Engine, ...]:
     Raises:
         BadEngineName: a name that does not lead to an engine.
     """
-    return (*(_make(name) for name in extra), OnnxRuntimeEngine())
+    named = [engine for engine in map(_make, extra) if not _needs_plan(engine)]
+    return (*named, OnnxRuntimeEngine())
+
+
+def find_plan_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[PlanEngine, ...]:
+    """Make the engines of this worker that run plans, in order of preference.
+
+    Args:
+        extra: as for `find_engines`; those that need plans are taken.
+        device: on which the built-in ones are to run: "cpu", "cuda:0", …
+
+    Raises:
+        BadEngineName: a name that does not lead to an engine.
+    """
+    return tuple(engine for engine in map(_make, extra) if _needs_plan(engine))
 
 
 def engine_for(engines: Sequence[Engine], format: str) -> Engine:
@@ -42,7 +61,11 @@ def engine_for(engines: Sequence[Engine], format: str) -> Engine:
     raise EngineError(f'no engine of this worker runs the format "{format}"; it runs: {known}')
 
 
-def _make(name: str) -> Engine:
+def _needs_plan(engine: Any) -> bool:
+    return hasattr(engine, "load_plan")
+
+
+def _make(name: str) -> Any:
     module_name, _, class_name = name.partition(":")
     if not (module_name and class_name):
         raise BadEngineName(f'engine "{name}": expected "module:Class", e.g. "acme.engine:Engine"')
@@ -56,8 +79,9 @@ def _make(name: str) -> Engine:
     maker = getattr(module, class_name, None)
     if maker is None:
         raise BadEngineName(f'engine "{name}": {module_name} has no "{class_name}"')
-    engine: Engine = maker()
-    for attribute in ("name", "formats", "probe", "load"):
+    engine = maker()
+    is_plan_engine = _needs_plan(engine)
+    for attribute in (*_ATTRIBUTES, *(_OF_PLAN_ENGINES if is_plan_engine else _OF_OTHERS)):
         if not hasattr(engine, attribute):
             raise BadEngineName(f'engine "{name}" is no engine: it has no "{attribute}"')
     return engine

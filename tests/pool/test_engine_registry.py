@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pool.engines.base import EngineError, reason_of, without_paths
-from pool.engines.registry import BadEngineName, engine_for, find_engines
+from pool.engines.registry import BadEngineName, engine_for, find_engines, find_plan_engines
 
 
 def test_onnxruntime_is_always_there() -> None:
@@ -36,6 +36,7 @@ def test_a_format_that_nothing_runs_is_refused_with_those_that_are_run() -> None
         ("acme.no_such_module:Engine", "cannot import acme.no_such_module"),
         ("pool.ticket:NoSuchClass", 'pool.ticket has no "NoSuchClass"'),
         ("builtins:dict", 'is no engine: it has no "name"'),
+        ("tests.pool.test_engine_registry:HalfPlanEngine", 'it has no "is_on_request"'),
     ],
 )
 def test_a_name_that_leads_nowhere_says_why(name: str, problem: str) -> None:
@@ -47,6 +48,23 @@ class OtherOnnx:
     name = "other"
     formats = frozenset({"onnx"})
     probe = load = None
+
+
+class HalfPlanEngine:
+    name = "half"
+    formats = frozenset({"onnx"})
+    probe = load_plan = None
+
+
+class OtherPlans(HalfPlanEngine):
+    is_on_request = False
+    identity = build = None
+
+
+def test_an_engine_that_needs_plans_is_found_as_one_and_as_no_other() -> None:
+    names = ["tests.pool.test_engine_registry:OtherPlans"]
+    assert next(engine.name for engine in find_plan_engines(names)) == "half"
+    assert [engine.name for engine in find_engines(names)] == ["onnxruntime"]
 
 
 def test_a_path_in_an_error_is_cut_to_its_last_part() -> None:

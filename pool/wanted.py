@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pool.placement import Ref
-from registry_sync.builds import Wanted
+from registry_sync.builds import Wanted, precision_of
 from registry_sync.documents import AxisRange, EndpointSpec, EngineWish, Manifest, Precision
 
 # From the most exact: fp16 keeps ten bits of a fraction, bf16 seven.
@@ -60,7 +60,7 @@ def wanted_of(
     return Wanted(
         EngineWish(
             name=ours.name if wish.name == "auto" else wish.name,
-            precision=_offered(manifest, wish.precision or ours.precision),
+            precision=precision_of(manifest, wish),
             axes={name: size for name, size in {**ours.axes, **wish.axes}.items() if name in axes},
             ahead_of_time=ours.ahead_of_time or wish.ahead_of_time,
         ),
@@ -82,11 +82,6 @@ def open_axes(manifest: Manifest) -> frozenset[str]:
         for axis, size in enumerate(spec.shape)
         if size == -1 and axis > 0
     )
-
-
-def _offered(manifest: Manifest, precision: Precision | None) -> Precision:
-    # The artifact holds the graph as it came and, if converted, one other.
-    return "fp32" if precision == "fp32" else manifest.precision
 
 
 def _both(one: Wanted, other: Wanted) -> Wanted:

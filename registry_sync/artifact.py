@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from registry_sync.documents import FILES_MAX
+from registry_sync.documents import FILES_MAX, Precision
 from registry_sync.names import BadName
 from registry_sync.rules import check_path
 
@@ -26,6 +26,15 @@ _CHUNK_BYTES: Final = 1024 * 1024
 
 class BadArtifact(ValueError):
     """What was to be published is not an artifact; the text names the file and the way out."""
+
+
+def graph_of(precision: Precision) -> str:
+    """Return where the graph of an onnx artifact lies that computes so.
+
+    >>> graph_of("fp32"), graph_of("fp16")
+    ('model.onnx', 'model.fp16.onnx')
+    """
+    return GRAPH if precision == "fp32" else f"model.{precision}.onnx"
 
 
 @dataclass(frozen=True, slots=True)

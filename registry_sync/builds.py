@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from registry_sync.documents import EngineWish
+from registry_sync.documents import EngineWish, Manifest, Precision
 
 SCHEMA: Final = 1
 
@@ -37,3 +37,17 @@ class Wanted(msgspec.Struct, frozen=True):
 def wish_key(model: str, version: str, device_class: str) -> str:
     """Return the key of a wish in the registry."""
     return f"builds/{model}/{version}/{device_class}.json"
+
+
+def precision_of(manifest: Manifest, wish: EngineWish | None = None) -> Precision:
+    """Return how exactly a version is to compute, at least.
+
+    A version has two precisions: fp32, which is its graph as it came, and the one that it was
+    published with.  A wish for another, or for none, means the latter.
+
+    Args:
+        manifest: of the version.
+        wish: an endpoint's; it counts before the manifest's own.
+    """
+    asked = (wish and wish.precision) or (manifest.engine and manifest.engine.precision)
+    return "fp32" if asked == "fp32" else manifest.precision

@@ -25,6 +25,7 @@ COMMANDS = {
     "models": "infra.commands.models",
     "endpoint": "infra.commands.endpoint",
     "keys": "infra.commands.keys",
+    "engines": "infra.commands.engines",
     "audit": "infra.commands.audit",
     "status": "infra.commands.status",
     "warm": "infra.commands.status",

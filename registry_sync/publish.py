@@ -8,7 +8,7 @@ that has no endpoint yet gets one.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -74,6 +74,7 @@ def publish(
     nondeterministic: bool = False,
     golden: Path | None = None,
     rows_max: int | None = None,
+    check: Callable[[Manifest], None] = lambda _: None,
 ) -> str:
     """Publish a file or folder as a version of a model, and return the version.
 
@@ -91,6 +92,7 @@ def publish(
         golden: an ``.npz`` with recorded inputs and outputs.
         rows_max: of a batch; 1 for a model whose rows depend on one another, which no graph says.
             None takes the sidecar's, or 32 where the graph has a batch axis, else 1.
+        check: sees what is about to be published, without digests, and raises to refuse it.
 
     Raises:
         VersionExists: `version` is taken.
@@ -119,6 +121,7 @@ def publish(
         labels=dict(labels or {}),
     )
     documents.check_manifest(draft)  # before gigabytes are hashed and sent
+    check(draft)
     draft = replace(
         draft,
         files=tuple(_upload(store, source) for source in sources),

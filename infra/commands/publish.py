@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from infra import wishing
 from infra.changes import recorded
 from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, poke, said, store_of
 from registry_sync.publish import VersionExists, publish
@@ -29,6 +30,9 @@ def publish_command(
         int | None, typer.Option(min=1, help="Of a batch; 1: its rows depend on one another.")
     ] = None,
     nondeterministic: Annotated[bool, typer.Option(help="Its answers may not be cached.")] = False,
+    build_for: Annotated[
+        str, typer.Option(help="Device classes to build plans for, such as sm_86,sm_120.")
+    ] = "",
     reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
@@ -37,6 +41,7 @@ def publish_command(
     labels = _labels(label or [])
     with said():
         store = store_of(data, registry)
+        targets = wishing.parse_targets(build_for)
         try:
             made = recorded(
                 *(store, reason, "model.publish", model),
@@ -49,11 +54,13 @@ def publish_command(
                     nondeterministic=nondeterministic,
                     golden=golden,
                     rows_max=rows_max,
+                    check=lambda draft: wishing.check(data, store, draft, targets),
                 ),
                 lambda made: ("", made),
             )
         except VersionExists as error:
             raise ValueError(str(error)) from None
+        wishing.write(store, reason, model, made, targets)
         poke(data, store)
     typer.echo(made)
 

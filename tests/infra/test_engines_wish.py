@@ -1,0 +1,135 @@
+"""`publish --build-for` and `engines wish`: what becomes a wish, and what is refused before it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.wishing import parse_targets
+from registry_sync import catalog, wishes
+from registry_sync.names import BadName
+from registry_sync.open import open_store
+from registry_sync.stores import Store
+from tests.support.models import identity
+from tests.support.processes import Ended, tidepool
+from tests.support.stack import Stack
+
+
+class Node:
+    """Commands on one data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = str(identity(folder / "m.onnx"))
+        self.data = folder / "data"
+
+    def __call__(self, *arguments: str) -> Ended:
+        ended = tidepool(*arguments, "--data", str(self.data))
+        assert "Traceback" not in ended.stderr, ended.stderr
+        return ended
+
+    @property
+    def store(self) -> Store:
+        return open_store(str(self.data / "registry"))
+
+    def wished(self) -> list[tuple[str, str, str, str]]:
+        """Return all wishes."""
+        found = wishes.everything(self.store)
+        return [(one.model, one.version, one.device_class, one.engine) for one in found]
+
+    def trail(self) -> list[tuple[str, str, str, str, str]]:
+        """Return the records of wishes, the oldest first."""
+        records = json.loads(self("audit", "--json").stdout)[::-1]
+        names = ("what", "target", "before", "after", "why")
+        found = [tuple(record[name] for name in names) for record in records]
+        return [record for record in found if record[0].startswith("engine.")]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    """Commands on a fresh folder, on which nothing runs."""
+    return Node(tmp_path)
+
+
+def test_targets_are_a_list_with_commas() -> None:
+    assert parse_targets("") == []
+    assert parse_targets(" sm_86, sm_120,sm_86 ") == ["sm_86", "sm_120"]
+    for text in ("sm_86,", "86", "sm_86;sm_120", "all"):
+        with pytest.raises(BadName):
+            parse_targets(text)
+
+
+def test_publish_writes_a_wish_for_each_target(node: Node) -> None:
+    ended = node("publish", "m", node.model, "--build-for", "sm_86,sm_120", "--reason", "L4s")
+    assert (ended.code, ended.stdout) == (0, "1\n"), ended
+    assert node.wished() == [("m", "1", "sm_120", ""), ("m", "1", "sm_86", "")]
+    assert node.trail() == [
+        ("engine.wish", "m", "", "version 1 sm_86", "L4s"),
+        ("engine.wish", "m", "", "version 1 sm_120", "L4s"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("targets", "why"),
+    [
+        ("sm_90", "sm_90: nothing that is installed here"),
+        ("sm_86,sm_20,cpu_avx2", "sm_20, cpu_avx2: nothing that is installed here"),
+        ("sm_90", "builds for sm_75, sm_80, sm_86, sm_89, sm_120, sm_121"),
+        ("ampere", "device class 'ampere'"),
+    ],
+)
+def test_what_nothing_can_ever_build_is_refused_before_anything_is_published(
+    node: Node, targets: str, why: str
+) -> None:
+    ended = node("publish", "m", node.model, "--build-for", targets)
+    assert (ended.code, ended.stdout) == (1, ""), ended
+    assert why in ended.stderr
+    assert catalog.models(node.store) == {}
+    assert node.store.list("blobs") == node.store.list("builds") == []
+
+
+def test_a_wish_is_written_and_withdrawn_later_too(node: Node) -> None:
+    node("publish", "m", node.model)
+    words = ("engines", "wish", "m", "1", "--for", "sm_86")
+    assert node(*words, "--engine", "tensorrt_rtx").code == 0
+    assert node.wished() == [("m", "1", "sm_86", "tensorrt_rtx")]
+    ended = node(*words, "--withdraw", "--reason", "sold")
+    assert (ended.code, ended.stdout) == (0, "withdrawn: m version 1 for sm_86\n")
+    assert node.wished() == []
+    assert node.trail() == [
+        ("engine.wish", "m", "", "version 1 sm_86", ""),
+        ("engine.withdraw", "m", "version 1 sm_86", "", "sold"),
+    ]
+    ended = node(*words, "--withdraw")
+    assert ended.code == 1
+    assert "nobody wishes for a plan of m version 1 for sm_86" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("m", "2", "--for", "sm_86"), "m version 2 is not published"),
+        (("m", "1", "--for", "sm_90"), "nothing that is installed here"),
+        (("m", "1", "--for", "sm_86", "--engine", "tensorrt"), "no tensorrt that is installed"),
+        (("m", "1", "--for", "sm_86", "--engine", "../x"), "engine '../x' is not a name"),
+        (("m", "one", "--for", "sm_86"), "version"),
+        (("m", "1", "--for", ""), "names no device class"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused(node: Node, words: tuple[str, ...], why: str) -> None:
+    node("publish", "m", node.model)
+    ended = node("engines", "wish", *words)
+    assert (ended.code, ended.stdout) == (1, ""), ended
+    assert why in ended.stderr
+    assert node.wished() == []
+
+
+def test_a_running_stack_is_asked_what_its_workers_can_build(stack: Stack, tmp_path: Path) -> None:
+    """It has no worker that builds for an H100 either, and says so instead of failing."""
+    ended = tidepool(
+        *("publish", "wish-live", str(identity(tmp_path / "m.onnx")), "--build-for", "sm_90"),
+        *("--data", str(stack.data)),
+    )
+    assert ended.code == 1
+    assert "nothing that is installed here or that a live worker has" in ended.stderr

@@ -21,6 +21,11 @@ from registry_sync.rules import check_path
 SIDECAR: Final = "tidepool.json"
 GRAPH: Final = "model.onnx"  # where engines look for the graph of an onnx artifact
 BYTES_MAX: Final = 1024**4  # of all files together
+# Ends of names.  A .pt2 or .npz is a zip file as well, but a format of its own.
+ARCHIVES: Final = (
+    *(".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".whl", ".jar", ".mar"),
+    *(".gz", ".bz2", ".xz", ".zst", ".lz4"),
+)
 _CHUNK_BYTES: Final = 1024 * 1024
 
 
@@ -59,11 +64,12 @@ def find_sources(path: Path) -> list[Source]:
     only ``.onnx`` file at its top, which becomes ``model.onnx``.
 
     Raises:
-        BadArtifact: nothing there, a link, something not a plain file, a name that cannot be
-            a path, too many or too large files, no graph or several.
+        BadArtifact: nothing there, a link, something not a plain file, an archive, a name that
+            cannot be a path, too many or too large files, no graph or several.
     """
     if path.is_symlink() or not path.is_dir():
         single = find_file(path)
+        _refuse_archive(path.name)
         if path.suffix != ".onnx":
             raise BadArtifact(
                 f"{path.name}: not an .onnx file; publish other formats as a folder with a "
@@ -78,8 +84,11 @@ def find_sources(path: Path) -> list[Source]:
         except (BadName, UnicodeEncodeError):
             raise BadArtifact(f"{name!r:.200}: not a name for a file of an artifact") from None
         sources.append(Source(name, file, _plain_file(file)))
+        _refuse_archive(name)
         if len(sources) > FILES_MAX:
-            raise BadArtifact(f"{path.name}: more than {FILES_MAX} files; publish an archive")
+            raise BadArtifact(
+                f"{path.name}: more than {FILES_MAX} files; publish only what the model needs"
+            )
     if sum(source.bytes for source in sources) > BYTES_MAX:
         raise BadArtifact(f"{path.name}: more than {BYTES_MAX} bytes")
     if not any(source.path == SIDECAR for source in sources):
@@ -119,6 +128,12 @@ def _walk(folder: Path) -> Iterator[Path]:
             if Path(parent, name).is_symlink():
                 _plain_file(Path(parent, name))
         yield from (Path(parent, name) for name in files)
+
+
+def _refuse_archive(name: str) -> None:
+    # Its files would have no digests of their own, and every engine would have to unpack it.
+    if name.lower().endswith(ARCHIVES):
+        raise BadArtifact(f"{name}: an archive; unpack it, and publish the folder")
 
 
 def _refuse(error: OSError) -> None:

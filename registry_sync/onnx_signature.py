@@ -1,6 +1,6 @@
 """What an ONNX file says of itself: signature, random operators, weights kept beside it.
 
-Only the graph is read: neither weights in other files nor the graph's meaning.  Whether an
+Only the graph is read: neither weights in other files nor what the graph means.  Whether an
 engine can run the model is found out by the engine.
 """
 
@@ -17,6 +17,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from registry_sync.documents import TensorSpec
+from registry_sync.onnx_checks import BadModel, check_model
+
+__all__ = ["BadModel", "OnnxSignature", "read_signature"]
 
 GRAPH_BYTES_MAX: Final = 2 * 1024**3 - 1  # protobuf's own limit on a message
 EXTERNAL_FIELDS: Final = frozenset({"location", "offset", "length", "checksum"})
@@ -52,10 +55,6 @@ RANDOM_OPERATORS: Final = frozenset(
 )
 
 
-class BadModel(ValueError):
-    """The file is not a model that can be published; the text names the file and the value."""
-
-
 @dataclass(frozen=True, slots=True)
 class OnnxSignature:
     """What publishing needs to know of a graph."""
@@ -79,8 +78,9 @@ def read_signature(path: Path, beside: Mapping[str, int]) -> OnnxSignature:
             folder, with its size in bytes.
 
     Raises:
-        BadModel: the file cannot be parsed; a tensor has a type the protocol does not know;
-            weights lie in a file that is not in `beside`, or beyond its end.
+        BadModel: the file cannot be parsed; its graph is none (see `onnx_checks.check_model`); a
+            tensor has a type the protocol does not know; weights lie in a file that is not in
+            `beside`, or beyond its end.
     """
     model = _load(path)
     graph = model.graph
@@ -89,13 +89,15 @@ def read_signature(path: Path, beside: Mapping[str, int]) -> OnnxSignature:
     # Before IR version 4, weights had to be listed among the inputs as well.
     inputs = [value for value in graph.input if value.name not in constants]
     bodies = [graph, *model.functions]
-    return OnnxSignature(
+    found = OnnxSignature(
         inputs=tuple(_tensor(value, "input", path.name) for value in inputs),
         outputs=tuple(_tensor(value, "output", path.name) for value in graph.output),
         deterministic=not any(_is_random(body, {}) for body in bodies),
         external=_external_files(bodies, beside, path.name),
         has_batch_axis=_has_batch_axis([*inputs, *graph.output]) and bool(inputs),
     )
+    check_model(model, path.name)
+    return found
 
 
 def _has_batch_axis(values: Sequence[Any]) -> bool:

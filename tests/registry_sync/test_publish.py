@@ -282,6 +282,19 @@ def test_symbolic_links_are_refused(store: DirectoryStore, folder: Path, model: 
     assert keys(store) == set()
 
 
+@pytest.mark.parametrize("name", ["model.zip", "weights.tar.gz", "sub/W.TGZ", "model.onnx.zst"])
+def test_archives_are_refused_with_the_way_out(
+    store: DirectoryStore, folder: Path, name: str
+) -> None:
+    archive = folder / name
+    archive.parent.mkdir(exist_ok=True)
+    archive.write_bytes(b"PK")
+    for path, shown in ((archive, archive.name), (folder, name)):
+        with pytest.raises(BadArtifact, match=f"^{shown}: an archive; unpack it, and publish the"):
+            publish(store, "m", path)
+    assert not catalog.models(store)
+
+
 def test_pipes_and_names_that_are_no_paths_are_refused(store: DirectoryStore, folder: Path) -> None:
     models.mlp(folder / "model.onnx")
     os.mkfifo(folder / "pipe")

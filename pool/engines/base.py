@@ -57,6 +57,10 @@ class PlanRefused(EngineError):
     """A plan cannot be loaded here: damaged, or for another device or version."""
 
 
+class DeviceLost(EngineError):
+    """The device answers nobody in this process any more: only a new process can use it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What an engine can do in this process; made without loading its framework."""

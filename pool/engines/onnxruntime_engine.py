@@ -16,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-from pool.engines.base import NUMPY_DTYPES, Array, EngineError, Probe, Tensors, without_paths
+from pool.engines.base import Array, EngineError, Probe, Tensors, without_paths
+from pool.engines.rows import can_join, run_zeros
 from registry_sync.artifact import GRAPH
 from registry_sync.documents import Manifest, TensorSpec
 
@@ -39,7 +40,6 @@ DATATYPE_OF: Final = {
 ONNX_BFLOAT16: Final = 16  # TensorProto.BFLOAT16
 SILENT: Final = 4  # errors are raised; logged as well, one client could fill the log
 # Where the wheel was compiled and a class of status: of no use to whoever reads the error.
-INDEPENDENCE_TRIES: Final = 16  # random inputs, until some are valid for the model
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |^\S+\.(?:cc|h):\d+ .*?\) ")
 
 
@@ -136,73 +136,21 @@ class OnnxRuntimeSession:
         yield self.infer(tensors)
 
     def warmup(self) -> None:
-        """Run with zeros, and find out whether rows can be joined and told apart again.
-
-        The signature cannot say that: -1 may also be the number of objects found, and rows may
-        depend on one another.  A model that takes none of the inputs tried is believed.
-        """
-        one = self._rows_with_zeros(1)
-        if self._may_batch and one is not None:
-            self.batches = one == {1} and self._rows_with_zeros(2) == {2}
-        if self._may_batch and self.batches and self._deterministic:
-            self.batches = self._rows_are_independent()
-
-    def _rows_are_independent(self) -> bool:
-        """Compare two rows run together with the same rows run alone, on a few random inputs."""
-        dice = np.random.default_rng(0)
-        for _ in range(INDEPENDENCE_TRIES):
-            rows = [{spec.name: _random(spec, dice) for spec in self.inputs} for _ in range(2)]
-            try:
-                alone = [self.infer(row) for row in rows]
-            except Exception:
-                # An index out of range, say: these are no valid inputs of this model.
-                continue
-            joint = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-            try:
-                together = self.infer(joint)
-            except Exception:
-                return False  # what each row may do, both together may not
-            for name, output in together.items():
-                apart = np.concatenate([answer[name] for answer in alone])
-                if output.shape != apart.shape or not _agree(output, apart):
-                    return False
-            return True
-        return True
-
-    def _rows_with_zeros(self, rows: int) -> set[int] | None:
-        """Run zeros; return the outputs' first axes (0 for a scalar), None if that fails."""
-        try:
-            answer = self.infer({spec.name: _zeros(spec, rows) for spec in self.inputs})
-        except Exception:
-            # Zeros may be no valid input of this model, which is no reason not to serve it.
-            return None
-        return {output.shape[0] if output.shape else 0 for output in answer.values()}
+        """Run with zeros, and find out whether rows can be joined and told apart again."""
+        if self._may_batch:
+            self.batches = can_join(
+                self.infer,
+                self.inputs,
+                self.outputs,
+                deterministic=self._deterministic,
+                believed=self.batches,
+            )
+        else:
+            run_zeros(self.infer, self.inputs)
 
     def close(self) -> None:
         """Free the weights and the arena."""
         self._session = None
-
-
-def _random(spec: TensorSpec, dice: np.random.Generator) -> Array:
-    """Return one row of small random values; axes of any size get 1."""
-    shape = tuple(1 if dim < 0 else dim for dim in spec.shape)
-    dtype = NUMPY_DTYPES[spec.datatype]
-    if dtype.hasobject:
-        strings = np.empty(shape, dtype=object)
-        strings[...] = b"%d" % dice.integers(10)
-        return strings
-    if dtype.kind == "f":
-        return dice.normal(size=shape).astype(dtype)
-    # An input may be an index, for which only small numbers are valid.
-    high = 2 if dtype.kind == "b" else 1 << dice.integers(0, 7)
-    return dice.integers(0, high, size=shape).astype(dtype)
-
-
-def _agree(one: Array, other: Array) -> bool:
-    """Whether two outputs are the same but for the rounding of another batch size."""
-    if one.dtype.kind != "f":
-        return bool(np.array_equal(one, other))
-    return bool(np.allclose(one, other, rtol=1e-2, atol=1e-3, equal_nan=True))
 
 
 def _graph_of(manifest: Manifest) -> str:
@@ -258,16 +206,6 @@ def _check_tensors(kind: str, found: Sequence[Any], promised: Sequence[TensorSpe
 
 def _text(error: Exception) -> str:
     return " ".join(_PREFIX.sub("", without_paths(str(error))).split())
-
-
-def _zeros(spec: TensorSpec, rows: int) -> Array:
-    # The first axis is the rows'; a fixed one stays as it is.
-    sizes = [1 if size < 0 else size for size in spec.shape]
-    if spec.shape[:1] == (-1,):
-        sizes[0] = rows
-    if spec.datatype == "BYTES":
-        return np.full(sizes, b"", dtype=object)
-    return np.zeros(sizes, NUMPY_DTYPES[spec.datatype])
 
 
 def _decoded(name: str, tensor: Array) -> Array:

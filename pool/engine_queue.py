@@ -205,10 +205,33 @@ class EngineQueue:
             self._remove(ticket)
             self._settle(ticket, Returned())
 
-    async def close(self) -> None:
+    def succeed(self, old: EngineQueue) -> None:
+        """Take the place of `old`, a queue of the same model: who waits there waits here now.
+
+        Nobody is settled and nothing is counted twice; how many rows may share a run is a fact
+        about the model, so what `old` has found out holds on.  `old` is to be closed next.
+        """
+        self.counters = old.counters
+        self._arrivals = old._arrivals
+        self._rows_max = min(self._rows_max, old._rows_max)
+        for ticket in list(old._waiting):
+            old._remove(ticket)
+            self._waiting.add(ticket)
+            self._rows_waiting += ticket.rows
+            self._bytes_waiting += ticket.bytes
+            self._expiries.watch(ticket)
+        self._is_idle_known = False
+        self._step_soon()
+
+    def runs(self, ticket: Ticket) -> bool:
+        """Say whether `ticket` is part of a run that is under way."""
+        return self._running is not None and ticket in self._running.tickets
+
+    async def close(self, *, lets_streams_end: bool = False) -> None:
         """Return who waits, let the current run end, close the session.
 
-        Waits for as long as the run takes; a run that hangs is ended by ending the process.
+        Waits for as long as the run takes; a run that hangs is ended by ending the process.  A
+        stream is cut short, unless it may go on to its end or its deadline.
         """
         if self._closed is None:
             self._closed = self._loop.create_future()
@@ -216,10 +239,10 @@ class EngineQueue:
             self.return_waiting()
             if self._running is None:
                 self._close_session()
-            elif self._running.stream is not None:
-                self._running.stream.stop()
-                for ticket in self._running.tickets:
-                    self._settle(ticket, _CUT_SHORT)
+        if not lets_streams_end and self._running is not None and self._running.stream is not None:
+            self._running.stream.stop()
+            for ticket in self._running.tickets:
+                self._settle(ticket, _CUT_SHORT)
         await asyncio.shield(self._closed)
 
     def _close_session(self) -> None:

@@ -100,8 +100,8 @@ class Served:
         if self.ticket is None:
             if self.slot.forget(self):
                 self.settle(None)
-        elif self.slot.queue is not None:
-            self.slot.queue.cancel(self.ticket)
+        else:
+            self.slot.cancel(self.ticket)
 
     def settle(self, outcome: Outcome | None) -> None:
         """Reply; None and a cancelled ticket need no reply."""

@@ -4,6 +4,7 @@
                                        └──▶ failed ── after a pause, by the next call ──▶ loading
 
 Calls that come while it loads wait here, each by its own deadline; one load serves them all.
+While it is warm a better engine may take the place of the one that serves.
 Knows neither the wire nor the controller.
 """
 
@@ -87,6 +88,7 @@ class EngineSlot:
         self.loads = 0
         self.loaded: Loaded | None = None
         self.queue: EngineQueue | None = None
+        self._replaced: dict[EngineQueue, asyncio.Task[None]] = {}  # till their last runs end
         self.used_s = time.monotonic()
         self._waiting: dict[Waiting, None] = {}
         self._expiries: Expiries[Waiting] = Expiries(
@@ -100,7 +102,8 @@ class EngineSlot:
     @property
     def calls(self) -> int:
         """How many calls wait or run."""
-        return len(self._waiting) + (self.queue.tickets_inside if self.queue else 0)
+        inside = self.queue.tickets_inside if self.queue else 0
+        return len(self._waiting) + inside + sum(old.tickets_inside for old in self._replaced)
 
     @property
     def waiting(self) -> int:
@@ -140,6 +143,15 @@ class EngineSlot:
         self._waiting[waiting] = None
         self._expiries.watch(waiting)
 
+    def cancel(self, ticket: Ticket) -> None:
+        """Settle a ticket that a queue has, because its caller is gone."""
+        for old in self._replaced:
+            if old.runs(ticket):
+                old.cancel(ticket)
+                return
+        if self.queue is not None:
+            self.queue.cancel(ticket)
+
     def forget(self, waiting: Waiting) -> bool:
         """Drop a call that nobody wants any more; tell whether it waited for the load."""
         if waiting not in self._waiting:
@@ -151,6 +163,60 @@ class EngineSlot:
         """End a call whose deadline passes while the engine loads."""
         del self._waiting[waiting]
         waiting.settle(Overdue(time.monotonic() - waiting.arrived_s, was_shed=False))
+
+    async def swap(self, loaded: Loaded) -> bool:
+        """Let another engine of the same artifact serve from now on.
+
+        It does so before this first gives the loop back: who waits is in its queue then, in the
+        same order.  Whatever the old one runs, a stream too, goes on to its end, and only then is
+        the old session closed, for which this waits.
+
+        Args:
+            loaded: warm; its session belongs to the slot from now on.
+
+        Returns:
+            Whether it serves.  If this version is not served here any more it does not, and its
+            session is closed.
+
+        Raises:
+            CannotLoad: it would give other answers than the old one; its session is closed.
+        """
+        old, old_queue = self.loaded, self.queue
+        if self._is_closed or self.state != "warm" or old is None or old_queue is None:
+            await asyncio.to_thread(loaded.session.close)
+            return False
+        difference = _difference(old, loaded)
+        if difference:
+            await asyncio.to_thread(loaded.session.close)
+            raise CannotLoad(f"{loaded.engine} cannot take the place of {old.engine}: {difference}")
+        self.loaded = loaded
+        self.queue = self._make_queue(loaded)
+        self.queue.succeed(old_queue)
+        leaving = asyncio.get_running_loop().create_task(self._see_off(old_queue))
+        self._replaced[old_queue] = leaving
+        _log.info(
+            "engine_swapped",
+            model=self.model,
+            version=self.version,
+            engine=loaded.engine,
+            before=old.engine,
+            waiting=self.queue.tickets_waiting,
+        )
+        self._on_change()
+        await asyncio.shield(leaving)
+        return True
+
+    async def _see_off(self, old: EngineQueue) -> None:
+        await old.close(lets_streams_end=True)
+        del self._replaced[old]
+
+    def _make_queue(self, loaded: Loaded) -> EngineQueue:
+        return EngineQueue(
+            loaded.session,
+            name=f"{self.model}/{self.version}",
+            rows_max=loaded.manifest.rows_max,
+            soon=self._soon,
+        )
 
     def _take_waiting(self) -> list[Waiting]:
         waiting = list(self._waiting)
@@ -169,7 +235,7 @@ class EngineSlot:
         if self.state != "warm" or self.queue is None:
             return
         self._set("draining")
-        await self.queue.close()
+        await self._close_queues()
         self.queue = None
         self.loaded = None
         self._set("cold")
@@ -187,8 +253,11 @@ class EngineSlot:
         """End everything: the run under way; who still waits is returned, and who comes later."""
         self.stop_loading()
         self._expiries.close()
-        if self.queue is not None:
-            await self.queue.close()
+        await self._close_queues()
+
+    async def _close_queues(self) -> None:
+        queues = [*self._replaced, self.queue]
+        await asyncio.gather(*(queue.close() for queue in queues if queue is not None))
 
     async def _load_once(self) -> None:
         started_s = time.monotonic()
@@ -206,12 +275,7 @@ class EngineSlot:
         self.used_s = time.monotonic()  # who has it warmed must not lose it before the first call
         self._failures = 0
         self.loaded = loaded
-        self.queue = EngineQueue(
-            loaded.session,
-            name=f"{self.model}/{self.version}",
-            rows_max=loaded.manifest.rows_max,
-            soon=self._soon,
-        )
+        self.queue = self._make_queue(loaded)
         _log.info(
             "engine_warm",
             model=self.model,
@@ -243,6 +307,17 @@ class EngineSlot:
         if state != "failed":
             self.detail = ""
         self._on_change()
+
+
+def _difference(old: Loaded, new: Loaded) -> str:
+    """Say what keeps `new` from answering in the place of `old`; empty if nothing does."""
+    if new.digest != old.digest:
+        return "it is made from another artifact"
+    if new.datatypes != old.datatypes:
+        return f"its outputs are {new.datatypes}, not {old.datatypes}"
+    if new.session.streams != old.session.streams:
+        return "only one of them answers in pieces"
+    return ""
 
 
 def load_session(load: Callable[[], Session]) -> Session:

@@ -125,7 +125,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     bodies_bytes_max = max(config.body_bytes_in_flight_max, config.body_bytes_max)
     app = App(service, web.app(), config.body_bytes_max, body_read_s_max, bodies_bytes_max)
     public_fd, admin_fd = config.listen_fds or (-1, -1)
-    port = Admin(service, stop.is_set, desk)
+    port = Admin(service, stop.is_set, desk, secrets)
     admin_app = port.app()
     behind = Bridge(
         admin_app,

@@ -30,7 +30,7 @@ def lines(status: Document) -> list[str]:
         )
         for engine in worker["engines"]:
             text = f"  {engine['model']}/{engine['version']}  {engine['state']}"
-            text += f"  {engine['engine']}  {_bytes(engine['bytes'])}  {engine['detail']}"
+            text += f"  {engine['engine']}  {shown_bytes(engine['bytes'])}  {engine['detail']}"
             found.append(text.rstrip())
     found += [
         f"edge {edge['id']}  pid {edge['pid']}  {edge.get('in_flight', UNKNOWN)} in flight"
@@ -77,7 +77,7 @@ def _workers(status: Document) -> Table:
             str(worker["calls"]),
             f"{worker['wait_ms']:.1f}",
             Text("\n").join(_engine(engine) for engine in engines) if engines else UNKNOWN,
-            _bytes(sum(engine["bytes"] for engine in engines)),
+            shown_bytes(sum(engine["bytes"] for engine in engines)),
         )
     return table
 
@@ -147,7 +147,8 @@ def _recent_line(thing: Document) -> str:
     return f"{rate}/s  p50 {p50} ms  p99 {p99} ms  failed {failed}  hits {hits}"
 
 
-def _bytes(count: int) -> str:
+def shown_bytes(count: int) -> str:
+    """Return a size with a unit that keeps it short."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -19,11 +19,11 @@ from registry_sync.builds import SCHEMA, BuildWish, wish_key
 from registry_sync.documents import BadDocument
 from registry_sync.names import BadName, check_name
 from registry_sync.rules import check_version
-from registry_sync.stores import Conflict, NotFound, Store
+from registry_sync.stores import NotFound, Object, Store
+from registry_sync.swap import swap
 
 FOLDER = "builds"
 READS_AT_ONCE = 8
-TRIES_MAX = 20  # each lost try means that another writer of the same wish went through
 
 _DEVICE_CLASS = re.compile(r"sm_[1-9][0-9]{1,2}|cpu_[a-z0-9][a-z0-9._-]{0,59}")
 
@@ -71,19 +71,15 @@ def put(store: Store, wish: BuildWish) -> bool:
         BadDocument: its manifest cannot be read.
     """
     catalog.load_manifest(store, wish.model, wish.version)
-    key, data = _key(wish.model, wish.version, wish.device_class), msgspec.json.encode(wish)
-    for _ in range(TRIES_MAX):
-        try:
-            store.put_new(key, data)
-            return True
-        except Conflict:
-            pass
-        try:
-            store.put_if(key, data, store.get(key).etag)
-            return False
-        except (Conflict, NotFound):
-            continue  # replaced or withdrawn since it was read
-    raise Conflict(key, f"others were faster {TRIES_MAX} times; try again")
+    before: Object | None = None
+
+    def change(current: Object | None) -> bytes:
+        nonlocal before
+        before = current
+        return msgspec.json.encode(wish)
+
+    swap(store, _key(wish.model, wish.version, wish.device_class), change)
+    return before is None
 
 
 def get(store: Store, model: str, version: str, device_class: str) -> BuildWish:

@@ -5,5 +5,5 @@ desk        work on the registry, in threads of its own
 problems    refusals as RFC 9457 documents
 conditions  If-Match and If-None-Match
 answers     what handlers read out of a request and send back
-endpoints keys models trail build   the handlers, a module for each family
+endpoints keys models engines trail build   the handlers, a module for each family
 """

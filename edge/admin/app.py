@@ -21,6 +21,7 @@ from edge.admin.answers import Caller
 from edge.admin.build import Build
 from edge.admin.desk import Desk
 from edge.admin.endpoints import Endpoints
+from edge.admin.engines import Engines
 from edge.admin.keys import ApiKeys
 from edge.admin.models import Models
 from edge.admin.problems import Problem
@@ -31,6 +32,7 @@ from edge.exposition import native_text, triton_text
 from edge.guard import Lookup, Reply
 from edge.infer import Service
 from edge.pool_metrics import pool_text
+from pool.wire.handshake import Secrets
 
 POOL_S_MAX = 3.0  # for the controller to say how the pool is; a scrape waits no longer
 
@@ -42,12 +44,20 @@ class Admin:
         service: of the public port.
         is_draining: tells whether this edge is about to end.
         desk: of the registry.
+        secrets: of the fleet, to tell its plans from others.
     """
 
-    def __init__(self, service: Service, is_draining: Callable[[], bool], desk: Desk) -> None:
+    def __init__(
+        self,
+        service: Service,
+        is_draining: Callable[[], bool],
+        desk: Desk,
+        secrets: Secrets | None = None,
+    ) -> None:
         self._service = service
         self._is_draining = is_draining
         self._desk = desk
+        self._secrets = secrets
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
@@ -59,6 +69,7 @@ class Admin:
             *Endpoints(self._desk).routes(),
             *ApiKeys(self._desk).routes(),
             *Models(self._desk).routes(),
+            *Engines(self._desk, self._secrets).routes(),
             *Trail(self._desk).routes(),
             *Build().routes(),
         ]

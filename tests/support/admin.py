@@ -48,6 +48,11 @@ class Site:
             method, f"/admin{path}", body, sent, key=key, admin=True, timeout_s=timeout_s
         )
 
+    def at_once(self, count: int, method: str, path: str) -> list[Answer]:
+        """Send a request so many times at once."""
+        with ThreadPoolExecutor(count) as threads:
+            return list(threads.map(lambda _: self(method, path), range(count)))
+
     def put(self, name: str, spec: Any = None, **headers: str) -> Answer:
         """Write an endpoint."""
         return self("PUT", f"/endpoints/{name}", spec or spec_of(name), **headers)

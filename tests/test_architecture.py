@@ -71,6 +71,7 @@ PURE = (
     "pool.quota_shares",
     "edge.breaker",
     "edge.disk_frame",
+    "registry_sync.plan_eviction",
 )
 IMPURE = {"asyncio", "time", "os", "socket", "structlog", "random", "threading", "subprocess"}
 

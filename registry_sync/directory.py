@@ -83,20 +83,20 @@ class DirectoryStore:
             return self._place(key, lambda file: _write(file, data), _create_only)
 
     def put_if(self, key: str, data: bytes, etag: str) -> str:
-        def unchanged(found: str | None) -> str | None:
-            if found == etag:
-                return None
-            return "changed by somebody else" if found else "gone"
-
         with self._errors(key):
-            return self._place(key, lambda file: _write(file, data), unchanged)
+            return self._place(key, lambda file: _write(file, data), _only_if(etag))
 
-    def put_file_new(self, key: str, path: Path) -> None:
+    def put_file_new(self, key: str, path: Path) -> str | None:
         with self._errors(key):
             if self._path(key).is_file():
-                return
-        with open(path, "rb") as source, self._errors(key), contextlib.suppress(Conflict):
-            self._place(key, lambda file: shutil.copyfileobj(source, file, 1 << 20), _create_only)
+                return None
+        try:
+            return self._place_file(key, path, _create_only)
+        except Conflict:
+            return None
+
+    def put_file_if(self, key: str, path: Path, etag: str) -> str:
+        return self._place_file(key, path, _only_if(etag))
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         assert offset >= 0
@@ -161,6 +161,14 @@ class DirectoryStore:
             ):
                 with contextlib.suppress(FileNotFoundError):
                     yield from self._keys(f"{folder}{entry.name}/", recursive)
+
+    def _place_file(
+        self, key: str, path: Path, objection: Callable[[str | None], str | None]
+    ) -> str:
+        with open(path, "rb") as source, self._errors(key):
+            return self._place(
+                key, lambda file: shutil.copyfileobj(source, file, 1 << 20), objection
+            )
 
     def _place(
         self,
@@ -260,6 +268,15 @@ class DirectoryStore:
 
 def _create_only(found: str | None) -> str | None:
     return None if found is None else "already there"
+
+
+def _only_if(etag: str) -> Callable[[str | None], str | None]:
+    def objection(found: str | None) -> str | None:
+        if found == etag:
+            return None
+        return "changed by somebody else" if found else "gone"
+
+    return objection
 
 
 def _write(file: BinaryIO, data: bytes) -> None:

@@ -55,7 +55,11 @@ from registry_sync.stores import (
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ListObjectsV2RequestTypeDef
+    from mypy_boto3_s3.type_defs import (
+        CompletedPartTypeDef,
+        CompleteMultipartUploadRequestTypeDef,
+        ListObjectsV2RequestTypeDef,
+    )
 
 _T = TypeVar("_T")
 
@@ -153,16 +157,25 @@ class S3Store:
 
         return self._write(key, put, token, "changed by somebody else, or gone")
 
-    def put_file_new(self, key: str, path: Path) -> None:
+    def put_file_new(self, key: str, path: Path) -> str | None:
         with contextlib.suppress(NotFound):
             self.size(key)
-            return
-        with open(path, "rb") as file, contextlib.suppress(Conflict):
+            return None
+        with open(path, "rb") as file:
+            bytes_total = os.fstat(file.fileno()).st_size
+            try:
+                if bytes_total <= _PART_BYTES:
+                    return self.put_new(key, file.read())
+                return self._put_parts(key, file.fileno(), bytes_total, None)
+            except Conflict:
+                return None
+
+    def put_file_if(self, key: str, path: Path, etag: str) -> str:
+        with open(path, "rb") as file:
             bytes_total = os.fstat(file.fileno()).st_size
             if bytes_total <= _PART_BYTES:
-                self.put_new(key, file.read())
-            else:
-                self._put_parts(key, file.fileno(), bytes_total)
+                return self.put_if(key, file.read(), etag)
+            return self._put_parts(key, file.fileno(), bytes_total, etag)
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         assert offset >= 0
@@ -262,15 +275,18 @@ class S3Store:
             raise Conflict(key, reason)
         raise OutcomeUnknown(key)
 
-    def _put_parts(self, key: str, descriptor: int, bytes_total: int) -> None:
-        """Upload an open file in parts and make it visible at once at the end.
+    def _put_parts(self, key: str, descriptor: int, bytes_total: int, etag: str | None) -> str:
+        """Upload an open file in parts, make it visible at once at the end, return the new etag.
+
+        Args:
+            etag: of the object to replace; None: there must be none.
 
         Raises:
-            Conflict: the key was taken meanwhile.
+            Conflict: the key was taken, or its object changed, meanwhile.
         """
         part_bytes = max(_PART_BYTES, -(-bytes_total // _PARTS_MAX))
         full = self._full(key)
-        token = f"new-{uuid.uuid4().hex}"
+        token = f"{'if' if etag else 'new'}-{uuid.uuid4().hex}"
 
         def begin() -> str:
             return self._client.create_multipart_upload(
@@ -293,17 +309,23 @@ class S3Store:
             with ThreadPoolExecutor(_PARTS_AT_ONCE) as threads:
                 parts = list(threads.map(send, range(-(-bytes_total // part_bytes))))
 
+            request: CompleteMultipartUploadRequestTypeDef = {
+                "Bucket": self._bucket,
+                "Key": full,
+                "UploadId": upload,
+                "MultipartUpload": {"Parts": parts},
+            }
+            if etag is None:
+                request["IfNoneMatch"] = "*"
+            else:
+                request["IfMatch"] = f'"{etag}"'
+
             def complete() -> str:
-                return self._client.complete_multipart_upload(
-                    Bucket=self._bucket,
-                    Key=full,
-                    UploadId=upload,
-                    MultipartUpload={"Parts": parts},
-                    IfNoneMatch="*",
-                )["ETag"].strip('"')
+                return self._client.complete_multipart_upload(**request)["ETag"].strip('"')
 
             # A retry after a lost answer finds no such upload any more: `_write` settles that.
-            self._write(key, complete, token, "already there")
+            reason = "already there" if etag is None else "changed by somebody else, or gone"
+            return self._write(key, complete, token, reason)
         except BaseException:
             # Parts of an upload that is never completed are stored, and paid for, for ever.
             with contextlib.suppress(StoreError):

@@ -118,12 +118,15 @@ class Store(Protocol):
         `Conflict` if the object is another one by now, or none.
         """
 
-    def put_file_new(self, key: str, path: Path) -> None:
-        """Create an object from a file without holding it in memory.
+    def put_file_new(self, key: str, path: Path) -> str | None:
+        """Create an object from a file without holding it in memory, and return its etag.
 
-        An object already under the key is left alone and is no error: meant
-        for content-addressed keys, where it is the same one.
+        None: an object was already under the key, and is left alone. That is
+        no error where keys are named by content.
         """
+
+    def put_file_if(self, key: str, path: Path, etag: str) -> str:
+        """Replace an object by a file, as `put_if` does, without holding it in memory."""
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """Read up to `length` (> 0) bytes from `offset`; fewer or none past the end."""

@@ -438,9 +438,9 @@ class Faulty(DirectoryStore):
         self._count()
         return super().put_new(key, data)
 
-    def put_file_new(self, key: str, path: Path) -> None:
+    def put_file_new(self, key: str, path: Path) -> str | None:
         self._count()
-        super().put_file_new(key, path)
+        return super().put_file_new(key, path)
 
 
 def test_publish_that_dies_anywhere_shows_nothing_or_all_of_a_version(
@@ -478,9 +478,9 @@ def test_blob_of_a_wrong_size_is_replaced(store: DirectoryStore, model: Path) ->
 
 def test_file_that_changes_while_it_is_sent_is_not_published(model: Path, tmp_path: Path) -> None:
     class Slow(DirectoryStore):
-        def put_file_new(self, key: str, path: Path) -> None:
+        def put_file_new(self, key: str, path: Path) -> str | None:
             models.mlp(path, seed=2)
-            super().put_file_new(key, path)
+            return super().put_file_new(key, path)
 
     store = Slow(tmp_path / "registry")
     with pytest.raises(BadArtifact, match=r"^model\.onnx: changed while it was published"):

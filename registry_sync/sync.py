@@ -9,26 +9,21 @@ waits for them. A process that dies lets the lock go and leaves the prefix.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from registry_sync.documents import BadDocument, File, Manifest, read_manifest
 from registry_sync.local import LocalStore
 from registry_sync.names import check_name, check_version
+from registry_sync.parts import FULL, read_in_order, require_room, write_all
 from registry_sync.stores import Store
 
-PART_BYTES = 8 << 20  # below this, S3's time to the first byte dominates
-PARTS_AHEAD_MAX = 8  # bounds memory to 64 MiB a blob
 MANIFEST_BYTES_MAX = 16 << 20
 _HASH_BYTES = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FetchError(Exception):
@@ -50,13 +45,12 @@ class BadManifest(FetchError):
 
 
 class DiskFull(FetchError):
-    """The node has no room for the blob; what had been written of it was removed."""
+    """The node has no room for what was asked; what had been written of it was removed."""
 
     retry = True
 
-    def __init__(self, sha256: str, size: int, folder: Path) -> None:
-        super().__init__(f"blob {sha256}: no room for its {size} bytes in {folder}; free some")
-        self.sha256 = sha256
+    def __init__(self, what: str, size: int, folder: Path) -> None:
+        super().__init__(f"{what}: no room for its {size} bytes in {folder}; free some")
 
 
 class Stopped(FetchError):
@@ -132,10 +126,10 @@ def fetch_blob(
                 os.rename(partial, blob)
                 _fsync_folder(blob.parent)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL:
                     raise
                 partial.unlink(missing_ok=True)
-                raise DiskFull(file.sha256, file.bytes, blob.parent) from error
+                raise DiskFull(f"blob {file.sha256}", file.bytes, blob.parent) from error
 
 
 def _complete(
@@ -149,7 +143,7 @@ def _complete(
         raise BadBlob(file.sha256, f"{size} bytes in {store.url}, the manifest says {file.bytes}")
     digest = hashlib.sha256()
     begun = _hash_prefix(descriptor, file.bytes, digest)
-    _require_room(partial, file.bytes - begun)
+    require_room(partial.parent, file.bytes - begun)
     _append(store, key, descriptor, begun, file, digest, stop)
     if begun and digest.hexdigest() != file.sha256:
         # A prefix left by a machine that lost power may be anything: it is believed only once.
@@ -173,28 +167,14 @@ def _append(
     stop: threading.Event,
 ) -> None:
     """Download from byte `begun` to the end: parts in parallel, written and hashed in order."""
-    offsets = deque(range(begun, file.bytes, PART_BYTES))
-    if not offsets:
-        return
-    threads = ThreadPoolExecutor(min(PARTS_AHEAD_MAX, len(offsets)), "part")
-    parts: deque[tuple[int, int, Future[bytes]]] = deque()
-    try:
-        while offsets or parts:
-            while offsets and len(parts) < PARTS_AHEAD_MAX:
-                offset = offsets.popleft()
-                length = min(PART_BYTES, file.bytes - offset)
-                parts.append((offset, length, threads.submit(store.read, key, offset, length)))
-            offset, length, part = parts.popleft()
-            data = part.result()
+    with contextlib.closing(read_in_order(store, key, begun, file.bytes)) as parts:
+        for offset, length, data in parts:
             if stop.is_set():
                 raise Stopped(f"blob {file.sha256}: stopped at {offset} of {file.bytes} bytes")
             if len(data) != length:
                 raise BadBlob(file.sha256, f"ends at byte {offset + len(data)} of {file.bytes}")
-            _write_all(descriptor, data, offset)
+            write_all(descriptor, data, offset)
             digest.update(data)
-    finally:
-        # Not waited for: a read that hangs must not keep its caller from hearing of the failure.
-        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _hash_prefix(descriptor: int, size: int, digest: hashlib._Hash) -> int:
@@ -206,20 +186,6 @@ def _hash_prefix(descriptor: int, size: int, digest: hashlib._Hash) -> int:
     for offset in range(0, begun, _HASH_BYTES):
         digest.update(os.pread(descriptor, min(_HASH_BYTES, begun - offset), offset))
     return begun
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def _require_room(partial: Path, missing: int) -> None:
-    """Fail before filling a disk that others use as well."""
-    disk = os.statvfs(partial.parent)
-    if disk.f_bavail * disk.f_frsize < missing:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial))
 
 
 @contextlib.contextmanager

@@ -22,9 +22,9 @@ from registry_sync.documents import File, write
 from registry_sync.local import LocalStore
 from registry_sync.names import BadName
 from registry_sync.open import open_store
+from registry_sync.parts import PART_BYTES
 from registry_sync.stores import NotFound, Object, StoreUnavailable
 from registry_sync.sync import (
-    PART_BYTES,
     BadBlob,
     BadManifest,
     DiskFull,

@@ -24,22 +24,29 @@ import structlog
 from registry_sync.config import SyncConfig
 from registry_sync.leader import LeaderRecord, look
 from registry_sync.local import LocalStore
+from registry_sync.local_plans import LocalPlans
 from registry_sync.messages import (
     LINE_BYTES_MAX,
     AskLeader,
     Fetch,
+    FetchPlan,
     Ping,
+    PutGate,
+    PutPlan,
     Reply,
     Request,
+    UsePlan,
     decode_request,
     encode,
 )
 from registry_sync.names import BadName
 from registry_sync.open import open_store
+from registry_sync.plan_desk import PlanDesk
 from registry_sync.stores import Store, StoreError, StoreUnavailable
 from registry_sync.sync import FetchError, fetch, present
 
 _FETCHES_MAX = 8  # each holds up to 64 MiB of parts
+_PUTS_MAX = 4  # apart too: one that waits for another writer does so for a minute
 _LOOKS_MAX = 2  # apart from the fetches, so that no download delays finding the leader
 _DRAIN_S_MAX = 1.0  # for a part that is being written; then the process ends all the same
 
@@ -65,11 +72,13 @@ class Registry:
 class Daemon:
     """Answers requests; equal ones that are under way share one answer."""
 
-    def __init__(self, registry: Registry, local: LocalStore) -> None:
+    def __init__(self, registry: Registry, local: LocalStore, plans: LocalPlans) -> None:
         self._registry = registry
         self._local = local
         self._stop = threading.Event()
+        self._plan_desk = PlanDesk(registry.store, plans, self._stop)
         self._fetch_threads = ThreadPoolExecutor(_FETCHES_MAX, "fetch")
+        self._put_threads = ThreadPoolExecutor(_PUTS_MAX, "put")
         self._look_threads = ThreadPoolExecutor(_LOOKS_MAX, "look")
         # The whole mutable state: the work under way by what was asked, and the connections
         # that wait for an answer.
@@ -106,8 +115,8 @@ class Daemon:
         self._stop.set()
         if self._busy:
             await asyncio.wait(self._busy, timeout=_DRAIN_S_MAX)
-        self._fetch_threads.shutdown(wait=False, cancel_futures=True)
-        self._look_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._fetch_threads, self._put_threads, self._look_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _answer(self, line: bytes) -> Reply:
         try:
@@ -124,16 +133,21 @@ class Daemon:
         # A caller who leaves does not end it: his connection notices when it is to answer.
         return await task
 
-    async def _work(self, request: Fetch | AskLeader) -> Reply:
-        loop = asyncio.get_running_loop()
+    async def _work(
+        self, request: Fetch | AskLeader | FetchPlan | PutPlan | PutGate | UsePlan
+    ) -> Reply:
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            if isinstance(request, AskLeader):
-                record = await loop.run_in_executor(self._look_threads, self._look)
-                return Reply(ok=True, leader=record)
-            await loop.run_in_executor(
-                self._fetch_threads, self._fetch, request.model, request.version
-            )
-            return Reply(ok=True)
+            match request:
+                case AskLeader():
+                    return Reply(ok=True, leader=await run(self._look_threads, self._look))
+                case Fetch(model, version):
+                    await run(self._fetch_threads, self._fetch, model, version)
+                    return Reply(ok=True)
+                case PutPlan() | PutGate():
+                    return await run(self._put_threads, self._plan_desk.answer, request)
+                case _:
+                    return await run(self._fetch_threads, self._plan_desk.answer, request)
         except FetchError as error:
             reply = Reply(ok=False, error=str(error), retry=error.retry)
         except StoreError as error:
@@ -164,7 +178,9 @@ async def serve(config: SyncConfig) -> None:
     Raises:
         OSError: the socket cannot be made, or another process answers on it.
     """
-    daemon = Daemon(Registry(config.registry), LocalStore(Path(config.data)))
+    data = Path(config.data)
+    plans = LocalPlans(data / "engines", config.plans_bytes_max)
+    daemon = Daemon(Registry(config.registry), LocalStore(data), plans)
     path = Path(config.socket)
     with _listening(path) as listener:
         server = await asyncio.start_unix_server(

@@ -17,7 +17,8 @@ Document = Mapping[str, Any]
 
 UNKNOWN = "–"
 _STYLES = {"ready": "green", "warm": "green", "draining": "yellow", "loading": "yellow",
-           "starting": "yellow", "failed": "red"}  # fmt: skip
+           "starting": "yellow", "failed": "red", "built": "green", "building": "yellow",
+           "refused": "red"}  # fmt: skip
 
 
 def lines(status: Document) -> list[str]:
@@ -45,6 +46,7 @@ def lines(status: Document) -> list[str]:
             f"{_recent_line(v)}"
             for v in endpoint["variants"]
         )
+    found.extend(_build_line(build) for build in status.get("builds", ()))
     found += [f"rejected {document}: {why}" for document, why in status["rejected"].items()]
     return found
 
@@ -53,6 +55,8 @@ def tables(status: Document) -> RenderableType:
     """Return `status` as tables for a terminal."""
     parts: list[RenderableType] = [Text(line, "red") for line in _controller(status)]
     parts += [_workers(status), _edges(status), _endpoints(status)]
+    if status.get("builds"):
+        parts.append(_builds(status))
     parts += [Text(f"rejected {d}: {why}", "red") for d, why in status["rejected"].items()]
     return Group(*parts)
 
@@ -108,6 +112,26 @@ def _endpoints(status: Document) -> Table:
             weight, warm = f"{v['weight']:g} %", str(v["replicas"])
             table.add_row("", v["name"], version, weight, warm, *_recent(v))
     return table
+
+
+def _builds(status: Document) -> Table:
+    table = _table("build", "device", "engine", "state", "worker", "reason")
+    for build in status["builds"]:
+        table.add_row(
+            f"{build['model']}/{build['version']}",
+            build["device_class"],
+            build["engine"] or UNKNOWN,
+            _state(build["state"]),
+            build["worker"] or UNKNOWN,
+            build["reason"],
+        )
+    return table
+
+
+def _build_line(build: Document) -> str:
+    text = f"build {build['model']}/{build['version']}  {build['device_class']}"
+    text += f"  {build['engine'] or UNKNOWN}  {build['state']}"
+    return "  ".join([text, *(build[name] for name in ("worker", "reason") if build[name])])
 
 
 def _table(*columns: str) -> Table:

@@ -196,3 +196,21 @@ def test_registry_that_cannot_be_read_is_said() -> None:
     away = {"controller": {"epoch": 1, "leader": False, "registry_error": "503 from S3"},
             "workers": [], "edges": [], "endpoints": [], "rejected": {}}  # fmt: skip
     assert lines(away) == ["this controller does not lead", "registry: 503 from S3"]
+
+
+def test_builds_and_their_reasons_are_shown() -> None:
+    build = {"key": "ab" * 32, "model": "m", "version": "3", "engine": "tensorrt_rtx"}
+    status = {"workers": [], "edges": [], "endpoints": [], "rejected": {}, "builds": [
+        {**build, "device_class": "sm_86", "state": "building", "worker": "w-0", "reason": ""},
+        {**build, "device_class": "sm_90", "engine": "", "state": "failed", "worker": "",
+         "reason": "its builder died 3 times"},
+    ]}  # fmt: skip
+    assert lines(status) == [
+        "build m/3  sm_86  tensorrt_rtx  building  w-0",
+        f"build m/3  sm_90  {UNKNOWN}  failed  its builder died 3 times",
+    ]
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables(status))
+    text = console.export_text()
+    for words in ("m/3", "sm_90", "building", "its builder died 3 times"):
+        assert words in text

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import msgspec
-
+from registry_sync.plan_files import META_BYTES_MAX, SIDE_BYTES_MAX
+from registry_sync.plan_store import place_of, read_used, used_key
 from registry_sync.plans import (
     NOT_RUN,
     BadPlan,
@@ -25,18 +25,13 @@ from registry_sync.plans import (
     read_meta,
 )
 from registry_sync.stores import NotFound, Store
+from registry_sync.swap import get_or_none
 
 FOLDER: Final = "engines"
 READS_AT_ONCE: Final = 8
-META_BYTES_MAX: Final = 1 << 20
-GATE_BYTES_MAX: Final = 16 << 20
 
 _PLACE = re.compile(r"engines/([0-9a-f]{64})/([a-z0-9][a-z0-9._-]{0,63})/([^/]+)")
 _USED = re.compile(r"engines/([0-9a-f]{64})/used\.json")
-
-
-class _Used(msgspec.Struct, frozen=True):
-    day: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +142,7 @@ def _listed(
     secret_key: bytes | None,
 ) -> Listed:
     key, secret_id = of
-    place = f"{FOLDER}/{key}/{secret_id}"
+    place = place_of(key, secret_id)
     bare = Listed(key, secret_id, sum(sizes.values()), used, None)
     try:
         meta = _meta(store, place, key, sizes)
@@ -188,7 +183,7 @@ def _meta(store: Store, place: str, key: str, sizes: Mapping[str, int]) -> PlanM
 def _later_gate(store: Store, place: str, meta: PlanMeta, secret_key: bytes | None) -> GateReport:
     """Return what a later device found; what nobody vouches for is no verdict."""
     with contextlib.suppress(NotFound, BadPlan):
-        record = read_gate(store.read(f"{place}/gate.json", 0, GATE_BYTES_MAX))
+        record = read_gate(store.read(f"{place}/gate.json", 0, SIDE_BYTES_MAX))
         if secret_key is not None:
             check_mac(record, secret_key)
         if (record.key, record.plan_sha256) == (meta.key, meta.plan_sha256):
@@ -197,6 +192,5 @@ def _later_gate(store: Store, place: str, meta: PlanMeta, secret_key: bytes | No
 
 
 def _day(store: Store, key: str) -> str:
-    with contextlib.suppress(NotFound, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return msgspec.json.decode(store.get(f"{FOLDER}/{key}/used.json").data, type=_Used).day
-    return ""
+    used = get_or_none(store, used_key(key))
+    return "" if used is None else read_used(used.data)

@@ -53,6 +53,7 @@ PURE = (
     "pool.batching",
     "pool.engines.choice",
     "pool.engines.gate",
+    "pool.engines.tensorrt_profiles",
     "pool.letting_go",
     "pool.placement",
     "pool.wanted",

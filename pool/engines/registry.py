@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from pool.engines.base import Engine, EngineError, PlanEngine
 from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
+from pool.engines.tensorrt_engine import TensorRtEngine
+from pool.engines.tensorrt_profiles import NAMES as TENSORRT_NAMES
 
 _ATTRIBUTES: Final = ("name", "formats", "probe")
 _OF_OTHERS: Final = ("load",)
@@ -45,7 +47,8 @@ def find_plan_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[P
     Raises:
         BadEngineName: a name that does not lead to an engine.
     """
-    return tuple(engine for engine in map(_make, extra) if _needs_plan(engine))
+    named = [engine for engine in map(_make, extra) if _needs_plan(engine)]
+    return (*named, *(TensorRtEngine(name, device) for name in TENSORRT_NAMES))
 
 
 def engine_for(engines: Sequence[Engine], format: str) -> Engine:

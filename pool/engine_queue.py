@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
@@ -19,8 +18,9 @@ from pool.counters import QueueCounters
 from pool.engines.base import Session, reason_of
 from pool.expiry import Expiries
 from pool.inline import InlineRule
+from pool.lanes import Lanes, UnderWay
 from pool.line import Line
-from pool.profile import ArrivalRate, LatencyProfile
+from pool.profile import ArrivalRate
 from pool.runner import Runner, ThreadRunner, run_here
 from pool.running import Ran, run_tickets
 from pool.streaming import Stream
@@ -31,20 +31,8 @@ _CUT_SHORT = Failed(503, "the engine is being unloaded")
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class _Running:
-    """What the engine is busy with."""
-
-    tickets: list[Ticket]
-    rows: int
-    started_s: float
-    expected_s: float
-    stream: Stream | None = None
-    stream_timer: asyncio.TimerHandle | None = None
-
-
 class EngineQueue:
-    """The tickets that wait for one session, and the run it is busy with.
+    """The tickets that wait for one session, and the runs it is busy with.
 
     Every ticket is settled exactly once: with an `Answer`, `Failed`, `Overdue` at the moment
     its deadline passes while it waits, `Returned` when the queue closes, or `Cancelled`.
@@ -71,7 +59,7 @@ class EngineQueue:
             rows_max: of one run; 1 for a model that is never batched.
             on_idle: called when nothing waits and nothing runs any more.
             clock: of the tickets' times; the loop's own has a resolution of 1 ms with uvloop.
-            runner: where the runs are done; a thread of its own by default.
+            runner: where the runs are done; a thread for each of the session's lanes by default.
             soon: lets a step follow all that arrives with a ticket; the loop's next turn by
                 default.
         """
@@ -81,7 +69,8 @@ class EngineQueue:
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._soon = soon or self._loop.call_soon
-        self._runner = runner or ThreadRunner(f"engine {name}", self._loop)
+        lanes = getattr(session, "lanes", 1)  # engines from before there were lanes have one
+        self._runner = runner or ThreadRunner(f"engine {name}", self._loop, threads=lanes)
         self._clock = clock
         self._on_idle = on_idle
         self._output_names = frozenset(spec.name for spec in session.outputs)
@@ -89,7 +78,6 @@ class EngineQueue:
         # The whole mutable state, besides the counters.
         # What was learned:
         self._rows_max = rows_max if session.batches and not session.streams else 1
-        self._profile = LatencyProfile()
         self._arrivals = ArrivalRate()
         self._inline = InlineRule()
         # Who waits, in order, and which of them have come since the last step:
@@ -98,8 +86,8 @@ class EngineQueue:
         self._rows_waiting = 0
         self._bytes_waiting = 0
         self._expiries = Expiries(self._waiting, self._expire, clock, self._loop)
-        # Who runs, and what happens next:
-        self._running: _Running | None = None
+        # Who runs and how long that takes, and what happens next:
+        self._lanes = Lanes(lanes)
         self._is_step_due = False
         self._is_idle_known = True
         self._closed: asyncio.Future[None] | None = None
@@ -120,7 +108,7 @@ class EngineQueue:
     @property
     def tickets_inside(self) -> int:
         """How many tickets wait or run."""
-        return len(self._waiting) + (len(self._running.tickets) if self._running else 0)
+        return len(self._waiting) + sum([len(run.tickets) for run in self._lanes.under_way])
 
     @property
     def bytes_waiting(self) -> int:
@@ -130,20 +118,19 @@ class EngineQueue:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._waiting and self._running is None
+        return not self._waiting and not self._lanes.under_way
 
     def wait_s(self) -> float:
         """Predict how long a ticket that came now would wait for its run, in seconds."""
+        lanes, rows = self._lanes, self._rows_waiting
         wait_s = 0.0
-        if self._running is not None:
-            ran_s = self._clock() - self._running.started_s
-            wait_s = max(0.0, self._running.expected_s - ran_s)
-        batches, rest = divmod(self._rows_waiting, self._rows_max)
-        last_s = self._profile.run_s(rest) if rest else 0.0
-        return wait_s + batches * self._profile.run_s(self._rows_max) + last_s
+        if lanes.is_full or (rows and lanes.under_way):
+            wait_s = lanes.free_in_s(self._clock())
+        return wait_s + lanes.work_s(rows, self._rows_max) if rows else wait_s
 
     def __repr__(self) -> str:
-        running = f"{self._running.rows} rows running" if self._running else "idle"
+        rows = sum([run.rows for run in self._lanes.under_way])
+        running = f"{rows} rows running" if rows else "idle"
         return f"<EngineQueue {self.name}: {running}, {len(self._waiting)} waiting>"
 
     # Tickets come and go.
@@ -165,7 +152,7 @@ class EngineQueue:
         self._rows_waiting += ticket.rows
         self._bytes_waiting += ticket.bytes
         self._is_idle_known = False
-        if self._running is not None:
+        if self._lanes.is_full:
             self._expiries.watch(ticket)
         else:
             # Most run at once and never need watching.
@@ -225,7 +212,7 @@ class EngineQueue:
 
     def runs(self, ticket: Ticket) -> bool:
         """Say whether `ticket` is part of a run that is under way."""
-        return self._running is not None and ticket in self._running.tickets
+        return self._lanes.run_of(ticket) is not None
 
     async def close(self, *, lets_streams_end: bool = False) -> None:
         """Return who waits, let the current run end, close the session.
@@ -237,12 +224,12 @@ class EngineQueue:
             self._closed = self._loop.create_future()
             self._expiries.close()
             self.return_waiting()
-            if self._running is None:
+            if not self._lanes.under_way:
                 self._close_session()
-        if not lets_streams_end and self._running is not None and self._running.stream is not None:
-            self._running.stream.stop()
-            for ticket in self._running.tickets:
-                self._settle(ticket, _CUT_SHORT)
+        for run in self._lanes.under_way:
+            if run.stream is not None and not lets_streams_end:
+                run.stream.stop()
+                self._settle(run.tickets[0], _CUT_SHORT)
         await asyncio.shield(self._closed)
 
     def _close_session(self) -> None:
@@ -281,18 +268,22 @@ class EngineQueue:
         self._report_idle()
 
     def _launch_next(self) -> None:
-        while self._waiting and self._running is None:
+        lanes = self._lanes
+        was_inline = False
+        while self._waiting and not lanes.is_full and not was_inline:
             now_s = self._clock()
-            arrival_rows_per_s = self._arrivals.rows_per_s(now_s)
-            match decide(self._waiting, now_s, self._limits(now_s), arrival_rows_per_s):
+            match decide(self._waiting, now_s, self._limits(now_s), self._rows_per_s(now_s)):
                 case Shed(count):
-                    for ticket in self._take(count):
+                    for ticket in self._take(self._first(count)):
                         self._settle(ticket, self._overdue(ticket, now_s))
                 case Run(count):
-                    self._launch(self._take(count), now_s)
-                    break
-        if self._waiting and self._running is None:
-            self._step_soon()  # after an inline run: first whoever else wants the loop
+                    tickets = self._first(count)
+                    rows = sum([ticket.rows for ticket in tickets])
+                    if lanes.under_way and not lanes.takes(rows, self._rows_max):
+                        break
+                    was_inline = self._launch(self._take(tickets), rows, now_s)
+        if was_inline and self._waiting:
+            self._step_soon()  # first whoever else wants the loop
         for ticket in self._arrived:
             if ticket in self._waiting:
                 self._expiries.watch(ticket)
@@ -303,101 +294,111 @@ class EngineQueue:
             # A stream that is still going at its deadline is cut short, not late: how long
             # the last ones went on is no reason to refuse the next.
             return Limits(1, lambda _rows: 0.0)
-        trust = self._profile.trust(now_s)
+        profile = self._lanes.profile
+        trust = profile.trust(now_s)
         if trust == 1.0:
-            return Limits(self._rows_max, self._profile.run_s)
-        return Limits(self._rows_max, lambda rows: trust * self._profile.run_s(rows))
+            return Limits(self._rows_max, profile.run_s)
+        return Limits(self._rows_max, lambda rows: trust * profile.run_s(rows))
 
-    def _launch(self, tickets: list[Ticket], now_s: float) -> None:
-        rows = sum([ticket.rows for ticket in tickets])
-        running = _Running(tickets, rows, now_s, self._profile.run_s(rows))
+    def _rows_per_s(self, now_s: float) -> float:
+        """How many rows arrive for the lane that runs next."""
+        lanes = self._lanes
+        return self._arrivals.rows_per_s(now_s) / (lanes.count if lanes.under_way else 1)
+
+    def _launch(self, tickets: list[Ticket], rows: int, now_s: float) -> bool:
+        """Run tickets; tell whether that is done already."""
+        lanes = self._lanes
+        run = UnderWay(tickets, rows, now_s, lanes.profile.run_s(rows))
         if self._session.streams:
-            self._running = running
-            self._launch_stream(running, tickets[0])
-            return
+            self._launch_stream(run, tickets[0])
+            return False
         inputs = [ticket.inputs for ticket in tickets]
-        if self._inline.allows(rows):
+        if self._inline.allows(rows) and not lanes.under_way:
             ran, run_s, own_s = run_here(
                 lambda: run_tickets(self._session, tickets, inputs), self._clock
             )
             self.counters.runs_inline += 1
             self._inline.record(rows, own_s, was_inline=True)
-            self._learn(running, ran, run_s)
-            self._answer(running, ran, run_s)
-            return
-        self._running = running
+            self._learn(run, ran, run_s)
+            self._answer(run, ran, run_s)
+            return True
+        lanes.begin(run)
         self._runner.start(
             lambda: run_tickets(self._session, tickets, inputs),
-            lambda ran, run_s: self._finish(running, ran, run_s),
+            lambda ran, run_s: self._finish(run, ran, run_s),
         )
+        return False
 
-    def _finish(self, running: _Running, ran: Ran, run_s: float) -> None:
-        self._inline.record(running.rows, run_s, was_inline=False)
-        self._learn(running, ran, run_s)
-        self._running = None
+    def _finish(self, run: UnderWay, ran: Ran, run_s: float) -> None:
+        self._inline.record(run.rows, run_s, was_inline=False)
+        self._learn(run, ran, run_s)
+        self._lanes.end(run)
         # Before the answers go out, so that the engine works meanwhile.
         self._launch_next()
-        self._answer(running, ran, run_s)
-        if self._closed is not None:
+        self._answer(run, ran, run_s)
+        if self._closed is not None and not self._lanes.under_way:
             self._close_session()
         self._report_idle()
 
-    def _learn(self, running: _Running, ran: Ran, run_s: float) -> None:
+    def _learn(self, run: UnderWay, ran: Ran, run_s: float) -> None:
         self.counters.runs += 1
-        self.counters.rows_run += running.rows
+        self.counters.rows_run += run.rows
         self.counters.run_s += run_s
         if ran.was_one_run:
-            self._profile.record(running.rows, run_s, self._clock())
+            self._lanes.learn(run, run_s, self._clock())
         if ran.unsplit:
             self._rows_max = 1
             _log.warning("engine_not_batchable", engine=self.name, reason=ran.unsplit)
 
-    def _answer(self, running: _Running, ran: Ran, run_s: float) -> None:
+    def _answer(self, run: UnderWay, ran: Ran, run_s: float) -> None:
         now_s = self._clock()
-        for ticket, result in zip(running.tickets, ran.results, strict=True):
+        for ticket, result in zip(run.tickets, ran.results, strict=True):
             if isinstance(result, Failed):
                 self._settle(ticket, result)
                 continue
-            queue_s = running.started_s - ticket.arrived_s
-            if self._settle(ticket, Answer(result, queue_s, run_s, running.rows)):
+            queue_s = run.started_s - ticket.arrived_s
+            if self._settle(ticket, Answer(result, queue_s, run_s, run.rows)):
                 self.counters.late += now_s > ticket.deadline_s
 
     # Streams.
 
-    def _launch_stream(self, running: _Running, ticket: Ticket) -> None:
+    def _launch_stream(self, run: UnderWay, ticket: Ticket) -> None:
         assert ticket.on_chunk is not None
-        stream = Stream(self._session, ticket.inputs, ticket.outputs, ticket.on_chunk, self._loop)
-        running.stream = stream
-        running.stream_timer = self._loop.call_later(
-            max(0.0, ticket.deadline_s - running.started_s), self._expire, ticket
+        run.stream = Stream(
+            self._session, ticket.inputs, ticket.outputs, ticket.on_chunk, self._loop
         )
-        self._runner.start(
-            stream.run, lambda failed, run_s: self._finish_stream(running, failed, run_s)
+        timer = self._loop.call_later(
+            max(0.0, ticket.deadline_s - run.started_s), self._expire, ticket
         )
 
-    def _finish_stream(self, running: _Running, failed: Failed | None, run_s: float) -> None:
-        assert running.stream_timer is not None
-        running.stream_timer.cancel()
-        self._finish(running, Ran([failed or {}], was_one_run=True), run_s)
+        def done(failed: Failed | None, run_s: float) -> None:
+            timer.cancel()
+            self._finish(run, Ran([failed or {}], was_one_run=True), run_s)
+
+        self._lanes.begin(run)
+        self._runner.start(run.stream.run, done)
 
     def _stop_stream_of(self, ticket: Ticket) -> None:
-        running = self._running
-        if running is not None and running.stream is not None and ticket in running.tickets:
-            running.stream.stop()
+        run = self._lanes.run_of(ticket)
+        if run is not None and run.stream is not None:
+            run.stream.stop()
 
     # Bookkeeping.
 
-    def _take(self, count: int) -> list[Ticket]:
-        """Take out the first tickets of the head's shape."""
-        taken: list[Ticket] = []
+    def _first(self, count: int) -> list[Ticket]:
+        """Return the first tickets of the head's shape."""
+        first: list[Ticket] = []
         for ticket in self._waiting:
-            if not taken or ticket.shape_key == taken[0].shape_key:
-                taken.append(ticket)
-                if len(taken) == count:
+            if not first or ticket.shape_key == first[0].shape_key:
+                first.append(ticket)
+                if len(first) == count:
                     break
-        for ticket in taken:
+        return first
+
+    def _take(self, tickets: list[Ticket]) -> list[Ticket]:
+        for ticket in tickets:
             self._remove(ticket)
-        return taken
+        return tickets
 
     def _remove(self, ticket: Ticket) -> None:
         if self._waiting.remove(ticket):

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Runner(Protocol):
-    """Carries out blocking work away from the loop, one piece after the other."""
+    """Carries out blocking work away from the loop, piece by piece, in the order of `start`."""
 
     def start(self, work: Callable[[], T], done: Callable[[T, float], None]) -> None:
         """Carry out `work`, which never raises; then call `done` on the loop.
@@ -49,19 +49,20 @@ def run_here(work: Callable[[], T], clock: Callable[[], float]) -> tuple[T, floa
 
 
 class ThreadRunner:
-    """A thread of its own.
+    """Threads of its own, one unless more pieces of work are to overlap.
 
-    It is a daemon: a run that hangs must not keep the process from ending.
+    They are daemons: a run that hangs must not keep the process from ending.
     """
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, *, threads: int = 1) -> None:
         self._loop = loop
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run_forever, name=name, daemon=True)
-        self._thread.start()
+        self._threads = threads
+        for _ in range(threads):
+            threading.Thread(target=self._run_forever, name=name, daemon=True).start()
 
     def start(self, work: Callable[[], T], done: Callable[[T, float], None]) -> None:
-        """Carry out `work` in the thread, then call `done` on the loop."""
+        """Carry out `work` in a thread, then call `done` on the loop."""
 
         def job() -> None:
             started_s = time.monotonic()
@@ -71,8 +72,9 @@ class ThreadRunner:
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Let the thread end after what was started."""
-        self._jobs.put(None)
+        """Let the threads end after what was started."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
 
     def _tell(self, done: Callable[[T, float], None], result: T, run_s: float) -> None:
         try:

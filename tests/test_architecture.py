@@ -62,6 +62,7 @@ PURE = (
     "pool.tally",
     "pool.recent",
     "pool.inline",
+    "pool.lanes",
     "edge.variants",
     "edge.cache",
     "edge.sampling",

@@ -31,11 +31,12 @@ class Life:
     seed: int
     rows_max: int
     tickets: int = 400
+    lanes: int = 1
 
     async def live(self) -> tuple[list[Asked], EngineQueue, VirtualRunner]:
         dice = random.Random(self.seed)
         loop = asyncio.get_running_loop()
-        session = FailingSession(X, Y)
+        session = FailingSession(X, Y, lanes=self.lanes)
         runner = VirtualRunner(
             session, lambda rows: (0.004 + 0.001 * rows) * dice.uniform(0.8, 1.5)
         )

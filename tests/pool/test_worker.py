@@ -219,7 +219,7 @@ class Node:
     async def running(self, model: str) -> None:
         """Wait until a run of `model` is under way."""
         async with asyncio.timeout(10):
-            while not (queue := self.worker.slot(model, "1").queue) or queue._running is None:  # noqa: ASYNC110
+            while not (queue := self.worker.slot(model, "1").queue) or not queue._lanes.under_way:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     async def idle(self) -> None:

@@ -32,6 +32,7 @@ class TestSession:
     memory_bytes: int = 1024
     streams: bool = False
     batches: bool = True
+    lanes: int = 1
     batch_rows: list[int] = field(default_factory=list)  # of every `infer`, in order
     is_closed: bool = False
 

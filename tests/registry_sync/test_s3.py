@@ -187,6 +187,20 @@ def test_a_multipart_upload_survives_every_single_fault(proxied: Proxied, tmp_pa
             store.delete(f"{index}")
 
 
+def test_a_multipart_replacement_whose_answer_is_lost_is_known_to_have_landed(
+    proxied: Proxied, tmp_path: Path
+) -> None:
+    store, faults, _ = proxied
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(9 * MIB))
+    first = store.put_new("a", b"1")
+    faults[:] = [None, None, None, LOSE_ANSWER]  # the beginning, two parts, the completion
+    second = store.put_file_if("a", path, first)
+    assert not faults
+    assert store.list("")[0].etag == second != first
+    assert store.read("a", 0, 9 * MIB) == path.read_bytes()
+
+
 def test_a_multipart_upload_that_fails_leaves_no_parts(proxied: Proxied, tmp_path: Path) -> None:
     store, faults, requests = proxied
     path = tmp_path / "file"

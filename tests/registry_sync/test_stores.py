@@ -233,8 +233,39 @@ def test_a_file_never_replaces(store: Store, tmp_path: Path, count: int) -> None
     store.put_new("a", b"first")
     path = tmp_path / "file"
     path.write_bytes(b"x" * count)
-    store.put_file_new("a", path)
+    assert store.put_file_new("a", path) is None
     assert store.get("a").data == b"first"
+
+
+@pytest.mark.parametrize("count", [10, 9 * MIB])
+def test_a_file_that_was_created_has_the_etag_that_is_told(
+    store: Store, tmp_path: Path, count: int
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * count)
+    etag = store.put_file_new("a", path)
+    assert [entry.etag for entry in store.list("")] == [etag]
+
+
+@pytest.mark.parametrize("count", [10, 9 * MIB])
+def test_a_file_replaces_only_the_object_it_was_told_of(
+    store: Store, tmp_path: Path, count: int
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * count)
+    with pytest.raises(Conflict):
+        store.put_file_if("a", path, "0" * 32)
+    assert store.list("") == []
+    first = store.put_new("a", b"1")
+    second = store.put_file_if("a", path, first)
+    assert [entry.etag for entry in store.list("")] == [second]
+    assert store.size("a") == count
+    path.write_bytes(b"y" * (count + 1))
+    with pytest.raises(Conflict, match="a: changed"):
+        store.put_file_if("a", path, first)
+    assert store.read("a", count - 1, 10) == b"x"
+    store.put_file_if("a", path, second)
+    assert store.read("a", count - 1, 10) == b"yy"
 
 
 def test_of_many_creators_exactly_one_wins(url: str, store: Store) -> None:

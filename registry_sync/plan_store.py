@@ -117,8 +117,9 @@ def put_plan(
 ) -> bool:
     """Put this node's plan into the registry, unless another is there.
 
-    Store calls: who wins makes at most 7, and one for each 8 MiB beyond the first.  Who loses
-    makes 4 and those of `bring_plan`.  Who waits for a writer looks at most 20 times a pause.
+    Store calls: who wins makes at most 6; with a plan of more than 8 MiB 2 more, and one for each
+    8 MiB.  Who loses makes 3 and those of `bring_plan`; it downloads even what it has itself put
+    before, to be sure.  Who waits for another writer looks at most 20 times a pause.
 
     Args:
         day: today (UTC), ISO 8601; from it on the plan counts as unused.
@@ -162,9 +163,9 @@ def put_plan(
         changes += 1
         since_s, look_s = time.monotonic(), min(_LOOK_S_FIRST, pause_s / 12)
         if seen.plan is not None and seen.meta is not None:
-            # Of a pair that does not fit, the next writer or this one after the pause rids us.
+            # One that does not fit may be half of a replacement; else the pause ends it.
             with contextlib.suppress(BadPlan):
-                if _bring(store, local, key, secret_id, stop):
+                if _bring(store, local, key, secret_id, stop, is_believed=False):
                     found = local.pair(key, secret_id)
                     return found is not None and found.digest == pair.digest
     raise StoreUnavailable(f"{place}: it changed {changes} times while it was to be written")
@@ -231,9 +232,18 @@ def read_used(data: bytes) -> str:
 
 
 def _bring(
-    store: Store, local: LocalPlans, key: str, secret_id: str, stop: threading.Event
+    store: Store,
+    local: LocalPlans,
+    key: str,
+    secret_id: str,
+    stop: threading.Event,
+    *,
+    is_believed: bool = True,
 ) -> bool:
     """Bring the pair of one secret id; False if there is none.
+
+    Args:
+        is_believed: that the registry's plan fits where the same metadata are here already.
 
     Raises:
         BadPlan: it must not be used.
@@ -258,6 +268,8 @@ def _bring(
         )
     pair = local.pair(key, secret_id)
     if pair is not None and pair.digest == digest:
+        if not is_believed:
+            _read_plan(store, f"{place}/plan", meta, stop)
         if not (pair.folder / "gate.json").exists():
             gate = _stored_gate(store, place, meta)
             if gate:
@@ -265,7 +277,9 @@ def _bring(
         return True
     with local.scratch() as folder:
         try:
-            _download(store, f"{place}/plan", folder / "plan", meta, stop)
+            require_room(folder, meta.bytes)
+            with open(folder / "plan", "xb", buffering=0) as file:
+                _read_plan(store, f"{place}/plan", meta, stop, file.fileno())
             (folder / "meta.json").write_bytes(data)
             gate = _stored_gate(store, place, meta)
             if gate:
@@ -280,24 +294,20 @@ def _bring(
     return True
 
 
-def _download(
-    store: Store, plan_key: str, path: Path, meta: PlanMeta, stop: threading.Event
+def _read_plan(
+    store: Store, plan_key: str, meta: PlanMeta, stop: threading.Event, into: int | None = None
 ) -> None:
-    """Write the plan to a new file; `BadPlan` unless it is the one that the metadata name."""
-    require_room(path.parent, meta.bytes)
+    """Read a plan, into an open file if one is given; `BadPlan` unless the metadata name it."""
     digest = hashlib.sha256()
-    with (
-        open(path, "xb", buffering=0) as file,
-        contextlib.closing(read_in_order(store, plan_key, 0, meta.bytes)) as parts,
-    ):
+    with contextlib.closing(read_in_order(store, plan_key, 0, meta.bytes)) as parts:
         for offset, length, data in parts:
             if stop.is_set():
                 raise Stopped(f"{plan_key}: stopped at {offset} of {meta.bytes} bytes")
             if len(data) != length:
-                raise BadPlan(
-                    f"it ends at byte {offset + len(data)}, its metadata say {meta.bytes}"
-                )
-            write_all(file.fileno(), data, offset)
+                end = offset + len(data)
+                raise BadPlan(f"it ends at byte {end}, its metadata say {meta.bytes}")
+            if into is not None:
+                write_all(into, data, offset)
             digest.update(data)
     if digest.hexdigest() != meta.plan_sha256:
         raise BadPlan(f"its bytes have the sha256 {digest.hexdigest()}, not {meta.plan_sha256}")

@@ -261,8 +261,8 @@ class Build(msgspec.Struct, array_like=True, frozen=True, tag=18):
     version: _Short
     engine: _Short  # empty: whichever of this worker's engines can
     device_class: _Short
-    # As somebody reported it.  A worker for which it is another key builds nothing and says
-    # `wanted` with its own.  Empty: nobody has said it yet; the first report does.
+    # As somebody reported it.  A worker for which this version has another key builds nothing and
+    # says `other`.  Empty: nobody has said it yet; the first report does.
     key: _Short = ""
 
 
@@ -272,7 +272,8 @@ class BuildReport(msgspec.Struct, array_like=True, frozen=True, tag=19):
     `wanted`: this worker could use the plan, and nobody has it; also said of a plan that was there
     and must be built anew.  `building` (with an empty key until it is known), then `built`: it is
     in the registry, whoever has built it; or `failed`.  `refused`: the plan is there, and this
-    worker must not or cannot load it.  What holds is said again after every registration.
+    worker must not or cannot load it.  `other`: it was to build this key, and has another one.
+    What holds is said again after every registration.
     """
 
     key: _Short
@@ -280,7 +281,7 @@ class BuildReport(msgspec.Struct, array_like=True, frozen=True, tag=19):
     version: _Short
     engine: _Short
     device_class: _Short
-    state: _Short  # wanted | building | built | failed | refused
+    state: _Short  # wanted | building | built | failed | refused | other
     reason: _Text = ""
     retry_ms: _Count = 0  # failed: it may be tried again after this
 

@@ -1,0 +1,90 @@
+"""How the desk for builds shows its plans: a pure view, for `tidepool status` and the metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pool.build_desk import BuildDesk
+from pool.build_jobs import Job, Target
+
+NAMED_MAX = 8  # of what workers can build, in one reason
+
+
+def rows(desk: BuildDesk, now_s: float) -> list[dict[str, Any]]:
+    """Return one row for every version whose plan is wished, wanted, under way or there."""
+    found = []
+    for job in desk.jobs.values():
+        if not (job.is_needed or job.is_built or job.attempts) or _is_second_look(desk, job):
+            continue
+        state, worker, reason = _state(desk, job, now_s)
+        found += [
+            {
+                "key": job.key,
+                "model": target.model,
+                "version": target.version,
+                "engine": target.engine,
+                "device_class": target.device_class,
+                "state": state,
+                "reason": reason,
+                "worker": worker,
+                "wished": bool(job.wishes),
+                "failures": job.failures + job.losses,
+                "retry_s": max(0.0, job.not_before_s - now_s) if state == "failed" else 0.0,
+            }
+            for target in job.targets
+        ]
+    return sorted(found, key=lambda row: (row["model"], int(row["version"]), row["device_class"]))
+
+
+def _is_second_look(desk: BuildDesk, job: Job) -> bool:
+    """Tell whether this only sees after a wished plan that was there an hour ago."""
+    return (
+        not job.key
+        and not job.failures
+        and any(other.key and job.wishes & other.wishes for other in desk.jobs.values())
+    )
+
+
+def _state(desk: BuildDesk, job: Job, now_s: float) -> tuple[str, str, str]:
+    """Return state, worker and reason."""
+    if builders := ", ".join(sorted(job.builders())):
+        return "building", builders, job.error
+    if job.is_built:
+        return "built", "", "; ".join(f"{w} refused it: {r}" for w, r in job.refused.items())
+    if job.attempts:
+        worker = next(iter(job.attempts))
+        return "waiting", worker, _after(job, f"{worker} has been asked")
+    if now_s < job.not_before_s:
+        return "failed", "", job.error
+    return "waiting", "", _after(job, missing(desk, job, now_s))
+
+
+def _after(job: Job, text: str) -> str:
+    return f"{text}; before: {job.error}" if job.error else text
+
+
+def missing(desk: BuildDesk, job: Job, now_s: float) -> str:
+    """Say what a plan that waits is waiting for."""
+    seats = {
+        worker: seat
+        for worker, seat in desk.seats.items()
+        if seat.gone_s is None and not seat.is_draining
+    }
+    able = [worker for worker, seat in seats.items() if seat.can_build(job.target)]
+    if not able:
+        builds = sorted({one for seat in seats.values() for one in seat.builds})
+        known = ", ".join(builds[:NAMED_MAX]) + (", …" if len(builds) > NAMED_MAX else "")
+        there = f"those here can build {known}" if known else "none here can build any"
+        return f"no worker is here that can build {_named(job.target)}; {there}"
+    rival = desk.rival(job)
+    if rival is not None:
+        worker = next(iter(rival.attempts))
+        return f"{worker} builds {_named(rival.target)} of the same artifact, maybe the same plan"
+    held = [worker for worker in able if job.held_s.get(worker, now_s) > now_s]
+    if len(held) == len(able):
+        return f"{', '.join(able[:NAMED_MAX])} may not try again yet"
+    return f"{', '.join(able[:NAMED_MAX])} can build it, and no one is free"
+
+
+def _named(target: Target) -> str:
+    return f"{target.engine or 'a plan'} for {target.device_class}"

@@ -26,9 +26,10 @@ def parse_targets(text: str) -> list[str]:
 
     Raises:
         BadName: one cannot be a device class.
+        ValueError: there is none.
     """
     if not text.strip():
-        return []
+        raise ValueError("no device class is named, such as sm_86")
     return list(dict.fromkeys(check_device_class(part.strip()) for part in text.split(",")))
 
 

@@ -56,7 +56,7 @@ class Record(msgspec.Struct, frozen=True):
     by: _Short  # api | cli
     who: _Short  # the key's id; user@host of a command
     # endpoint.set | .rollback | .purge | .load | .unload, key.create | .rotate | .revoke,
-    # model.publish, engine.wish | .withdraw
+    # model.publish, engine.wish | .withdraw | .build | .gc
     what: _Short
     target: _Short  # an endpoint's or model's name, or a key's id
     before: _Short = ""  # the revision, epoch or key id that was replaced; empty: none

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from infra.client import NoController, ask
@@ -30,6 +31,10 @@ Registry = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the audit trail.")]
+For = Annotated[str, typer.Option("--for", help="Device classes, such as sm_86,sm_120.")]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="That is to build; default: any that can.")
+]
 LogLevel = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
 
 
@@ -136,6 +141,11 @@ def poke(data: Path, store: Store, *, says_if_nobody: bool = False) -> None:
         typer.echo(f"written; no controller could be told ({error})", err=True)
         return
     _require(answer, "written, but not every edge has confirmed")
+
+
+def print_json(content: object) -> None:
+    """Print a result as one line of JSON."""
+    typer.echo(msgspec.json.encode(content).decode())
 
 
 def _require(answer: control.Answer, what: str) -> None:

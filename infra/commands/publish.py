@@ -41,7 +41,7 @@ def publish_command(
     labels = _labels(label or [])
     with said():
         store = store_of(data, registry)
-        targets = wishing.parse_targets(build_for)
+        targets = wishing.parse_targets(build_for) if build_for else []
         try:
             made = recorded(
                 *(store, reason, "model.publish", model),

@@ -86,18 +86,17 @@ class Pt2Archive:
         Returns:
             The document of the graph.
         """
+        if is_published and self._size(SAMPLES):
+            raise BadModel(f"{self._name}: holds pickled sample inputs; {_AGAIN}")
         for name in self._entries:
             if not self._is_known(name) and (is_published or not _DROPPED.fullmatch(name)):
                 raise BadModel(f"{self._name}: holds {name!r:.200}: {_reason(name)}")
-        for name in (MODEL, WEIGHTS, CONSTANTS, *_PLAIN[:2]):
+        wanted = (MODEL, WEIGHTS, CONSTANTS, *_PLAIN[:2], *([SAMPLES] if is_published else []))
+        for name in wanted:
             if name not in self._entries:
                 raise BadModel(
                     f"{self._name}: no {name}; save it with torch.export.save of torch 2.9 or newer"
                 )
-        if is_published and self._entries.get(SAMPLES) is None:
-            raise BadModel(f"{self._name}: no {SAMPLES}; {_AGAIN}")
-        if is_published and self._entries[SAMPLES].file_size:
-            raise BadModel(f"{self._name}: holds pickled sample inputs; {_AGAIN}")
         for name, folder in ((WEIGHTS, "data/weights/"), (CONSTANTS, "data/constants/")):
             self._check_payloads(self.json(name), folder)
         graph = self.json(MODEL)
@@ -169,6 +168,9 @@ class Pt2Archive:
         known = (MODEL, WEIGHTS, CONSTANTS, SAMPLES, *_PLAIN)
         return name in known or _PAYLOAD.fullmatch(name) is not None
 
+    def _size(self, name: str) -> int:
+        return self._entries[name].file_size if name in self._entries else 0
+
     def _read(self, name: str) -> bytes:
         info = self._entries[name]
         if info.file_size > JSON_BYTES_MAX:
@@ -203,6 +205,8 @@ def _text(plain: Any) -> bytes:
 
 
 def _reason(name: str) -> str:
+    if _DROPPED.fullmatch(name):
+        return _AGAIN
     for start, why in _WHY.items():
         if name.startswith(start):
             return why

@@ -13,6 +13,7 @@ from pool.engines.base import Engine, EngineError, PlanEngine
 from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
 from pool.engines.tensorrt_engine import TensorRtEngine
 from pool.engines.tensorrt_profiles import NAMES as TENSORRT_NAMES
+from pool.engines.torch_engine import TorchCompiledEngine, TorchEngine
 
 _ATTRIBUTES: Final = ("name", "formats", "probe")
 _OF_OTHERS: Final = ("load",)
@@ -23,18 +24,19 @@ class BadEngineName(ValueError):
     """The operator named an engine that cannot be had; the text says why and the way out."""
 
 
-def find_engines(extra: Sequence[str] = ()) -> tuple[Engine, ...]:
+def find_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[Engine, ...]:
     """Make the engines of this worker that run artifacts as they are.
 
     Args:
         extra: further engines, each "module:Class"; the class is called without arguments.
             They come before the built-in ones, so an operator can replace one.
+        device: on which the built-in ones are to run where they can: "cpu", "cuda:0", …
 
     Raises:
         BadEngineName: a name that does not lead to an engine.
     """
     named = [engine for engine in map(_make, extra) if not _needs_plan(engine)]
-    return (*named, OnnxRuntimeEngine())
+    return (*named, OnnxRuntimeEngine(), TorchEngine(device))
 
 
 def find_plan_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[PlanEngine, ...]:
@@ -48,7 +50,8 @@ def find_plan_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[P
         BadEngineName: a name that does not lead to an engine.
     """
     named = [engine for engine in map(_make, extra) if _needs_plan(engine)]
-    return (*named, *(TensorRtEngine(name, device) for name in TENSORRT_NAMES))
+    tensorrt = (TensorRtEngine(name, device) for name in TENSORRT_NAMES)
+    return (*named, *tensorrt, TorchCompiledEngine(device))
 
 
 def engine_for(engines: Sequence[Engine], format: str) -> Engine:

@@ -102,7 +102,9 @@ def load(spec: BuildSpec, plan: Path, caches: Path, device: str, threads: int) -
             str(plan), _MODEL, is_on_gpu, 1, where.index if is_on_gpu else -1
         )
     except RuntimeError as error:
-        raise PlanRefused(f"torch cannot load it: {engine_error(error, torch.device('cpu'))}") from error
+        raise PlanRefused(
+            f"torch cannot load it: {engine_error(error, torch.device('cpu'))}"
+        ) from error
     run = _Compiled(loader, signature)
     if is_on_gpu:
         return CudaSession(

@@ -89,7 +89,7 @@ class TorchCompiledEngine:
             engine=self.name,
             runtime=version,
             device=spec.device_class,
-            precision="fp32" if spec.wish.precision is None else spec.wish.precision,
+            precision=spec.manifest.precision,  # it computes as the archive says
             flags=COMPILE_FLAGS,
         )
 

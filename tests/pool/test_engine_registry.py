@@ -9,7 +9,7 @@ from pool.engines.registry import BadEngineName, engine_for, find_engines, find_
 
 
 def test_onnxruntime_is_always_there() -> None:
-    assert [engine.name for engine in find_engines()] == ["onnxruntime"]
+    assert [engine.name for engine in find_engines()] == ["onnxruntime", "torch"]
 
 
 def test_an_engine_is_found_by_its_name() -> None:
@@ -65,7 +65,7 @@ def test_an_engine_that_needs_plans_is_found_as_one_and_as_no_other() -> None:
     names = ["tests.pool.test_engine_registry:OtherPlans"]
     found = [engine.name for engine in find_plan_engines(names)]
     assert found[:3] == ["half", "tensorrt", "tensorrt_rtx"]
-    assert [engine.name for engine in find_engines(names)] == ["onnxruntime"]
+    assert [engine.name for engine in find_engines(names)] == ["onnxruntime", "torch"]
 
 
 def test_a_path_in_an_error_is_cut_to_its_last_part() -> None:

@@ -13,6 +13,7 @@ from registry_sync.messages import (
     LINE_BYTES_MAX,
     AskLeader,
     Fetch,
+    FetchGolden,
     FetchPlan,
     Ping,
     PutGate,
@@ -47,6 +48,15 @@ async def fetch_via(socket_path: str | Path, model: str, version: str) -> None:
         SyncError: see there.
     """
     await _ask(socket_path, Fetch(model, version))
+
+
+async def fetch_golden_via(socket_path: str | Path, model: str, version: str) -> None:
+    """Have the recorded inputs of a version that is here brought as well, if it has any.
+
+    Raises:
+        SyncError: see there.
+    """
+    await _ask(socket_path, FetchGolden(model, version))
 
 
 async def leader_via(socket_path: str | Path) -> LeaderRecord | None:

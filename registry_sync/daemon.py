@@ -29,6 +29,7 @@ from registry_sync.messages import (
     LINE_BYTES_MAX,
     AskLeader,
     Fetch,
+    FetchGolden,
     FetchPlan,
     Ping,
     PutGate,
@@ -43,7 +44,7 @@ from registry_sync.names import BadName
 from registry_sync.open import open_store
 from registry_sync.plan_desk import PlanDesk
 from registry_sync.stores import Store, StoreError, StoreUnavailable
-from registry_sync.sync import FetchError, fetch, present
+from registry_sync.sync import FetchError, fetch, fetch_golden, golden_path, present
 
 _FETCHES_MAX = 8  # each holds up to 64 MiB of parts
 _PUTS_MAX = 4  # apart too: one that waits for another writer does so for a minute
@@ -134,7 +135,7 @@ class Daemon:
         return await task
 
     async def _work(
-        self, request: Fetch | AskLeader | FetchPlan | PutPlan | PutGate | UsePlan
+        self, request: Fetch | FetchGolden | AskLeader | FetchPlan | PutPlan | PutGate | UsePlan
     ) -> Reply:
         run = asyncio.get_running_loop().run_in_executor
         try:
@@ -143,6 +144,9 @@ class Daemon:
                     return Reply(ok=True, leader=await run(self._look_threads, self._look))
                 case Fetch(model, version):
                     await run(self._fetch_threads, self._fetch, model, version)
+                    return Reply(ok=True)
+                case FetchGolden(model, version):
+                    await run(self._fetch_threads, self._fetch_golden, model, version)
                     return Reply(ok=True)
                 case PutPlan() | PutGate():
                     return await run(self._put_threads, self._plan_desk.answer, request)
@@ -165,6 +169,11 @@ class Daemon:
         if present(self._local, model, version) is None:
             fetch(self._registry.store(), self._local, model, version, self._stop)
             _log.info("fetched", model=model, version=version)
+
+    def _fetch_golden(self, model: str, version: str) -> None:
+        manifest = present(self._local, model, version)
+        if manifest is not None and golden_path(self._local, manifest) is None:
+            fetch_golden(self._registry.store(), self._local, manifest, self._stop)
 
     def _look(self) -> LeaderRecord | None:
         return look(self._registry.store()).record

@@ -1,6 +1,8 @@
 """What is said on a sync process's socket: one JSON object a line, each request one reply.
 
     {"op": "fetch", "model": "m", "version": "1"}  {"ok": true}
+    {"op": "fetch_golden", "model": "m", "version": "1"}
+                                                   {"ok": true}
     {"op": "leader"}                               {"ok": true, "leader": {…} or null}
     {"op": "ping"}                                 {"ok": true}
     {"op": "fetch_plan", "key": "…", "secret_ids": ["…"]}
@@ -30,6 +32,13 @@ LINE_BYTES_MAX = 64 << 10  # asyncio's own default for a line
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch", tag_field="op"):
     """Bring a version to this node; answered when it is there."""
+
+    model: str
+    version: str
+
+
+class FetchGolden(msgspec.Struct, frozen=True, tag="fetch_golden", tag_field="op"):
+    """Bring the recorded inputs of a version that is here, if it has any."""
 
     model: str
     version: str
@@ -74,7 +83,7 @@ class Ping(msgspec.Struct, frozen=True, tag="ping", tag_field="op"):
     """Are you there?"""
 
 
-Request = Fetch | AskLeader | Ping | FetchPlan | PutPlan | PutGate | UsePlan
+Request = Fetch | FetchGolden | AskLeader | Ping | FetchPlan | PutPlan | PutGate | UsePlan
 
 
 class Reply(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -109,6 +109,26 @@ def fetch(
     return manifest
 
 
+def golden_path(local: LocalStore, manifest: Manifest) -> Path | None:
+    """Return the file with a version's recorded inputs and outputs; None if it is not here."""
+    if manifest.golden is None:
+        return None
+    path = local.blob_path(manifest.golden)
+    return path if path.is_file() else None
+
+
+def fetch_golden(
+    store: Store, local: LocalStore, manifest: Manifest, stop: threading.Event | None = None
+) -> None:
+    """Bring a version's recorded inputs and outputs to this node, if it has any.
+
+    They are no part of the artifact: nobody needs them to serve.  Raises as `fetch` does.
+    """
+    if manifest.golden is not None:
+        size = store.size(f"blobs/sha256/{manifest.golden}")
+        fetch_blob(store, local, File("golden.npz", manifest.golden, size), stop)
+
+
 def fetch_blob(
     store: Store, local: LocalStore, file: File, stop: threading.Event | None = None
 ) -> None:

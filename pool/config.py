@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 
 from registry_sync.documents import EngineWish
+from registry_sync.local_plans import BYTES_MAX_DEFAULT
+from registry_sync.plans import NOT_RUN, GateReport
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -20,6 +22,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     sync_socket: str  # the node's sync daemon
     threads: int = 0  # intra-op threads of one engine; 0 lets the engine choose
     engines: tuple[str, ...] = ()  # further engines, each "module:Class"
+    device: str = ""  # "cpu", "cuda:0", …; empty: the first GPU, else the CPU
+    plans_bytes_max: int = BYTES_MAX_DEFAULT  # of built plans on this node
+    build_alone_s: float = 15.0  # without a controller, before a plan is built that is missing
     queue_bytes_max: int = 512 << 20  # tensors that may wait in this process
     drain_s_max: float = 30.0
     lame_duck_s: float = 0.0
@@ -49,13 +54,32 @@ class BuilderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     model: str
     version: str  # its files are in the node's local store
     engine: str  # the plan engine's name
-    device_class: str
+    device_class: str  # that the plan is for
     key: str  # of the plan; another one here means other versions than who asked has
     wish: EngineWish  # its precision is never None
     rows_max: int
-    folder: str  # build: where the plan goes; gate: where it lies
+    plan: str  # build: the file to write; gate: the file to try out
+    golden: str = ""  # a file with recorded inputs; empty: there are none
     engines: tuple[str, ...] = ()  # further ones, as the worker has
-    device: str = "cpu"  # that the worker serves on
+    device: str = ""  # that the worker serves on
     threads: int = 0
+    gives_way: bool = True  # to everything else on this machine
     parent: int = 0  # the process without which nobody wants the plan; 0: nobody looks
     log_level: str = "info"
+
+
+class BuilderResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a builder process says at its end, as one line of JSON.
+
+    `built`: the plan and `inspector.json` beside it are written, for whoever holds the secret to
+    vouch for.  `tried`: `gate` says how it went.  `refused`: this device or library does not load
+    the plan.
+    """
+
+    state: Literal["built", "tried", "refused", "failed"]
+    reason: str = ""
+    retry: bool = False  # failed: it may well do the next time, with nothing changed
+    plan_sha256: str = ""
+    bytes: int = 0
+    build_s: float = 0.0
+    gate: GateReport = NOT_RUN

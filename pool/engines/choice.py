@@ -12,20 +12,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from pool.engines.base import (
-    BuildSpec,
-    CannotBuild,
-    Engine,
-    EngineError,
-    PlanEngine,
-    Probe,
-)
+from pool.engines.base import BuildSpec, CannotBuild, Engine, EngineError, PlanEngine, Probe
 from registry_sync.builds import Wanted
-from registry_sync.documents import EngineWish, Manifest, Precision
+from registry_sync.documents import Manifest
 from registry_sync.plans import PlanIdentity
-
-# More exact first: what a version promises at least may be exceeded.
-EXACTNESS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +32,19 @@ class Option:
         return self.identity.key
 
 
-def wish_of(manifest: Manifest, wanted: Wanted) -> EngineWish:
-    """Return what the manifest and the endpoints together wish; its precision is never None.
-
-    An endpoint's word counts before the manifest's.  Neither makes a version less exact than it
-    promises.
-    """
-    own, asked = manifest.engine or EngineWish(), wanted.engine
-    precision = asked.precision or own.precision or manifest.precision
-    floor = EXACTNESS.index(manifest.precision)
-    if EXACTNESS.index(precision) > floor:
-        precision = manifest.precision
-    return EngineWish(
-        name=asked.name if asked.name != "auto" else own.name,
-        precision=precision,
-        axes={**own.axes, **asked.axes},
-        ahead_of_time=asked.ahead_of_time or own.ahead_of_time,
-    )
-
-
 def spec_of(manifest: Manifest, folder: Path, wanted: Wanted, device_class: str) -> BuildSpec:
     """Return what is to be built for one device class.
 
     Args:
         folder: holds the manifest's files.
+        wanted: of the endpoints and the manifest together, see `pool.wanted`; whatever it leaves
+            open is as the manifest promises.
     """
+    wish = wanted.engine
+    if wish.precision is None:
+        wish = replace(wish, precision=manifest.precision)
     rows_max = min(wanted.rows_max or manifest.rows_max, manifest.rows_max)
-    return BuildSpec(manifest, folder, wish_of(manifest, wanted), rows_max, device_class)
+    return BuildSpec(manifest, folder, wish, rows_max, device_class)
 
 
 def portable(engines: Sequence[Engine], format: str, name: str) -> Engine:

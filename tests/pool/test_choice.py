@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from pool.engines.base import BuildSpec, Built, CannotBuild, EngineError, Probe, Session
-from pool.engines.choice import option_for, options, portable, spec_of, wish_of
+from pool.engines.choice import option_for, options, portable, spec_of
 from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
 from registry_sync.builds import Wanted
 from registry_sync.documents import AxisRange, EngineWish
@@ -85,12 +85,6 @@ def test_named_portable_engine_leaves_no_option() -> None:
     assert chosen(Planner("tensorrt"), wanted=asking(name="onnxruntime")) == ([], "")
 
 
-def test_endpoint_names_an_engine_before_the_manifest_does() -> None:
-    engines = (Planner("a"), Planner("b"))
-    assert chosen(*engines, engine=EngineWish(name="a")) == (["a"], "")
-    assert chosen(*engines, wanted=asking(name="b"), engine=EngineWish(name="a")) == (["b"], "")
-
-
 def test_engine_that_cannot_run_here_is_no_option_and_says_why() -> None:
     assert chosen(Planner("tensorrt", reason="no GPU"), Planner("b")) == (["b"], "tensorrt: no GPU")
 
@@ -122,29 +116,10 @@ def test_plan_is_for_the_device_that_is_here() -> None:
 # --- the wish ---
 
 
-@pytest.mark.parametrize(
-    ("promised", "own", "asked", "found"),
-    [
-        ("fp32", None, None, "fp32"),
-        ("fp16", None, None, "fp16"),
-        ("fp16", None, "fp32", "fp32"),
-        ("fp16", "fp32", None, "fp32"),
-        ("fp32", None, "fp16", "fp32"),  # never less exact than the version promises
-        ("bf16", None, "fp16", "bf16"),
-    ],
-)
-def test_precision_is_never_less_exact_than_promised(
-    promised: Any, own: Any, asked: Any, found: str
-) -> None:
-    manifest = replace(MANIFEST, precision=promised, engine=EngineWish(precision=own))
-    assert wish_of(manifest, asking(precision=asked)).precision == found
-
-
-def test_axes_of_the_endpoint_replace_those_of_the_manifest_one_by_one() -> None:
-    own = {"x:1": AxisRange(1, 2, 3), "x:2": AxisRange(1, 1, 1)}
-    manifest = replace(MANIFEST, engine=EngineWish(axes=own))
-    found = wish_of(manifest, asking(axes={"x:1": AxisRange(4, 5, 6)})).axes
-    assert found == {**own, "x:1": AxisRange(4, 5, 6)}
+def test_precision_that_nobody_names_is_what_the_version_promises() -> None:
+    manifest = replace(MANIFEST, precision="fp16")
+    assert spec_of(manifest, FOLDER, NOTHING, "").wish.precision == "fp16"
+    assert spec_of(manifest, FOLDER, asking(precision="fp32"), "").wish.precision == "fp32"
 
 
 @pytest.mark.parametrize(("asked", "found"), [(0, 32), (8, 8), (64, 32)])

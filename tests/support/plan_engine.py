@@ -1,0 +1,144 @@
+"""A small real engine that needs plans: graphs that ONNX Runtime has optimized beforehand.
+
+Named to a worker as "tests.support.plan_engine:OptimizedEngine".  What a build does besides is
+told through files in the folder of the environment variable `PLAN_STUDIO`, since it happens in a
+process of its own: see `Studio`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import onnxruntime as ort
+
+from pool.engines import device
+from pool.engines.base import BuildSpec, Built, CannotBuild, PlanRefused, Probe, Session
+from pool.engines.onnxruntime_engine import OnnxRuntimeSession, session_options
+from registry_sync.plans import PlanIdentity
+
+STUDIO = "PLAN_STUDIO"
+ELSEWHERE = "sm_86"  # a device class for which it builds and that is not here
+
+
+class Studio:
+    """A folder by which a test steers builds, and learns of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {STUDIO: str(self.folder)}
+
+    def hold(self, point: str) -> None:
+        """Let builds stop at a point, "begun" or "written", until `release`."""
+        (self.folder / f"hold-{point}").touch()
+
+    def release(self, point: str) -> None:
+        (self.folder / f"hold-{point}").unlink(missing_ok=True)
+
+    def kill(self, times: int) -> None:
+        """Let so many builders die of SIGKILL when the plan is half written."""
+        (self.folder / "kill").write_text(str(times))
+
+    def refuse(self) -> None:
+        """Let every plan be refused by the device from now on."""
+        (self.folder / "refuse").touch()
+
+    def at(self, point: str) -> list[int]:
+        """Return the pids of the builders that have come to a point, in order."""
+        try:
+            return [int(line) for line in (self.folder / point).read_text().split()]
+        except FileNotFoundError:
+            return []
+
+
+def _studio() -> Path | None:
+    folder = os.environ.get(STUDIO)
+    return Path(folder) if folder else None
+
+
+def _pass(point: str) -> None:
+    """Note that this process has come to a point, and wait there if it is held."""
+    folder = _studio()
+    if folder is None:
+        return
+    with open(folder / point, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    while (folder / f"hold-{point}").exists():
+        time.sleep(0.01)
+
+
+def _die_half_way(plan: Path) -> None:
+    folder = _studio()
+    if folder is None or not (folder / "kill").exists():
+        return
+    times = int((folder / "kill").read_text())
+    if times:
+        (folder / "kill").write_text(str(times - 1))
+        plan.write_bytes(plan.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OptimizedEngine:
+    """Builds for this CPU and, unseen, for one other device class."""
+
+    name = "optimized"
+    formats = frozenset({"onnx"})
+    is_on_request = False
+
+    def probe(self) -> Probe:
+        cpu = device.cpu()
+        builds_for = (cpu.device_class, ELSEWHERE)
+        return Probe(self.name, True, ort.__version__, "cpu", "", cpu.device_class, 0, builds_for)
+
+    def identity(self, spec: BuildSpec) -> PlanIdentity:
+        if spec.manifest.labels.get("unbuildable"):
+            raise CannotBuild("this model says that it cannot be built")
+        return PlanIdentity(
+            artifact=spec.manifest.digest,
+            engine=self.name,
+            runtime=ort.__version__,
+            device=spec.device_class,
+            precision=spec.wish.precision or "fp32",
+        )
+
+    def build(self, spec: BuildSpec, plan: Path, caches: Path) -> Built:
+        _pass("begun")
+        if spec.manifest.labels.get("broken"):
+            raise CannotBuild("node 3 (Odd): no importer; node 7 (Odd): no importer")
+        optimized = caches / f"{plan.parent.name}.onnx"
+        build_plan(spec.folder / spec.manifest.files[0].path, optimized)
+        plan.write_bytes(optimized.read_bytes())
+        optimized.unlink()
+        _die_half_way(plan)
+        _pass("written")
+        return Built(b'{"layers": []}')
+
+    def load_plan(
+        self, spec: BuildSpec, identity: PlanIdentity, plan: Path, caches: Path
+    ) -> Session:
+        folder = _studio()
+        if folder is not None and (folder / "refuse").exists():
+            raise PlanRefused("this device does not like it")
+        options = session_options(1)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            session = ort.InferenceSession(
+                plan.read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            # ONNX Runtime's exceptions have no base class of their own.
+            raise PlanRefused(f"ONNX Runtime does not load it: {error}") from error
+        return OnnxRuntimeSession(session, spec.manifest)
+
+
+def build_plan(graph: Path, plan: Path) -> None:
+    """Write the plan of a graph, whatever model it is."""
+    options = session_options(1)
+    options.optimized_model_filepath = str(plan)
+    ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -23,6 +23,7 @@ from pool.engines.base import EngineError, Session, reason_of
 from pool.expiry import Expiries
 from pool.ticket import Failed, Outcome, Overdue, Returned, Ticket
 from registry_sync.documents import Manifest
+from registry_sync.plans import PlanIdentity
 
 BACKOFF_S_MIN = 1.0
 BACKOFF_S_MAX = 60.0
@@ -43,6 +44,7 @@ class Loaded:
     session: Session
     engine: str
     datatypes: dict[str, str]  # of the outputs, by name
+    identity: PlanIdentity | None = None  # of the plan that it was loaded from
 
 
 class Waiting(Protocol):

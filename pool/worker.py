@@ -22,11 +22,14 @@ import uvloop
 from pool.config import WorkerConfig
 from pool.controller_address import finder
 from pool.engine_queue import EngineQueue
-from pool.engines.base import Engine, EngineError
-from pool.engines.registry import BadEngineName, engine_for, find_engines
+from pool.engines import device
+from pool.engines.base import Engine, PlanEngine
+from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
+from pool.loading import Loader
 from pool.serving import EdgePeer, Inside
-from pool.slots import CannotLoad, EngineSlot, Loaded, load_session
+from pool.slots import EngineSlot, Loaded
 from pool.turn import Turn
+from pool.upgrading import make_upgrades
 from pool.wire import control, data
 from pool.wire.control import Command, EngineState, Heartbeat, RegisterWorker
 from pool.wire.fleet_secret import load_secrets
@@ -34,14 +37,11 @@ from pool.wire.frames import WireError
 from pool.wire.handshake import Secrets
 from pool.wire.link import ControlLink
 from pool.wire.peer import Address, Peer, Server, serve
-from registry_sync.client import SyncError, fetch_via
-from registry_sync.local import LocalStore
 from registry_sync.logs import configure
 from registry_sync.memory import calm_collector
 from registry_sync.names import BadName, check_name, check_version
 from registry_sync.scheduling import take_turns
 from registry_sync.supervised import leave, say_draining
-from registry_sync.sync import present
 
 HEARTBEAT_S = 0.5
 LOAD_REPORT_S = 0.1
@@ -58,7 +58,11 @@ class Worker:
     """The whole of one worker process."""
 
     def __init__(
-        self, config: WorkerConfig, engines: tuple[Engine, ...], secrets: Secrets | None
+        self,
+        config: WorkerConfig,
+        engines: tuple[Engine, ...],
+        secrets: Secrets | None,
+        plan_engines: tuple[PlanEngine, ...] = (),
     ) -> None:
         self.config = config
         self.secrets = secrets
@@ -71,14 +75,15 @@ class Worker:
         self._slots: dict[tuple[str, str], EngineSlot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported_us = 0
-        self._engines = engines
-        self._local = LocalStore(Path(config.data) / "store")
+        self._device = device.find(config.device)
+        self._loader = Loader(config, engines)
         self.link = ControlLink(
             finder(config.controller, config.sync_socket),
             secrets,
             self._register,
             self._on_control,
         )
+        self.upgrades = make_upgrades(config, secrets, plan_engines, self._loader, self.link)
 
     def hello(self) -> data.Hello:
         """Return this worker's first message to an edge."""
@@ -102,30 +107,9 @@ class Worker:
             edge.leave()
 
     async def _load(self, model: str, version: str) -> Loaded:
-        """Bring the artifact to this node and make it runnable."""
-        manifest = await asyncio.to_thread(present, self._local, model, version)
-        if manifest is None:
-            try:
-                await fetch_via(self.config.sync_socket, model, version)
-            except (SyncError, OSError) as error:
-                raise CannotLoad(str(error)) from None
-            manifest = await asyncio.to_thread(present, self._local, model, version)
-            if manifest is None:
-                raise CannotLoad(f"{model} version {version} was brought and is not there")
-        try:
-            engine = engine_for(self._engines, manifest.format)
-        except EngineError as error:
-            raise CannotLoad(str(error)) from None
-        found = manifest
-        threads = self.config.threads
-
-        def load() -> Loaded:
-            folder = self._local.folder_of(found)
-            session = load_session(lambda: engine.load(folder, found, threads))
-            datatypes = {spec.name: spec.datatype for spec in session.outputs}
-            return Loaded(found, found.digest, session, engine.name, datatypes)
-
-        return await asyncio.to_thread(load)
+        """Bring a version to this node and make it runnable, by the best engine that is ready."""
+        upgrades = self.upgrades
+        return await self._loader.load(model, version, upgrades.best_here, upgrades.engine_name)
 
     # the controller
 
@@ -136,8 +120,10 @@ class Worker:
             self.incarnation,
             os.getpid(),
             self.config.advertise or self.config.listen,
-            "cpu",
+            self._device.name,
             self._states(),
+            self._device.device_class,
+            self.upgrades.builds,
         )
 
     def _states(self) -> tuple[EngineState, ...]:
@@ -163,6 +149,8 @@ class Worker:
     def _changed(self) -> None:
         """An engine's state is another one: routes depend on it, so say so now."""
         self._heartbeat()
+        if not self.is_draining:
+            self.upgrades.look(self._slots.values())
 
     def _heartbeat(self) -> None:
         calls = sum(slot.calls for slot in self._slots.values())
@@ -172,6 +160,8 @@ class Worker:
         return max((slot.wait_us for slot in self._slots.values()), default=0)
 
     def _on_control(self, message: control.Message) -> None:
+        if not self.is_draining:
+            self.upgrades.on_message(message)
         if isinstance(message, Command):
             try:
                 slot = self.slot(message.model, message.version)
@@ -212,6 +202,7 @@ class Worker:
         self.is_draining = True
         self.link.stay_lost()
         self._heartbeat()
+        await self.upgrades.close()
         await asyncio.sleep(lame_duck_s)
         deadline_s = time.monotonic() + drain_s_max
         for edge in list(self.peers):
@@ -252,7 +243,8 @@ async def run(config: WorkerConfig) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     secrets = load_secrets(Path(config.data))
-    worker = Worker(config, find_engines(config.engines), secrets)
+    plan_engines = find_plan_engines(config.engines, config.device)
+    worker = Worker(config, find_engines(config.engines), secrets, plan_engines)
     server: Server = await serve(
         Address.parse(config.listen), secrets, worker.on_peer, fds=config.listen_fds
     )

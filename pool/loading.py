@@ -1,0 +1,92 @@
+"""Makes versions runnable in this worker: brings them to the node, and loads them.
+
+The best engine whose plan is on the node is taken, else the portable one: a caller may wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from pool.config import WorkerConfig
+from pool.engines import choice
+from pool.engines.base import Engine, EngineError
+from pool.slots import CannotLoad, Loaded, load_session
+from registry_sync.client import SyncError, fetch_golden_via, fetch_via
+from registry_sync.documents import Manifest
+from registry_sync.local import LocalStore
+from registry_sync.sync import golden_path, present
+
+
+class Loader:
+    """Loads for one worker.
+
+    Args:
+        engines: that run artifacts as they are.
+    """
+
+    def __init__(self, config: WorkerConfig, engines: tuple[Engine, ...]) -> None:
+        self.local = LocalStore(Path(config.data) / "store")
+        self._sync_socket = config.sync_socket
+        self._threads = config.threads
+        self._engines = engines
+
+    async def bring(self, model: str, version: str) -> Manifest:
+        """Bring a version to this node, unless it is here; raises `CannotLoad`."""
+        manifest = await asyncio.to_thread(present, self.local, model, version)
+        if manifest is None:
+            try:
+                await fetch_via(self._sync_socket, model, version)
+            except (SyncError, OSError) as error:
+                raise CannotLoad(str(error)) from None
+            manifest = await asyncio.to_thread(present, self.local, model, version)
+            if manifest is None:
+                raise CannotLoad(f"{model} version {version} was brought and is not there")
+        return manifest
+
+    async def golden(self, manifest: Manifest) -> Path | None:
+        """Return the file with a version's recorded inputs, bringing it; None: it has none.
+
+        Raises:
+            SyncError: it cannot be brought.
+        """
+        if manifest.golden is not None and golden_path(self.local, manifest) is None:
+            await fetch_golden_via(self._sync_socket, manifest.model, manifest.version)
+        return golden_path(self.local, manifest)
+
+    async def load(
+        self,
+        model: str,
+        version: str,
+        best_here: Callable[[Manifest], Loaded | None],
+        engine_name: Callable[[Manifest], str],
+    ) -> Loaded:
+        """Bring a version and make it runnable.
+
+        Args:
+            best_here: loads it from a plan that is here, if it can; blocks.
+            engine_name: the engine that is wished for, "auto" if none is.
+
+        Raises:
+            CannotLoad: see there.
+        """
+        manifest = await self.bring(model, version)
+        return await asyncio.to_thread(
+            lambda: best_here(manifest) or self.portable(manifest, engine_name(manifest))
+        )
+
+    def portable(self, manifest: Manifest, name: str) -> Loaded:
+        """Load the artifact as it is, with the engine of this name if it can; blocks.
+
+        Raises:
+            CannotLoad: see there.
+        """
+        try:
+            engine = choice.portable(self._engines, manifest.format, name)
+        except EngineError as error:
+            raise CannotLoad(str(error)) from None
+        folder = self.local.folder_of(manifest)
+        session = load_session(lambda: engine.load(folder, manifest, self._threads))
+        datatypes = {spec.name: spec.datatype for spec in session.outputs}
+        return Loaded(manifest, manifest.digest, session, engine.name, datatypes)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pool.placement import Ref
-from registry_sync.builds import Wanted, precision_of
+from registry_sync.builds import Wanted, open_axes, precision_of
 from registry_sync.documents import AxisRange, EndpointSpec, EngineWish, Manifest, Precision
 
 # From the most exact: fp16 keeps ten bits of a fraction, bf16 seven.
@@ -65,22 +65,6 @@ def wanted_of(
             ahead_of_time=ours.ahead_of_time or wish.ahead_of_time,
         ),
         min(rows_max or manifest.rows_max, manifest.rows_max),
-    )
-
-
-def open_axes(manifest: Manifest) -> frozenset[str]:
-    """Return the axes that may have a range, as "input:axis": all of any size but the first.
-
-    >>> from registry_sync.documents import TensorSpec
-    >>> ids = TensorSpec("ids", "INT64", (-1, -1, 4))
-    >>> open_axes(Manifest("m", "1", "", "onnx", (), (ids,), (), 32, True))
-    frozenset({'ids:1'})
-    """
-    return frozenset(
-        f"{spec.name}:{axis}"
-        for spec in manifest.inputs
-        for axis, size in enumerate(spec.shape)
-        if size == -1 and axis > 0
     )
 
 

@@ -51,3 +51,19 @@ def precision_of(manifest: Manifest, wish: EngineWish | None = None) -> Precisio
     """
     asked = (wish and wish.precision) or (manifest.engine and manifest.engine.precision)
     return "fp32" if asked == "fp32" else manifest.precision
+
+
+def open_axes(manifest: Manifest) -> frozenset[str]:
+    """Return the axes that may have a range, as "input:axis": all of any size but the first.
+
+    >>> from registry_sync.documents import TensorSpec
+    >>> ids = TensorSpec("ids", "INT64", (-1, -1, 4))
+    >>> open_axes(Manifest("m", "1", "", "onnx", (), (ids,), (), 32, True))
+    frozenset({'ids:1'})
+    """
+    return frozenset(
+        f"{spec.name}:{axis}"
+        for spec in manifest.inputs
+        for axis, size in enumerate(spec.shape)
+        if size == -1 and axis > 0
+    )

@@ -28,6 +28,7 @@ from registry_sync.documents import (
     Manifest,
     TensorSpec,
 )
+from registry_sync.engine_wishes import wish_problems
 from registry_sync.names import BadName, check_name
 from registry_sync.rules import check_version
 from registry_sync.stores import Conflict, NotFound, Object, OutcomeUnknown, Store
@@ -342,10 +343,10 @@ def _spec_of(stored: Object, name: str) -> EndpointSpec:
 
 
 def check_variants(store: Store, spec: EndpointSpec) -> None:
-    """See that all variants are published and have equal signatures.
+    """See that all variants are published, have equal signatures and what `engine` names.
 
     Raises:
-        BadDocument: names every variant that is not, or has not.
+        BadDocument: names every variant that is not or has not, and every value of `engine`.
     """
     found: list[str] = []
     manifests: list[tuple[str, Manifest]] = []
@@ -370,6 +371,7 @@ def check_variants(store: Store, spec: EndpointSpec) -> None:
                 f"{path}: {kind} {difference} in {first_path}"
                 for difference in _differences(theirs, ours)
             ]
+    found += wish_problems(spec.engine, [manifest for _, manifest in manifests])
     if found:
         raise BadDocument(found)
 

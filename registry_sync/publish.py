@@ -24,11 +24,15 @@ from registry_sync.documents import (
     BadDocument,
     Cache,
     EndpointSpec,
+    EngineWish,
     File,
+    GateLimits,
     Manifest,
+    Precision,
     TensorSpec,
     Variant,
 )
+from registry_sync.engine_wishes import wish_problems
 from registry_sync.names import check_name
 from registry_sync.onnx_signature import BadModel, read_signature
 from registry_sync.plain import TEXT_BYTES_MAX
@@ -40,7 +44,7 @@ GOLDEN_BYTES_MAX: Final = 64 * 1024**2
 SIDECAR_BYTES_MAX: Final = TEXT_BYTES_MAX
 TRIES_MAX: Final = 1_000  # each lost try means that another publish of the model went through
 
-__all__ = ["BadArtifact", "BadModel", "Sidecar", "VersionExists", "publish"]
+__all__ = ["BadArtifact", "BadModel", "Convert", "Sidecar", "Terms", "VersionExists", "publish"]
 
 
 class VersionExists(Exception):
@@ -65,6 +69,18 @@ class Sidecar(msgspec.Struct, frozen=True):
     deterministic: bool = False  # nobody can see it from outside
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """How exactly a version is to compute and on what, besides what its files say."""
+
+    precision: Precision = "fp32"  # at least
+    engine: EngineWish | None = None
+    gate: GateLimits | None = None
+
+
+# Of what is about to be published: the files that it needs besides.
+Convert = Callable[[Manifest, Sequence[Source], Source | None], Sequence[Source]]
+
+
 def publish(
     store: Store,
     model: str,
@@ -75,6 +91,8 @@ def publish(
     golden: Path | None = None,
     rows_max: int | None = None,
     check: Callable[[Manifest], None] = lambda _: None,
+    terms: Terms | None = None,
+    convert: Convert | None = None,
 ) -> str:
     """Publish a file or folder as a version of a model, and return the version.
 
@@ -93,14 +111,17 @@ def publish(
         rows_max: of a batch; 1 for a model whose rows depend on one another, which no graph says.
             None takes the sidecar's, or 32 where the graph has a batch axis, else 1.
         check: sees what is about to be published, without digests, and raises to refuse it.
+        terms: precision, engine and gate; None: as the artifact came, on any engine.
+        convert: makes what an artifact needs for a precision other than fp32, and checks it.
 
     Raises:
         VersionExists: `version` is taken.
         BadName: the model's name or the version is not one.
         BadArtifact: see `artifact.find_sources`; or the golden file is not one.
         BadModel: see `onnx_signature.read_signature`.
-        BadDocument: the sidecar, the signature or the labels do not fit.
+        BadDocument: the sidecar, the signature, the labels or the terms do not fit.
     """
+    terms = terms or Terms()
     check_name("model", model)
     if version is not None and check_version(version) in catalog.versions(store, model):
         raise VersionExists(model, version)
@@ -119,9 +140,16 @@ def publish(
         rows_max=_rows_max(says) if rows_max is None else rows_max,
         deterministic=says.deterministic and not nondeterministic,
         labels=dict(labels or {}),
+        precision=terms.precision,
+        engine=terms.engine,
+        gate=terms.gate,
     )
-    documents.check_manifest(draft)  # before gigabytes are hashed and sent
+    _check_draft(draft)  # before gigabytes are hashed and sent
     check(draft)
+    if draft.precision != "fp32":
+        if convert is None:
+            raise BadArtifact(f"nothing here converts to {draft.precision}")
+        sources = sorted([*sources, *convert(draft, sources, recorded)], key=_path_of)
     draft = replace(
         draft,
         files=tuple(_upload(store, source) for source in sources),
@@ -130,6 +158,16 @@ def publish(
     published = _write_manifest(store, draft, version)
     endpoints.create(store, _first_spec(published))
     return published.version
+
+
+def _path_of(source: Source) -> str:
+    return source.path
+
+
+def _check_draft(draft: Manifest) -> None:
+    documents.check_manifest(draft)
+    if draft.engine is not None and (found := wish_problems(draft.engine, [draft])):
+        raise BadDocument(found)
 
 
 def _sidecar_of(sources: Sequence[Source]) -> Sidecar:

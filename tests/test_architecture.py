@@ -57,6 +57,7 @@ PURE = (
     "pool.letting_go",
     "pool.placement",
     "pool.wanted",
+    "registry_sync.engine_wishes",
     "pool.profile",
     "pool.status",
     "pool.tally",

@@ -10,6 +10,8 @@ import typer
 from infra import wishing
 from infra.changes import recorded
 from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, poke, said, store_of
+from infra.terms import converting, terms_of
+from registry_sync.documents import Precision
 from registry_sync.publish import VersionExists, publish
 
 
@@ -30,6 +32,20 @@ def publish_command(
         int | None, typer.Option(min=1, help="Of a batch; 1: its rows depend on one another.")
     ] = None,
     nondeterministic: Annotated[bool, typer.Option(help="Its answers may not be cached.")] = False,
+    precision: Annotated[
+        Precision, typer.Option(help="At least; fp16, bf16: with a converted graph besides.")
+    ] = "fp32",
+    engine: Annotated[str, typer.Option(help="Such as tensorrt; default: the best.")] = "",
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(help="Sizes of an open axis in plans: input_ids:1=1,128,256."),
+    ] = None,
+    gate_relative_error: Annotated[
+        float | None, typer.Option(help="Of a plan's outputs, at most; default: by precision.")
+    ] = None,
+    gate_top1: Annotated[
+        float | None, typer.Option(help="Rows of 1 that must choose the same as the artifact.")
+    ] = None,
     build_for: Annotated[
         str, typer.Option(help="Device classes to build plans for, such as sm_86,sm_120.")
     ] = "",
@@ -39,7 +55,14 @@ def publish_command(
 ) -> None:
     """Publish a version of a model; the last line of stdout is the version."""
     labels = _labels(label or [])
-    with said():
+    terms = terms_of(
+        precision=precision,
+        engine=engine,
+        axes=axis or [],
+        relative_error_max=gate_relative_error,
+        top1_agreement_min=gate_top1,
+    )
+    with said(), converting() as convert:
         store = store_of(data, registry)
         targets = wishing.parse_targets(build_for) if build_for else []
         try:
@@ -55,6 +78,8 @@ def publish_command(
                     golden=golden,
                     rows_max=rows_max,
                     check=lambda draft: wishing.check(data, store, draft, targets),
+                    terms=terms,
+                    convert=convert,
                 ),
                 lambda made: ("", made),
             )

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from pool.engines.base import Array, EngineError, Probe, Tensors, without_paths
 from pool.engines.rows import can_join, run_zeros
-from registry_sync.artifact import GRAPH
+from registry_sync.artifact import GRAPH, graph_of
 from registry_sync.documents import Manifest, TensorSpec
 
 DATATYPE_OF: Final = {
@@ -82,7 +82,9 @@ class OnnxRuntimeSession:
     def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
         self.inputs = manifest.inputs
         self.outputs = manifest.outputs
-        self.memory_bytes = sum(file.bytes for file in manifest.files)
+        # Graphs in other precisions, with their weights, are for engines that build plans.
+        others = tuple(graph_of(precision) for precision in ("fp16", "bf16"))
+        self.memory_bytes = sum(f.bytes for f in manifest.files if not f.path.startswith(others))
         self._names = [spec.name for spec in manifest.outputs]
         self._strings_in = [spec.name for spec in self.inputs if spec.datatype == "BYTES"]
         self._strings_out = {spec.name for spec in self.outputs if spec.datatype == "BYTES"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pool.placement import Ref
-from pool.wanted import open_axes, wanted, wanted_of
-from registry_sync.builds import Wanted
+from pool.wanted import wanted, wanted_of
+from registry_sync.builds import Wanted, open_axes
 from registry_sync.documents import (
     AxisRange,
     Batch,

@@ -77,6 +77,50 @@ def conv(path: Path, size: int = 224, classes: int = 10, *, seed: int = 0) -> Pa
     return save(path, nodes, inputs, outputs, weights)
 
 
+def attention(path: Path, hidden: int = 16, classes: int = 4, *, seed: int = 0) -> Path:
+    """Write a small masked transformer, the way exporters write one.
+
+    ids and mask are INT64 [N, S], ids up to 127; y is FP32 [N, classes], a distribution.
+    """
+    random = np.random.default_rng(seed)
+    weights = [
+        _weights(random, "table", (128, hidden)),
+        *(_weights(random, name, (hidden, hidden)) for name in ("wq", "wk", "wv")),
+        _weights(random, "head", (hidden, classes)),
+        numpy_helper.from_array(np.ones(hidden, np.float32), "gamma"),
+        numpy_helper.from_array(np.array(1.0, np.float32), "one"),
+        numpy_helper.from_array(np.array(np.finfo(np.float32).min), "lowest"),
+        numpy_helper.from_array(np.array(1e-12, np.float32), "epsilon"),
+        numpy_helper.from_array(np.array([1]), "first"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("MatMul", ["e", "wq"], ["q"]),
+        helper.make_node("MatMul", ["e", "wk"], ["k"]),
+        helper.make_node("MatMul", ["e", "wv"], ["v"]),
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"]),
+        helper.make_node("Cast", ["mask"], ["seen"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["one", "seen"], ["unseen"]),
+        helper.make_node("Mul", ["unseen", "lowest"], ["shut"]),
+        helper.make_node("Unsqueeze", ["shut", "first"], ["shut_rows"]),
+        helper.make_node("Add", ["scores", "shut_rows"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["part"]),
+        helper.make_node("MatMul", ["part", "v"], ["mixed"]),
+        helper.make_node("Add", ["mixed", "e"], ["residual"]),
+        helper.make_node("LayerNormalization", ["residual", "gamma"], ["normal"]),
+        helper.make_node("ReduceMean", ["normal", "first"], ["mean"], keepdims=0),
+        helper.make_node("ReduceL2", ["mean", "first"], ["norm"]),
+        helper.make_node("Add", ["norm", "epsilon"], ["safe"]),
+        helper.make_node("Div", ["mean", "safe"], ["unit"]),
+        helper.make_node("MatMul", ["unit", "head"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["y"]),
+    ]
+    inputs = [tensor(name, TensorProto.INT64, ["N", "S"]) for name in ("ids", "mask")]
+    outputs = [tensor("y", TensorProto.FLOAT, ["N", classes])]
+    return save(path, nodes, inputs, outputs, weights)
+
+
 def identity(path: Path, datatype: str = "FP32", shape: Sequence[int | str] = ("N", 4)) -> Path:
     """Write ``y = x`` for an OIP datatype; a text in `shape` is a symbolic size, () a scalar."""
     element = ELEMENT_TYPES[datatype]

@@ -56,7 +56,6 @@ Reply = tuple[int, list[tuple[str, str]], bytes]
 Kept = Sequence[TensorLike]
 
 TENSOR_BYTES_EXTRA = 200  # what a cached tensor costs besides its bytes
-PRECISION = "published"  # precision class of the answer; engines of other classes come later
 CONTENT_ENCODINGS = ENCODINGS | {"", "identity"}
 
 
@@ -329,7 +328,7 @@ class Service:
         if why == "off" or why == "no-store":
             trace.cache_status = f"tidepool; fwd=bypass; detail={why}"
             return await self._compute(trace, self._call(trace, arm, request, deadline_s))
-        key = cache_key(record.tenant, arm.version.digest, PRECISION, arm.purged, request)
+        key = cache_key(record.tenant, arm.version.digest, arm.precision, arm.purged, request)
         hit = None
         if why is None:
             hit = self.cache.find(key, now_s, endpoint.cache_ttl_s)

@@ -33,6 +33,8 @@ def model_config(endpoint: Endpoint, routes: Sequence[EngineRoute | None]) -> di
     manifest, signature = version.manifest, version.signature
     platform, backend = PLATFORMS.get(manifest.format, (manifest.format, manifest.format))
     rows_max = min(manifest.rows_max, endpoint.rows_max) if signature.batched else 0
+    # What each arm computes in at least, not what happens to run it now.
+    precisions = dict.fromkeys(arm.precision for arm in endpoint.arms)
     config: dict[str, Any] = {
         "name": endpoint.name,
         "platform": platform,
@@ -51,7 +53,7 @@ def model_config(endpoint: Endpoint, routes: Sequence[EngineRoute | None]) -> di
         ],
         "response_cache": {"enable": endpoint.cache_ttl_s > 0 and version.caches},
         "model_transaction_policy": {"decoupled": False},
-        "parameters": {},
+        "parameters": {"precision": {"string_value": ",".join(precisions)}},
     }
     if signature.batched:
         # How long a batch waits for company is worked out anew each time, not set.

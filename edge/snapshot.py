@@ -17,6 +17,7 @@ from edge.metrics import Metrics
 from edge.variants import Arm, Arms
 from pool.wire.control import Documents
 from registry_sync import keys as key_rules
+from registry_sync.builds import precision_of
 from registry_sync.documents import (
     BadDocument,
     Cache,
@@ -55,6 +56,7 @@ class ArmOf:
     name: str
     version: Version
     metrics: ArmMetrics
+    precision: str  # at least, of its answers; whoever asks for another one shares none of them
     purged: str = ""  # names the last purge; part of the key of every cached answer
 
 
@@ -136,10 +138,11 @@ def compile_snapshot(documents: Documents, old: Snapshot, metrics: Metrics) -> S
 def of_version(version: Version, metrics: Metrics) -> Endpoint:
     """Return the endpoint by which one version is called by its number."""
     model = version.ref[0]
+    arm = metrics.arm((model, 0, "", version.ref[1]))
     return Endpoint(
         name=model,
         revision=0,
-        arms=(ArmOf("", version, metrics.arm((model, 0, "", version.ref[1]))),),
+        arms=(ArmOf("", version, arm, precision_of(version.manifest)),),
         assignment=Arms([Arm("", 100.0)], model),
         spec=None,
         deadline_s=DEADLINE_S_DEFAULT,
@@ -174,6 +177,7 @@ def _endpoint(
             v.name,
             versions[v.model, v.version],
             metrics.arm((spec.endpoint, spec.revision, v.name, v.version)),
+            precision_of(versions[v.model, v.version].manifest, spec.engine),
             _purged(state, v.version),
         )
         for v in spec.variants

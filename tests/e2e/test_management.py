@@ -59,6 +59,7 @@ def test_the_config_is_triton_s(stack: Stack, plain: str) -> None:
     assert policy["default_timeout_microseconds"] == 10_000_000
     assert [group["count"] for group in found["instance_group"]] == [1]
     assert found["response_cache"] == {"enable": True}
+    assert found["parameters"] == {"precision": {"string_value": "fp32"}}
 
 
 def test_a_model_that_is_never_batched_has_no_batching(stack: Stack) -> None:

@@ -235,7 +235,7 @@ def test_view_for_triton_adds_up_with_the_native_one(tmp_path: Path) -> None:
 def arm_of(metrics: Metrics, variant: str, version: str) -> ArmOf:
     """Return an arm as a snapshot has it; nothing here looks at its version."""
     nothing: Any = None
-    return ArmOf(variant, nothing, metrics.arm(("e", 1, variant, version)))
+    return ArmOf(variant, nothing, metrics.arm(("e", 1, variant, version)), "fp32")
 
 
 def test_phase_that_did_not_happen_is_not_observed(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def counted(given: list[tuple[int, bool, float, int]]) -> ArmTotal:
     arm = ArmMetrics()
     nothing: Any = None
     for status, dispatched, took_s, rows in given:
-        trace = Trace("id", 0.0, arm=ArmOf("a", nothing, arm), rows=rows)
+        trace = Trace("id", 0.0, arm=ArmOf("a", nothing, arm, "fp32"), rows=rows)
         trace.ended_s = took_s
         trace.auth_s, trace.parse_s, trace.cache_s, trace.respond_s = 1e-6, took_s / 9, 3e-6, 4e-5
         trace.answer = Answer([], int(took_s * 1e5), int(took_s * 1e6), 32)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from edge.metrics import Metrics
 from edge.snapshot import Snapshot, compile_snapshot, of_version
@@ -15,6 +16,7 @@ from registry_sync.documents import (
     Cache,
     EndpointSpec,
     EndpointState,
+    EngineWish,
     Keys,
     Variant,
     read_spec,
@@ -147,6 +149,18 @@ def test_version_is_compiled_once(metrics: Metrics) -> None:
     old = compile_snapshot(documents(), Snapshot(), metrics)
     new = compile_snapshot(documents(), old, metrics)
     assert new.versions["m", "1"] is old.versions["m", "1"]
+
+
+def test_arm_computes_as_its_version_or_as_the_endpoint_wishes(metrics: Metrics) -> None:
+    """Part of the key of cached answers: two endpoints of one version may wish differently."""
+    half = replace(manifest_of({"f": b"1"}), precision="fp16")
+    for wish, expected in ((EngineWish(), "fp16"), (EngineWish(precision="fp32"), "fp32")):
+        told = documents(
+            specs={"e": spec(engine=wish)}, manifests={**MANIFESTS, "m/1": write(half)}
+        )
+        found = compile_snapshot(told, Snapshot(), metrics)
+        assert [arm.precision for arm in found.endpoints["e"].arms] == [expected, "fp32"]
+        assert of_version(found.versions["m", "1"], metrics).arms[0].precision == "fp16"
 
 
 def test_counts_of_an_arm_go_on_over_new_documents(metrics: Metrics) -> None:

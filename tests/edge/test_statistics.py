@@ -17,7 +17,7 @@ def counted(*calls: tuple[int, int, int]) -> ArmMetrics:
     arm = ArmMetrics()
     for rows, batch_rows, infer_us in calls:
         trace = Trace("id", started_s=1.0, ended_s=1.5, parse_s=0.1, respond_s=0.2, rows=rows)
-        trace.arm = ArmOf("stable", None, arm)  # type: ignore[arg-type]  # no version is looked at
+        trace.arm = ArmOf("stable", None, arm, "fp32")  # type: ignore[arg-type]  # no version is looked at
         trace.cache_s = 0.01
         trace.dispatched = rows > 0
         trace.answer = Answer([], 1000, infer_us, batch_rows)
@@ -74,7 +74,7 @@ def test_the_last_inference_is_the_latest_of_all() -> None:
 def test_failures_are_counted_apart() -> None:
     arm = counted((1, 1, 10))
     trace = Trace("id", started_s=1.0, ended_s=1.25)
-    trace.arm = ArmOf("stable", None, arm)  # type: ignore[arg-type]
+    trace.arm = ArmOf("stable", None, arm, "fp32")  # type: ignore[arg-type]
     count(trace, 422)
     times = entry(arm)["inference_stats"]
     assert times["fail"] == {"count": 1, "ns": 250_000_000}

@@ -6,6 +6,7 @@ instances counts the pool as often as there are edges.  That is why it is a view
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
@@ -67,10 +68,17 @@ class _Endpoint(msgspec.Struct):
     variants: list[_Variant]
 
 
+class _Build(msgspec.Struct):
+    state: str
+
+
 class _Status(msgspec.Struct):
     workers: list[_Worker]
     edges: list[_Edge]
     endpoints: list[_Endpoint]
+    # A controller of the release before sends neither.
+    builds: list[_Build] = []
+    build_outcomes: dict[str, int] = {}
 
 
 def pool_text(status: bytes) -> bytes:
@@ -108,6 +116,7 @@ def _families(status: _Status) -> Iterator[Metric]:
             warm.add_metric((endpoint.name, variant.name, variant.version), variant.replicas)
             weight.add_metric((endpoint.name, variant.name, variant.version), variant.weight)
     yield from (warm, weight)
+    yield from _builds(status)
 
 
 def _engines(status: _Status) -> Iterator[Metric]:
@@ -127,3 +136,21 @@ def _engines(status: _Status) -> Iterator[Metric]:
         for labels, engine in found:
             counter.add_metric(labels, getattr(engine, field))
         yield counter
+
+
+def _builds(status: _Status) -> Iterator[Metric]:
+    found = Counter(build.state for build in status.builds)
+    plans = GaugeMetricFamily(
+        "tidepool_plans", "Plans of versions that are wished, wanted or there.", labels=("state",)
+    )
+    for state in ("waiting", "building", "built", "failed"):
+        plans.add_metric((state,), found[state])
+    yield plans
+    outcomes = CounterMetricFamily(
+        "tidepool_builds",
+        "Builds given to workers (asked) and how they ended, since the controller leads.",
+        labels=("outcome",),
+    )
+    for outcome, count in sorted(status.build_outcomes.items()):
+        outcomes.add_metric((outcome,), count)
+    yield outcomes

@@ -125,6 +125,7 @@ class BuildDesk:
                 fresh = Attempt(report.target, now_s, now_s)
                 job.attempts.setdefault(worker, fresh).said_s = now_s
                 job.is_built = False
+                job.error = report.reason[:TEXT_CHARS_MAX] or job.error
             case "built" if report.key:
                 ended = job.attempts.pop(worker, None)
                 self.outcomes["built"] += ended is not None and ended.said_s is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pool.build_desk import BuildDesk
@@ -10,30 +12,65 @@ from pool.build_jobs import Job, Target
 NAMED_MAX = 8  # of what workers can build, in one reason
 
 
-def rows(desk: BuildDesk, now_s: float) -> list[dict[str, Any]]:
-    """Return one row for every version whose plan is wished, wanted, under way or there."""
-    found = []
+def rows(
+    desk: BuildDesk, now_s: float, unknown: Mapping[Target, str] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """Return one row for every version whose plan is wished, wanted, under way or there.
+
+    Args:
+        unknown: wishes that nobody can see to yet, each with the reason.
+    """
+    found = [
+        _row("", target, "waiting", reason=reason, wished=True)
+        for target, reason in unknown.items()
+    ]
     for job in desk.jobs.values():
         if not (job.is_needed or job.is_built or job.attempts) or _is_second_look(desk, job):
             continue
         state, worker, reason = _state(desk, job, now_s)
         found += [
-            {
-                "key": job.key,
-                "model": target.model,
-                "version": target.version,
-                "engine": target.engine,
-                "device_class": target.device_class,
-                "state": state,
-                "reason": reason,
-                "worker": worker,
-                "wished": bool(job.wishes),
-                "failures": job.failures + job.losses,
-                "retry_s": max(0.0, job.not_before_s - now_s) if state == "failed" else 0.0,
-            }
+            _row(
+                job.key,
+                target,
+                state,
+                reason=reason,
+                worker=worker,
+                wished=bool(job.wishes),
+                failures=job.failures + job.losses,
+                retry_s=max(0.0, job.not_before_s - now_s) if state == "failed" else 0.0,
+            )
             for target in job.targets
         ]
-    return sorted(found, key=lambda row: (row["model"], int(row["version"]), row["device_class"]))
+    return sorted(found, key=_place)
+
+
+def _place(row: dict[str, Any]) -> tuple[str, int, str, str, str]:
+    version = row["version"]
+    number = int(version) if version.isdecimal() else 0
+    return (row["model"], number, version, row["device_class"], row["engine"])
+
+
+def _row(
+    key: str,
+    target: Target,
+    state: str,
+    *,
+    reason: str,
+    wished: bool,
+    worker: str = "",
+    failures: int = 0,
+    retry_s: float = 0.0,
+) -> dict[str, Any]:
+    return {
+        "key": key,
+        **target._asdict(),
+        "state": state,
+        "reason": reason,
+        "worker": worker,
+        "wished": wished,
+        "failures": failures,
+        "retry_s": retry_s,
+    }
 
 
 def _is_second_look(desk: BuildDesk, job: Job) -> bool:

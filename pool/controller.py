@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
 from pool import last_good, letting_go, placement
+from pool.build_orders import BuildOrders
+from pool.members import Edge, Worker
 from pool.placement import Ref, WorkerView
 from pool.quota_desk import QuotaDesk
 from pool.recent import Recent
 from pool.registry_watch import RegistryWatch, Snapshot
-from pool.status import EdgeStatus, WorkerStatus, status
+from pool.status import EdgeStatus, status
 from pool.tally import Tally
 from pool.wire import control
 from pool.wire.frames import Buffer, WireError
@@ -44,46 +45,6 @@ ACKS_S_MAX = 10.0
 LEADS_S = 0.02  # who does not lead yet looks so often whether it does: edges wait for documents
 
 _log = structlog.get_logger()
-
-
-@dataclass
-class _Worker:
-    """A registered worker and its connection."""
-
-    peer: Peer
-    register: control.RegisterWorker
-    heard_s: float
-    heartbeat: control.Heartbeat
-    is_connected: bool = True
-    loads: dict[Ref, int] = field(default_factory=dict)  # also of engines that sleep
-    commanded_s: dict[tuple[str, Ref], float] = field(default_factory=dict)
-
-    def view(self) -> WorkerView:
-        engines = {(engine.model, engine.version): engine for engine in self.heartbeat.engines}
-        return WorkerView(self.register.id, self.heartbeat.draining, engines)
-
-    def status(self) -> WorkerStatus:
-        return WorkerStatus(
-            id=self.register.id,
-            pid=self.register.pid,
-            device=self.register.device,
-            address=self.register.address,
-            draining=self.heartbeat.draining,
-            wait_us=self.heartbeat.wait_us,
-            calls=self.heartbeat.calls,
-            engines=self.heartbeat.engines,
-        )
-
-
-@dataclass
-class _Edge:
-    """A registered edge and its connection."""
-
-    peer: Peer
-    register: control.RegisterEdge
-    heard_s: float
-    acked_seq: int = 0
-    in_flight: int = 0
 
 
 class Controller:
@@ -110,12 +71,13 @@ class Controller:
         self._workers_expected = workers_expected
         self._local = local
         # The whole mutable state: who is registered, what they have counted, what was sent last.
-        self._workers: dict[str, _Worker] = {}
-        self._edges: dict[str, _Edge] = {}
+        self._workers: dict[str, Worker] = {}
+        self._edges: dict[str, Edge] = {}
         self._tally = Tally()
         self._recent = Recent()
         self._let_go: dict[Ref, bool] = {}  # unloaded by request; see `letting_go`
         self._quotas = QuotaDesk(epoch)
+        self._builds = BuildOrders(epoch, may_act, watch.wishes)
         self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
         self._seq = 0
         self._documents: control.Documents | None = None
@@ -154,7 +116,7 @@ class Controller:
 
     def _add_worker(self, peer: Peer, register: control.RegisterWorker) -> None:
         now_s = asyncio.get_running_loop().time()
-        worker = _Worker(peer, register, now_s, control.Heartbeat(0, 0, register.engines))
+        worker = Worker(peer, register, now_s, control.Heartbeat(0, 0, register.engines))
         old = self._workers.get(register.id)
         if old is not None:
             # The same worker dialled again, or its successor: only one of them is true.
@@ -164,34 +126,42 @@ class Controller:
         peer.on_frame = lambda header, body: self._from_worker(worker, control.decode(body))
         peer.on_lost = lambda error: self._lost_worker(worker)
         peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
+        self._builds.join(peer, register)
         _log.info("worker_registered", worker=register.id, worker_pid=register.pid)
         self.act()
 
-    def _lost_worker(self, worker: _Worker) -> None:
+    def _lost_worker(self, worker: Worker) -> None:
         """Take note of a lost connection.
 
         The worker stays in the routes for as long as one that is silent: edges notice by their own
         connections whether it lives, and it may dial again at once, itself or its successor.
         """
         worker.is_connected = False
-        if worker.heartbeat.draining:
+        is_final = worker.heartbeat.draining
+        self._builds.leave(worker.register.id, worker.peer, is_final=is_final)
+        if is_final:
             self._drop_worker(worker, "it has ended")
 
-    def _drop_worker(self, worker: _Worker, why: str) -> None:
+    def _drop_worker(self, worker: Worker, why: str) -> None:
         if self._workers.get(worker.register.id) is worker:
             del self._workers[worker.register.id]
             _log.warning("worker_gone", worker=worker.register.id, why=why)
             self.act()
 
-    def _from_worker(self, worker: _Worker, message: control.Message) -> None:
-        if not isinstance(message, control.Heartbeat):
-            raise WireError(f"expected a heartbeat, not {type(message).__name__}")
+    def _from_worker(self, worker: Worker, message: control.Message) -> None:
         worker.heard_s = asyncio.get_running_loop().time()
-        self._count_loads(worker, message.engines)
-        worker.heartbeat = message
-        self.act()
+        match message:
+            case control.Heartbeat():
+                self._count_loads(worker, message.engines)
+                worker.heartbeat = message
+                self._builds.run(worker.register.id, message.engines, is_draining=message.draining)
+                self.act()
+            case control.BuildReport():
+                self._builds.on_report(worker.register.id, message)
+            case _:
+                raise WireError(f"a worker does not send {type(message).__name__}")
 
-    def _count_loads(self, worker: _Worker, engines: Sequence[control.EngineState]) -> None:
+    def _count_loads(self, worker: Worker, engines: Sequence[control.EngineState]) -> None:
         """Add the loads since a worker's last report; an engine that sleeps is in none."""
         for engine in engines:
             ref = (engine.model, engine.version)
@@ -204,7 +174,7 @@ class Controller:
             self._loads = {ref: count for ref, count in self._loads.items() if ref in known}
 
     def _add_edge(self, peer: Peer, register: control.RegisterEdge) -> None:
-        edge = _Edge(peer, register, asyncio.get_running_loop().time())
+        edge = Edge(peer, register, asyncio.get_running_loop().time())
         name = f"{register.id}/{register.incarnation}"
         self._edges[name] = edge
         peer.on_frame = lambda header, body: self._from_edge(edge, control.decode(body))
@@ -217,7 +187,7 @@ class Controller:
             peer.send(control.encode(self._routes))
         _log.info("edge_registered", edge=register.id, edge_pid=register.pid)
 
-    def _drop_edge(self, edge: _Edge) -> None:
+    def _drop_edge(self, edge: Edge) -> None:
         name = f"{edge.register.id}/{edge.register.incarnation}"
         if self._edges.get(name) is edge:
             del self._edges[name]
@@ -225,7 +195,7 @@ class Controller:
             self._acked.set()
             _log.info("edge_gone", edge=edge.register.id)
 
-    def _from_edge(self, edge: _Edge, message: control.Message) -> None:
+    def _from_edge(self, edge: Edge, message: control.Message) -> None:
         edge.heard_s = asyncio.get_running_loop().time()
         match message:
             case control.Ack(epoch, seq):
@@ -307,13 +277,15 @@ class Controller:
             counts=self._tally.totals(),
             recent=self._recent.rates(asyncio.get_running_loop().time()),
             loads=self._loads,
-            rejected=snapshot.rejected,
+            rejected={**snapshot.rejected, **self._watch.wishes.rejected},
+            builds=self._builds.rows(),
+            build_outcomes=self._builds.outcomes,
             registry_error=self._registry_error,
         )
 
     async def _poke(self, peer: Peer, ask_id: int) -> None:
         """Look at the registry now; answer when every live edge goes by what is there."""
-        await self.poll()
+        await self.poll(is_asked=True)
         seq = self._seq
         detail = f"the registry cannot be read: {self._registry_error}"
         if not self._registry_error:
@@ -374,11 +346,11 @@ class Controller:
 
     # rounds
 
-    async def poll(self) -> None:
-        """Look at the registry once and tell the edges what changed."""
+    async def poll(self, *, is_asked: bool = False) -> None:
+        """Look at the registry once and tell everybody what changed."""
         async with self._polling:
             try:
-                changed = await asyncio.to_thread(self._watch.poll)
+                changed = await asyncio.to_thread(self._watch.poll, is_asked=is_asked)
                 self._registry_error = ""
             except StoreError as error:
                 changed = False
@@ -435,6 +407,7 @@ class Controller:
                 spoke_s = now_s
                 self._tell_all(control.Welcome(control.WIRE, self._epoch()))
             self._quotas.round()
+            self._builds.round()
             self.act()
 
     def _is_same_reign(self) -> bool:
@@ -450,12 +423,13 @@ class Controller:
         self._edges.clear()
         self._let_go.clear()
         self._quotas.reset()
+        self._builds.reset()
         self._documents = None
         self._routes = None
         self._acting_since_s = None
         self._acked.set()
 
-    def _members(self) -> list[_Worker | _Edge]:
+    def _members(self) -> list[Worker | Edge]:
         return [*self._workers.values(), *self._edges.values()]
 
     def _is_settled(self) -> bool:
@@ -540,6 +514,7 @@ class Controller:
             rejected=dict(snapshot.rejected),
         )
         self._tell_edges(self._documents)
+        self._builds.on_documents(snapshot)
         last_good.save(self._local, self._documents)
 
     def _tell_edges(self, message: control.Message) -> None:

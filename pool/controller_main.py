@@ -21,6 +21,7 @@ from pool.controller import Controller
 from pool.registry_watch import RegistryWatch
 from pool.wire.fleet_secret import load_secrets
 from pool.wire.peer import Address, serve
+from pool.wish_watch import WishWatch
 from registry_sync.leader import Leadership, Wait, resign, step
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
@@ -30,6 +31,8 @@ from registry_sync.supervised import leave
 
 SYNC_INTERVAL_S_DIRECTORY = 1.0
 SYNC_INTERVAL_S_S3 = 10.0
+WISHES_PAUSE_S_DIRECTORY = 5.0
+WISHES_PAUSE_S_S3 = 60.0  # whoever writes a wish pokes the controller
 ANSWERS_S_MAX = 12.0  # for questions that were asked before SIGTERM; the longest takes 10 s
 RESIGN_S_MAX = 5.0  # a registry that does not answer costs the successor the usual wait
 
@@ -104,8 +107,9 @@ async def run(config: ControllerConfig) -> None:
         servers.append(server)
     leadership = Leadership(config.id, url or str(servers[-1].address), predecessor_is_dead=True)
     leader_store = store if is_s3 else open_store(str(data))
+    wishes = WishWatch(store, WISHES_PAUSE_S_S3 if is_s3 else WISHES_PAUSE_S_DIRECTORY)
     controller = Controller(
-        RegistryWatch(store, start),
+        RegistryWatch(store, start, wishes),
         may_act=lambda: leadership.may_act(time.monotonic()),
         epoch=lambda: leadership.reign.epoch if leadership.reign else 0,
         workers_expected=config.workers_expected,

@@ -1,7 +1,8 @@
 """The controller's eyes on the registry: which documents hold now.
 
-One list of `endpoints/` and one conditional read of `keys.json` a round; the list shows changed
-specs, and changed states by their marks (`registry_sync.endpoints`).  A changed document is read,
+One list of `endpoints/` and one conditional read of `keys.json` a round (and seldom one of the
+wishes, see `wish_watch`); the list shows changed specs, and changed states by their marks
+(`registry_sync.endpoints`).  A changed document is read,
 checked whole, and taken only with everything that it names.  One that does not fit stays out, the
 last good one serves, and `rejected` says why.  Manifests are immutable and read once.
 Blocking: the controller calls it in a thread.
@@ -17,6 +18,7 @@ from typing import TypeAlias
 import structlog
 
 from pool.wire.control import Documents
+from pool.wish_watch import WishWatch
 from registry_sync.documents import (
     BadDocument,
     EndpointSpec,
@@ -59,10 +61,18 @@ class _Unpublished(BadDocument):
 
 
 class RegistryWatch:
-    """Follows one registry, round by round."""
+    """Follows one registry, round by round.
 
-    def __init__(self, store: Store, start: Snapshot | None = None) -> None:
+    Args:
+        start: what held last, if anything.
+        wishes: those of the same registry.
+    """
+
+    def __init__(
+        self, store: Store, start: Snapshot | None = None, wishes: WishWatch | None = None
+    ) -> None:
         self._store = store
+        self.wishes = wishes or WishWatch(store)
         # The whole mutable state: what holds, and the etags by which a change is noticed.
         self.snapshot = start or Snapshot()
         self.is_known = start is not None  # False: the registry has never been seen
@@ -72,8 +82,11 @@ class RegistryWatch:
         self._are_keys_good = True  # those of that etag
         self._resolved: dict[Ref, None] = {}
 
-    def poll(self) -> bool:
+    def poll(self, *, is_asked: bool = False) -> bool:
         """Look once; tell whether `snapshot` is another one now.
+
+        Args:
+            is_asked: somebody waits for what has been written, wishes too.
 
         Raises:
             StoreError: the registry did not answer; the snapshot stays.
@@ -131,6 +144,7 @@ class RegistryWatch:
         self.snapshot = new
         self._spec_etags, self._mark_etags = etags, marks
         self.is_known = True
+        self.wishes.poll(is_asked=is_asked)
         return changed
 
     def resolve(self, model: str, version: str) -> Manifest | None:

@@ -56,6 +56,8 @@ def status(
     loads: Mapping[tuple[str, str], int],
     rejected: Mapping[str, str],
     registry_error: str,
+    builds: Sequence[Mapping[str, Any]],
+    build_outcomes: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return the document that both commands print; only live processes are in it."""
     return {
@@ -66,6 +68,8 @@ def status(
             _endpoint(spec, states.get(name), workers, counts, recent, loads)
             for name, spec in sorted(specs.items())
         ],
+        "builds": [dict(row) for row in builds],
+        "build_outcomes": dict(build_outcomes),
         "rejected": dict(rejected),
     }
 

@@ -1,0 +1,52 @@
+"""Who has registered with the controller: a worker or an edge, and its connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pool.placement import Ref, WorkerView
+from pool.status import WorkerStatus
+from pool.wire import control
+from pool.wire.peer import Peer
+
+
+@dataclass
+class Worker:
+    """A registered worker."""
+
+    peer: Peer
+    register: control.RegisterWorker
+    heard_s: float
+    heartbeat: control.Heartbeat
+    is_connected: bool = True
+    loads: dict[Ref, int] = field(default_factory=dict)  # also of engines that sleep
+    commanded_s: dict[tuple[str, Ref], float] = field(default_factory=dict)
+
+    def view(self) -> WorkerView:
+        """Return what placement goes by."""
+        engines = {(engine.model, engine.version): engine for engine in self.heartbeat.engines}
+        return WorkerView(self.register.id, self.heartbeat.draining, engines)
+
+    def status(self) -> WorkerStatus:
+        """Return what is shown of it."""
+        return WorkerStatus(
+            id=self.register.id,
+            pid=self.register.pid,
+            device=self.register.device,
+            address=self.register.address,
+            draining=self.heartbeat.draining,
+            wait_us=self.heartbeat.wait_us,
+            calls=self.heartbeat.calls,
+            engines=self.heartbeat.engines,
+        )
+
+
+@dataclass
+class Edge:
+    """A registered edge process."""
+
+    peer: Peer
+    register: control.RegisterEdge
+    heard_s: float
+    acked_seq: int = 0
+    in_flight: int = 0

@@ -74,7 +74,7 @@ def build_plan(
         errors = [_error_text(parser.get_error(index)) for index in range(parser.num_errors)]
         raise CannotBuild(_parser_text(errors, said))
     _check_network(trt, network, spec)
-    config = _config_of(trt, builder, spec)
+    config = config_of(trt, builder, spec)
     for shapes in profiles:
         _add_profile(builder, network, config, shapes, said)
     if timing is not None:
@@ -92,7 +92,8 @@ def layers_of(said: Said) -> bytes:
     return json.dumps({"source": "the builder's log", "layers": said.layers}).encode()
 
 
-def _config_of(trt: Any, builder: Any, spec: BuildSpec) -> Any:
+def config_of(trt: Any, builder: Any, spec: BuildSpec) -> Any:
+    """Return an `IBuilderConfig` with what `flags_of` says, for the device class of the spec."""
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES_MAX)
     if is_exact(spec):

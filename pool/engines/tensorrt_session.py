@@ -25,7 +25,13 @@ from pool.engines.cuda_lanes import LANES, CudaSession
 from pool.engines.rtx_runtime import RtxRuntime
 from pool.engines.tensorrt_log import Said, hear
 from pool.engines.tensorrt_plan import deserialized
-from pool.engines.tensorrt_profiles import RTX, Profile, is_batched, profile_for
+from pool.engines.tensorrt_profiles import (
+    RTX,
+    TENSORRT_DTYPES,
+    Profile,
+    is_batched,
+    profile_for,
+)
 from pool.engines.torch_types import TORCH_DTYPES, engine_error
 from registry_sync.documents import Manifest, TensorSpec
 from registry_sync.plans import PlanIdentity
@@ -128,7 +134,7 @@ class Program:
         index, is_full = profile_for(self._profiles, shapes)
         if not (self._fixes and is_full):
             context, told = self._any, self._told
-            self._told = (index, {})  # until it is all said
+            self._told = (-1, {})  # until all is said
             self._tell(context, index, shapes, told)
             self._told = (index, shapes)
             return context
@@ -144,7 +150,10 @@ class Program:
         Raises:
             EngineError: it depends on values.
         """
-        shape = tuple(context.get_tensor_shape(spec.name))
+        try:
+            shape = tuple(context.get_tensor_shape(spec.name))
+        except ValueError:  # the number of axes is unknown as well
+            shape = (-1,)
         if any(size < 0 for size in shape):
             raise EngineError(
                 f'the size of output "{spec.name}" depends on values, for which the TensorRT '
@@ -266,13 +275,16 @@ def _check_device(place: torch.device, identity: PlanIdentity) -> None:
 
 
 def _check_tensors(trt: Any, engine: Any, manifest: Manifest) -> None:
+    """Refuse what would be read from or written to memory of another size or in another place."""
+    specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
     names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    promised = {spec.name for spec in (*manifest.inputs, *manifest.outputs)}
-    if names != promised:
+    if names != specs.keys():
         raise PlanRefused(
-            f"the plan has {', '.join(sorted(names))}, the manifest {', '.join(sorted(promised))}"
+            f"the plan has {', '.join(sorted(names))}, the manifest {', '.join(sorted(specs))}"
         )
-    for name in names:
+    for name, spec in specs.items():
+        if engine.get_tensor_dtype(name) != getattr(trt.DataType, TENSORRT_DTYPES[spec.datatype]):
+            raise PlanRefused(f'"{name}" is not {spec.datatype} in the plan')
         if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
             raise PlanRefused(f'"{name}" is a shape, which TensorRT wants in the host\'s memory')
 

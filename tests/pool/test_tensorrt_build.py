@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 from pool.engines.base import BuildSpec, Built, CannotBuild, PlanRefused
 from pool.engines.local_caches import FILES_MAX, read_cache, write_cache
-from pool.engines.tensorrt_build import build_plan
+from pool.engines.tensorrt_build import build_plan, config_of
 from pool.engines.tensorrt_engine import TensorRtEngine
 from pool.engines.tensorrt_log import Said, listening
-from pool.engines.tensorrt_profiles import TENSORRT_DTYPES
+from pool.engines.tensorrt_profiles import TENSORRT_DTYPES, WORKSPACE_BYTES_MAX
 from registry_sync.documents import AxisRange, EngineWish, File, Manifest, TensorSpec
 from registry_sync.onnx_signature import read_signature
 from tests.support import models
@@ -145,7 +144,9 @@ def test_what_a_device_class_cannot_compute_is_said_in_the_builders_words(
     assert "FP32 GEMM is not supported" in text
 
 
-def test_real_model_is_built_with_a_profile_for_each_bucket(tmp_path: Path, plan: Path) -> None:
+def test_real_model_is_built_for_two_device_classes_with_a_profile_for_each_bucket(
+    tmp_path: Path,
+) -> None:
     found = importlib.util.find_spec("magika")
     assert found is not None
     assert found.origin is not None
@@ -153,12 +154,28 @@ def test_real_model_is_built_with_a_profile_for_each_bucket(tmp_path: Path, plan
     only = tmp_path / "artifact" / "model.onnx"
     only.parent.mkdir()
     only.symlink_to(graph)
-    spec = spec_of(only, rows_max=32)
-    built = build(spec, plan)
-    assert len(RTX.identity(spec).profiles) == 6
-    layers = json.loads(built.inspector)["layers"]
-    assert ["[profile 5]" in layer for layer in layers] == 5 * [False] + [True]
-    assert plan.stat().st_size > graph.stat().st_size
+    plans = []
+    for device_class in ("sm_86", "sm_120"):
+        spec = spec_of(only, rows_max=32, device_class=device_class)
+        assert len(RTX.identity(spec).profiles) == 6
+        plan = tmp_path / device_class
+        layers = json.loads(build(spec, plan).inspector)["layers"]
+        assert ["[profile 5]" in layer for layer in layers] == 5 * [False] + [True]
+        assert plan.stat().st_size > graph.stat().st_size
+        plans.append(plan.read_bytes())
+    assert plans[0] != plans[1]
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("fp16", True)])
+def test_builder_is_told_to_compute_fp32_exactly_and_to_leave_memory_to_others(
+    graph: Path, precision: str, tf32: bool
+) -> None:
+    trt = importlib.import_module("tensorrt_rtx")
+    builder = trt.Builder(listening(trt, Said()))
+    config = config_of(trt, builder, spec_of(models.mlp(graph), precision=precision))
+    assert config.get_flag(trt.BuilderFlag.TF32) == tf32
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == WORKSPACE_BYTES_MAX
+    assert config.get_compute_capability(0) == trt.ComputeCapability.SM86
 
 
 @pytest.mark.parametrize("datatype", TENSORRT_DTYPES)
@@ -452,6 +469,12 @@ def test_foreign_plan_is_refused_before_tensorrt_sees_it(
         load(built[0], Path("/nowhere"), **other)
 
 
+def test_framework_is_given_one_logger_that_stays() -> None:
+    """It keeps the first for the whole process, and would call it after it is gone."""
+    trt = importlib.import_module("tensorrt_rtx")
+    assert listening(trt, Said()) is listening(trt, Said())
+
+
 def test_each_thread_hears_what_comes_of_its_own_calls_although_there_is_one_logger() -> None:
     trt = importlib.import_module("tensorrt_rtx")
     heard = [Said() for _ in range(4)]
@@ -472,7 +495,3 @@ def test_each_thread_hears_what_comes_of_its_own_calls_although_there_is_one_log
     assert ["empty memory buffer" in said.reason() for said in heard] == [True, False, True, False]
     assert all(said.take_reason() for said in heard)
     assert heard[0].reason() == "TensorRT gave no reason"
-
-
-def test_opset_newest_is_the_one_that_onnx_knows() -> None:
-    assert onnx.defs.onnx_opset_version() >= models.OPSET

@@ -117,7 +117,7 @@ def put_plan(
 ) -> bool:
     """Put this node's plan into the registry, unless another is there.
 
-    Store calls: who wins makes at most 6; with a plan of more than 8 MiB 2 more, and one for each
+    Store calls: who wins makes at most 7; with a plan of more than 8 MiB 2 more, and one for each
     8 MiB.  Who loses makes 3 and those of `bring_plan`; it downloads even what it has itself put
     before, to be sure.  Who waits for another writer looks at most 20 times a pause.
 
@@ -333,16 +333,19 @@ def _vouch(store: Store, place: str, pair: Pair, plan_etag: str) -> bool:
     inspector = _read_if_there(pair.folder / "inspector.json")
     if inspector:
         _put_anyhow(store, f"{place}/inspector.json", inspector)
-    with contextlib.suppress(Conflict):
+    try:
         store.put_new(f"{place}/meta.json", pair.meta_bytes)
-        return True
-    seen = _look(store, place)
-    if seen.plan != plan_etag or seen.meta is None:
-        return False
-    with contextlib.suppress(Conflict):
-        store.put_if(f"{place}/meta.json", pair.meta_bytes, seen.meta)
-        return True
-    return False
+    except Conflict:
+        seen = _look(store, place)
+        if seen.plan != plan_etag or seen.meta is None:
+            return False
+        try:
+            store.put_if(f"{place}/meta.json", pair.meta_bytes, seen.meta)
+        except Conflict:
+            return False
+    # Whoever took this writer for dead has replaced the plan by now; and some S3 servers complete
+    # two multipart uploads that were both to create the key.
+    return _look(store, place).plan == plan_etag
 
 
 def _put_anyhow(store: Store, key: str, data: bytes) -> None:

@@ -471,14 +471,14 @@ def test_a_put_that_fails_anywhere_shows_nothing_wrong_and_the_next_try_succeeds
 
 def test_a_put_survives_every_single_fault_of_s3(proxied: Proxied, tmp_path: Path) -> None:
     store = proxied.open()
-    for index in range(6):
+    for index in range(7):
         for fault in (RESET, SLOW_DOWN, LOSE_ANSWER):
             name = f"{index}{fault}"
             local = LocalPlans(tmp_path / name)
             add(local, PLAN, name)
             proxied.proxy.faults[:] = [*([None] * index), fault]
             assert put_plan(store, local, key_of(name), SECRET[0], DAY, pause_s=PAUSE_S)
-            assert bool(proxied.proxy.faults) == (index >= 5)
+            assert bool(proxied.proxy.faults) == (index >= 6)
             proxied.proxy.faults.clear()
             place = f"engines/{key_of(name)}/{SECRET[0]}"
             assert store.get(f"{place}/plan").data == PLAN
@@ -501,8 +501,8 @@ def test_calls_of_s3_are_as_few_as_promised(
 
     add(local, bytes(17 * MIB), inspector=b"{}")
     add(other, PLAN)
-    # The day twice, a look, the upload's beginning, three parts, its end; the two files.
-    assert calls(lambda: put_plan(store, local, KEY, SECRET[0], DAY)) == 10
+    # The day twice, a look, the upload's beginning, three parts, its end; the two files, a list.
+    assert calls(lambda: put_plan(store, local, KEY, SECRET[0], DAY)) == 11
     # The day, a look, a list, the metadata, three parts, the gate's record; again, and by another.
     assert calls(lambda: put_plan(store, local, KEY, SECRET[0], DAY)) == 8
     assert calls(lambda: put_plan(store, other, KEY, SECRET[0], DAY)) == 8

@@ -12,6 +12,7 @@ from pathlib import Path
 from pool.config import WorkerConfig
 from pool.engines import choice
 from pool.engines.base import Engine, EngineError
+from pool.load_guard import LoadGuard
 from pool.slots import CannotLoad, Loaded, load_session
 from registry_sync.client import SyncError, fetch_golden_via, fetch_via
 from registry_sync.documents import Manifest
@@ -24,9 +25,11 @@ class Loader:
 
     Args:
         engines: that run artifacts as they are.
+        guard: keeps the worker from dying of the same load again and again.
     """
 
-    def __init__(self, config: WorkerConfig, engines: tuple[Engine, ...]) -> None:
+    def __init__(self, config: WorkerConfig, engines: tuple[Engine, ...], guard: LoadGuard) -> None:
+        self.guard = guard
         self.local = LocalStore(Path(config.data) / "store")
         self._sync_socket = config.sync_socket
         self._threads = config.threads
@@ -76,6 +79,10 @@ class Loader:
             lambda: best_here(manifest) or self.portable(manifest, engine_name(manifest))
         )
 
+    def is_portable(self, name: str) -> bool:
+        """Tell whether the engine of this name runs artifacts as they are."""
+        return any(engine.name == name for engine in self._engines)
+
     def portable(self, manifest: Manifest, name: str) -> Loaded:
         """Load the artifact as it is, with the engine of this name if it can; blocks.
 
@@ -87,6 +94,7 @@ class Loader:
         except EngineError as error:
             raise CannotLoad(str(error)) from None
         folder = self.local.folder_of(manifest)
-        session = load_session(lambda: engine.load(folder, manifest, self._threads))
+        with self.guard.loading(manifest.model, manifest.version, engine.name):
+            session = load_session(lambda: engine.load(folder, manifest, self._threads))
         datatypes = {spec.name: spec.datatype for spec in session.outputs}
         return Loaded(manifest, manifest.digest, session, engine.name, datatypes)

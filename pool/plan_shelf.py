@@ -19,6 +19,7 @@ from pool.builder import caches_of
 from pool.building import Bench, BuildFailed
 from pool.engines import gate
 from pool.engines.choice import Option
+from pool.load_guard import LoadGuard
 from pool.slots import CannotLoad, Loaded, load_session
 from pool.wire.handshake import Secrets
 from registry_sync.client import (
@@ -77,6 +78,7 @@ class PlanShelf:
         bench: for trying plans out.
         golden: returns the file with a version's recorded inputs, bringing it; None: there are
             none.
+        guard: keeps the worker from dying of the same plan again and again.
     """
 
     def __init__(
@@ -86,11 +88,13 @@ class PlanShelf:
         sync_socket: str,
         bench: Bench,
         golden: Callable[[Manifest], Awaitable[Path | None]],
+        guard: LoadGuard,
     ) -> None:
         self.plans = plans
         self.secrets = secrets
         self.bench = bench
         self.golden = golden
+        self._guard = guard
         self._sync_socket = sync_socket
         self._keys = _keys_of(secrets)
         # The whole mutable state: how many plans were refused, whose use has been noted, and the
@@ -116,11 +120,12 @@ class PlanShelf:
     def load(self, option: Option, plan: LocalPlan) -> Loaded:
         """Make a plan runnable; blocks.  Raises `CannotLoad`."""
         caches = caches_of(self.bench.data)
-        session = load_session(
-            lambda: option.engine.load_plan(option.spec, option.identity, plan.plan, caches)
-        )
-        datatypes = {spec.name: spec.datatype for spec in session.outputs}
         manifest = option.spec.manifest
+        with self._guard.loading(manifest.model, manifest.version, option.engine.name):
+            session = load_session(
+                lambda: option.engine.load_plan(option.spec, option.identity, plan.plan, caches)
+            )
+        datatypes = {spec.name: spec.datatype for spec in session.outputs}
         return Loaded(
             manifest, manifest.digest, session, option.engine.name, datatypes, option.identity
         )

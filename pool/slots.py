@@ -127,6 +127,11 @@ class EngineSlot:
             self._set("loading")
             self._loading = asyncio.get_running_loop().create_task(self._load_once())
 
+    def fail(self, detail: str) -> None:
+        """Show that it cannot be loaded, before anybody has tried."""
+        if self.state == "cold" and not self._is_closed:
+            self._fail(detail)
+
     def submit(self, waiting: Waiting) -> None:
         """Take a call: into the queue, or to wait for the load."""
         self.used_s = waiting.arrived_s

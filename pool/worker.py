@@ -25,6 +25,7 @@ from pool.engine_queue import EngineQueue
 from pool.engines import device
 from pool.engines.base import Engine, PlanEngine
 from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
+from pool.load_guard import LoadGuard, guard_folder
 from pool.loading import Loader
 from pool.serving import EdgePeer, Inside
 from pool.slots import EngineSlot, Loaded
@@ -76,7 +77,8 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported_us = 0
         self._device = device.find(config.device)
-        self._loader = Loader(config, engines)
+        self.guard = LoadGuard(guard_folder(Path(config.data), config.id), self.incarnation)
+        self._loader = Loader(config, engines, self.guard)
         self.link = ControlLink(
             finder(config.controller, config.sync_socket),
             secrets,
@@ -98,6 +100,12 @@ class Worker:
                 self._slots = {r: s for r, s in self._slots.items() if s.state != "cold"}
             slot = self._slots[ref] = EngineSlot(*ref, self._load, self._changed, self.turn.soon)
         return slot
+
+    def report_deadly(self) -> None:
+        """Show as failed what this worker has died of so often that it does not load it now."""
+        for what, why in self.guard.refused().items():
+            if self._loader.is_portable(what.engine):
+                self.slot(what.model, what.version).fail(why)
 
     def on_peer(self, peer: Peer) -> None:
         """Take a connection from an edge."""
@@ -250,6 +258,7 @@ async def run(config: WorkerConfig) -> None:
     )
     if not config.advertise and server.address.port:
         worker.config = msgspec.structs.replace(config, advertise=str(server.address))
+    worker.report_deadly()
     tasks = [
         loop.create_task(worker.link.run()),
         loop.create_task(worker.beat_forever()),
@@ -267,6 +276,7 @@ async def run(config: WorkerConfig) -> None:
     await worker.drain(config.lame_duck_s, config.drain_s_max)
     for task in tasks:
         task.cancel()
+    worker.guard.close()
     _log.info("worker_down", worker=config.id)
     await asyncio.sleep(LAST_WORDS_S)
     leave()

@@ -62,6 +62,7 @@ PURE = (
     "pool.status",
     "pool.tally",
     "pool.recent",
+    "pool.deaths",
     "pool.inline",
     "pool.lanes",
     "edge.variants",

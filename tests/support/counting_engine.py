@@ -7,6 +7,7 @@ artifacts hold no weights: any file will do.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -152,6 +153,21 @@ class DyingEngine(_TestEngine):
     name = "dying"
     formats = frozenset({"dying"})
     session = DyingSession
+
+
+class DeadlyEngine(_TestEngine):
+    """Format "deadly": a load kills the process while the artifact's `deadly` names a file."""
+
+    name = "deadly"
+    formats = frozenset({"deadly"})
+
+    def load(self, folder: Path, manifest: Manifest, threads: int) -> TestSession:
+        """Die as of a crash in a library, with other loads under way for a while."""
+        if Path((folder / "deadly").read_text()).exists():
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGSEGV)
+            time.sleep(60)  # the signal may reach another thread first
+        return super().load(folder, manifest, threads)
 
 
 class UnloadableEngine(_TestEngine):

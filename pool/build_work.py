@@ -51,7 +51,8 @@ class Reports:
         """Say how it stands, and again to whoever is dialled next."""
         target = (report.model, report.version, report.engine, report.device_class)
         self._last.pop(target, None)
-        if report.state != "built":  # which the registry says from now on
+        # What is built the registry says from now on; `other` answers one order.
+        if report.state not in ("built", "other"):
             self._last[target] = report
         if len(self._last) > REPORTS_MAX:
             del self._last[next(iter(self._last))]
@@ -160,7 +161,7 @@ class BuildWork:
             option = await self._option_of(target)
             if key and option.key != key:
                 # Of other libraries or newer wishes: this worker's plan is another one.
-                self._say(target, report_of(option, "wanted"))
+                self._say(target, BuildReport(key, *target, "other"))
                 return
             self._say(target, report_of(option, "building"))
             await self._make(target, option)

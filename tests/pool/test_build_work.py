@@ -1,0 +1,46 @@
+"""How a worker answers orders to build; what it builds, `test_building` shows."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+from pool.build_work import BuildWork, Reports, Target
+from pool.engines import choice
+from pool.engines.choice import Option
+from pool.plan_shelf import PlanShelf
+from pool.wanted import wanted_of
+from pool.wire.control import Build, BuildReport
+from tests.support.artifacts import manifest_of
+from tests.support.plan_engine import ELSEWHERE, OptimizedEngine
+
+TARGET: Target = ("m", "1", "optimized", ELSEWHERE)
+
+
+def option() -> Option:
+    engine = OptimizedEngine()
+    manifest = manifest_of({"model.onnx": b"1"})
+    spec = choice.spec_of(manifest, Path(), wanted_of(manifest), ELSEWHERE)
+    return choice.option_for([engine], {engine.name: engine.probe()}, spec, "")
+
+
+async def test_order_for_another_key_is_answered_and_nothing_is_built() -> None:
+    said: list[BuildReport] = []
+
+    async def option_of(target: Target) -> Option:
+        return option()
+
+    reports = Reports(said.append)
+    work = BuildWork(cast(PlanShelf, None), option_of, reports, cast(Any, None))
+    work.take(Build(1, *TARGET, "ab" * 32))
+    async with asyncio.timeout(10):
+        while work.is_under_way(TARGET):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert [(one.key, one.state) for one in said] == [
+        ("ab" * 32, "building"),
+        ("ab" * 32, "other"),
+    ]
+    said.clear()
+    reports.again()
+    assert not said  # it holds for no other controller

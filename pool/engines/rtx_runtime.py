@@ -25,7 +25,6 @@ class RtxRuntime:
         Args:
             path: of the cache's file.
         """
-        self._trt = trt
         self._engine = engine
         self._path = path
         config = engine.create_runtime_config()
@@ -34,29 +33,32 @@ class RtxRuntime:
         if blob:
             cache.deserialize(blob)  # False: it is for something else, and stays empty
         self._cache = cache
+        # They stay as long as contexts are made by them; nobody says that they need not.
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        self._eager = self._config(trt, strategies.EAGER)
+        self._lazy = self._config(trt, strategies.LAZY)
 
     def context(self, *, eager: bool) -> Any:
-        """Make an execution context, None if that fails.
+        """Make an execution context without memory, None if that fails.
 
         Args:
             eager: compile for a new shape before its first run.  Else, run it with a kernel for
                 any shape, and compile beside.
         """
-        trt = self._trt
-        strategies = trt.DynamicShapesKernelSpecializationStrategy
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(
-            trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        config.dynamic_shapes_kernel_specialization_strategy = (
-            strategies.EAGER if eager else strategies.LAZY
-        )
-        # The lanes record runs themselves, as for every other engine.
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
-        config.set_runtime_cache(self._cache)
-        return self._engine.create_execution_context(config)
+        return self._engine.create_execution_context(self._eager if eager else self._lazy)
 
     def keep(self) -> None:
         """Write the cache; what cannot be written is done without."""
         cache = self._cache
         write_cache(self._path, cache.serialize())
+
+    def _config(self, trt: Any, strategy: Any) -> Any:
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        config.dynamic_shapes_kernel_specialization_strategy = strategy
+        # The lanes record runs themselves, as for every other engine.
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        config.set_runtime_cache(self._cache)
+        return config

@@ -23,7 +23,7 @@ from infra.client import NoController, ask, get
 from infra.stack import CannotStart, Node, StackFile
 from infra.supervisor import ProcessSpec, Supervisor
 from pool.wire.fleet_secret import make_secrets
-from registry_sync import keys
+from registry_sync import keys, local_plans
 from registry_sync.documents import KeyRecord
 from registry_sync.open import open_store
 from registry_sync.stores import Store, StoreUnavailable
@@ -54,6 +54,7 @@ class UpOptions:
     body_bytes_max: int = 64 << 20
     cache_memory_bytes: int = 256 << 20
     cache_disk_bytes: int = 1 << 30
+    plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT
     body_bytes_in_flight_max: int = 512 << 20
     access_log: AccessLogMode = "off"
     access_log_lines_per_s: float = 20.0
@@ -196,7 +197,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             workers_expected=options.workers,
             sync_interval_s=options.sync_interval_s,
         ),
-        stack.sync_process(node, options.registry, level),
+        stack.sync_process(node, options.registry, level, plans_bytes_max=options.plans_bytes_max),
         *stack.worker_processes(
             node,
             options.workers,
@@ -204,6 +205,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             controller=node.control,
             engines=options.engines,
             lame_duck_s=options.lame_duck_s,
+            plans_bytes_max=options.plans_bytes_max,
         ),
         *stack.edge_processes(
             node,

@@ -20,6 +20,7 @@ from edge.config import AccessLogMode, EdgeConfig
 from infra.supervisor import ProcessSpec
 from pool.config import ControllerConfig, WorkerConfig
 from pool.wire import peer
+from registry_sync import local_plans
 from registry_sync.config import SyncConfig
 
 RUN_PATH_BYTES_MAX = 80  # leaves room for a socket's name within the 108 bytes of sun_path
@@ -150,12 +151,19 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-def sync_process(node: Node, registry: str, log_level: str) -> ProcessSpec:
+def sync_process(
+    node: Node,
+    registry: str,
+    log_level: str,
+    *,
+    plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT,
+) -> ProcessSpec:
     """Return the node's sync process."""
     config = SyncConfig(
         data=str(node.data / "store"),
         registry=registry,
         socket=node.sync_socket,
+        plans_bytes_max=plans_bytes_max,
         log_level=log_level,
     )
     return ProcessSpec("sync", "registry_sync", config, STAGE_SYNC)
@@ -197,6 +205,7 @@ def worker_processes(
     engines: tuple[str, ...] = (),
     lame_duck_s: float = 0.0,
     drain_s_max: float = 30.0,
+    plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT,
 ) -> list[ProcessSpec]:
     """Return the node's workers: on unix sockets, or on TCP from `port` on."""
     threads = max(1, (os.cpu_count() or 1) // count)
@@ -220,6 +229,7 @@ def worker_processes(
             engines=engines,
             lame_duck_s=lame_duck_s,
             drain_s_max=drain_s_max,
+            plans_bytes_max=plans_bytes_max,
             log_level=log_level,
         )
         specs.append(

@@ -123,7 +123,7 @@ class LocalPlans:
         if held_bytes > self._bytes_max:
             raise BadPlan(
                 f"it is {held_bytes} bytes, and this node keeps at most {self._bytes_max} bytes "
-                "of plans: raise the bound"
+                "of plans: raise --plans-bytes-max"
             )
         place = self._place(key, secret_id)
         target = place / hashlib.sha256(data).hexdigest()

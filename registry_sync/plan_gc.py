@@ -14,8 +14,6 @@ from registry_sync.plans import BadPlan, PlanMeta, read_meta
 from registry_sync.stores import Entry, NotFound, Object, Store
 from registry_sync.swap import get_or_none
 
-UNUSED_DAYS_DEFAULT = 30
-
 
 @dataclass(frozen=True, slots=True)
 class UnusedPlans:
@@ -31,7 +29,7 @@ class UnusedPlans:
 def gc_plans(
     store: Store,
     today: date,
-    unused_days_min: int = UNUSED_DAYS_DEFAULT,
+    unused_days_min: int,
     *,
     dry_run: bool = False,
 ) -> list[UnusedPlans]:

@@ -264,7 +264,7 @@ def _bring(
     if meta.bytes > local.bytes_max:
         raise BadPlan(
             f"it is {meta.bytes} bytes, and this node keeps at most {local.bytes_max} bytes of "
-            "plans: raise the bound"
+            "plans: raise --plans-bytes-max"
         )
     pair = local.pair(key, secret_id)
     if pair is not None and pair.digest == digest:

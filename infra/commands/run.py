@@ -15,6 +15,7 @@ from infra.commands.options import DATA_DEFAULT, Data, LogLevel, node_of, regist
 from infra.local import TierOptions, UpOptions, run_tier, up
 from infra.stack import CannotStart, free_port
 from pool.wire.peer import Address
+from registry_sync import local_plans
 from registry_sync.logs import configure
 
 Host = Annotated[str, typer.Option("--host", help="Where the public port listens.")]
@@ -84,6 +85,10 @@ DiskMax = Annotated[
     int,
     typer.Option("--cache-disk-bytes", min=0, help="Answers on disk, of all edges together."),
 ]
+PlansMax = Annotated[
+    int,
+    typer.Option("--plans-bytes-max", min=1, help="Built plans kept on this node, all together."),
+]
 
 NO_SECRET = "TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET, or put one into DATA/secrets"
 WILDCARDS = ("0.0.0.0", "::")  # good to listen on, impossible to dial
@@ -118,6 +123,7 @@ def up_command(
     access_log_lines_per_s: AccessLines = 20.0,
     cache_memory_bytes: MemoryMax = 256 << 20,
     cache_disk_bytes: DiskMax = 1 << 30,
+    plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
     log_level: LogLevel = "warning",
 ) -> None:
     """Run the whole system on this machine until Ctrl-C or SIGTERM."""
@@ -140,6 +146,7 @@ def up_command(
         access_log_lines_per_s=access_log_lines_per_s,
         cache_memory_bytes=cache_memory_bytes,
         cache_disk_bytes=cache_disk_bytes,
+        plans_bytes_max=plans_bytes_max,
         log_level=log_level,
     )
     with said():
@@ -217,6 +224,7 @@ def pool_command(
     ] = 0,
     engine: Engines = None,
     lame_duck_s: LameDuck = 5.0,
+    plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only workers, with the sync process that brings their artifacts."""
@@ -230,7 +238,7 @@ def pool_command(
     node.prepare()
     url = registry_url(data, registry)
     processes = [
-        stack.sync_process(node, url, log_level),
+        stack.sync_process(node, url, log_level, plans_bytes_max=plans_bytes_max),
         *stack.worker_processes(
             node,
             workers,
@@ -241,6 +249,7 @@ def pool_command(
             port=worker_port,
             engines=tuple(engine or ()),
             lame_duck_s=lame_duck_s,
+            plans_bytes_max=plans_bytes_max,
         ),
     ]
     _run(TierOptions(node, tuple(processes), "pool"), log_level)
@@ -286,12 +295,17 @@ def controller_command(
 
 
 def sync_command(
-    data: Data = DATA_DEFAULT, registry: RegistryOf = "", log_level: LogLevel = "info"
+    data: Data = DATA_DEFAULT,
+    registry: RegistryOf = "",
+    plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
+    log_level: LogLevel = "info",
 ) -> None:
     """Run only the process that brings artifacts to this node."""
     node = node_of(data)
     node.prepare()
-    process = stack.sync_process(node, registry_url(data, registry), log_level)
+    process = stack.sync_process(
+        node, registry_url(data, registry), log_level, plans_bytes_max=plans_bytes_max
+    )
     _run(TierOptions(node, (process,), "sync"), log_level)
 
 

@@ -186,7 +186,7 @@ async def test_a_plan_above_this_nodes_bound_is_refused(
     await node.ready()
     store.put_new(f"{PLACE}/plan", PLAN)
     store.put_new(f"{PLACE}/meta.json", msgspec.json.encode(meta_of(PLAN)))
-    with pytest.raises(BadPlan, match="at most 1000 bytes of plans: raise the bound"):
+    with pytest.raises(BadPlan, match="at most 1000 bytes of plans: raise --plans-bytes-max"):
         await fetch_plan_via(node.socket, KEY, list(KEYS))
 
 

@@ -338,7 +338,7 @@ def test_the_least_recently_used_leaves_and_never_the_new_one(tmp_path: Path) ->
 def test_a_plan_above_the_bound_is_refused_with_the_way_out(tmp_path: Path) -> None:
     local = LocalPlans(tmp_path / "engines", 5000)
     add(local, PLAN, "a")
-    with pytest.raises(BadPlan, match="at most 5000 bytes of plans: raise the bound"):
+    with pytest.raises(BadPlan, match="at most 5000 bytes of plans: raise --plans-bytes-max"):
         add(local, bytes(5001), "b")
     assert local.find(key_of("a"), KEYS) is not None
 

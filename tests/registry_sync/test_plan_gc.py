@@ -81,7 +81,7 @@ def test_plans_under_every_secret_go_with_their_key(
 ) -> None:
     put(directory, tmp_path, LONG_AGO)
     directory.put_new(f"engines/{KEY}/{OTHER[0]}/plan", PLAN)
-    (gone,) = gc_plans(directory, TODAY)
+    (gone,) = gc_plans(directory, TODAY, 30)
     assert gone.objects[:2] == (f"engines/{KEY}/{OTHER[0]}/plan", f"{PLACE}/plan")
     assert gone.objects[-1] == used_key(KEY)
     assert keys(directory) == []
@@ -94,10 +94,10 @@ def test_what_has_no_day_is_given_one_and_goes_later(
     directory.put_new(f"{PLACE}/plan", PLAN)
     if stored is not None:
         directory.put_new(used_key(KEY), stored)
-    assert gc_plans(directory, TODAY, dry_run=True) == []
-    assert gc_plans(directory, TODAY) == []
+    assert gc_plans(directory, TODAY, 30, dry_run=True) == []
+    assert gc_plans(directory, TODAY, 30) == []
     assert read_used(directory.get(used_key(KEY)).data) == "2026-11-26"
-    (gone,) = gc_plans(directory, date(2026, 12, 27))
+    (gone,) = gc_plans(directory, date(2026, 12, 27), 30)
     assert f"{PLACE}/plan" in gone.objects
     assert keys(directory) == []
 
@@ -115,14 +115,14 @@ def test_what_a_writer_left_who_died_is_old_from_that_day(
     add(local, PLAN)
     with pytest.raises(StoreUnavailable):
         put_plan(Dying(tmp_path / "registry"), local, KEY, SECRET[0], LONG_AGO)
-    (gone,) = gc_plans(directory, TODAY)
+    (gone,) = gc_plans(directory, TODAY, 30)
     assert gone.objects == (f"{PLACE}/plan", used_key(KEY))
 
 
 def test_what_is_not_a_plan_stays(directory: DirectoryStore) -> None:
     directory.put_new("engines/readme.txt", b"x")
     directory.put_new("engines/x/used.json", b'{"day": "2020-01-01"}')
-    assert gc_plans(directory, TODAY) == []
+    assert gc_plans(directory, TODAY, 30) == []
     assert keys(directory) == ["engines/readme.txt", "engines/x/used.json"]
 
 
@@ -136,7 +136,7 @@ def test_a_plan_that_is_used_meanwhile_stays(directory: DirectoryStore, tmp_path
             return found
 
     before = keys(directory)
-    assert gc_plans(Busy(tmp_path / "registry"), TODAY) == []
+    assert gc_plans(Busy(tmp_path / "registry"), TODAY, 30) == []
     assert keys(directory) == before
 
 
@@ -158,19 +158,19 @@ def test_a_removal_that_dies_anywhere_leaves_nothing_to_load_and_the_next_one_en
         dying = Dying(root / "registry")
         dying.deletions_left = deletions
         with pytest.raises(StoreUnavailable):
-            gc_plans(dying, TODAY)
+            gc_plans(dying, TODAY, 30)
         other = LocalPlans(root / "other")
         with contextlib.suppress(BadPlan):
             bring_plan(DirectoryStore(root / "registry"), other, KEY, list(KEYS))
         assert other.find(KEY, KEYS) is None
-        (gone,) = gc_plans(DirectoryStore(root / "registry"), TODAY)
+        (gone,) = gc_plans(DirectoryStore(root / "registry"), TODAY, 30)
         assert gone.objects[-1] == used_key(KEY)
         assert keys(DirectoryStore(root / "registry")) == []
 
 
 def test_a_plan_can_be_put_again_after_it_went(store: Store, tmp_path: Path) -> None:
     put(store, tmp_path / "a", LONG_AGO)
-    gc_plans(store, TODAY)
+    gc_plans(store, TODAY, 30)
     put(store, tmp_path / "b", "2026-11-26")
     assert bring_plan(store, LocalPlans(tmp_path / "c"), KEY, list(KEYS)) == SECRET[0]
 

@@ -135,7 +135,8 @@ class _Job:
     def try_out(self) -> GateReport:
         """Run the plan beside the portable engine; raises `PlanRefused`."""
         config = self.config
-        reference = choice.portable(find_engines(config.engines), self.manifest.format, "")
+        engines = find_engines(config.engines, config.device)
+        reference = choice.portable(engines, self.manifest.format, "")
         golden = Path(config.golden).read_bytes() if config.golden else None
         candidate = self.engine.load_plan(self.spec, self.identity, Path(config.plan), self.caches)
         with contextlib.closing(candidate):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,17 +103,25 @@ class PlanShelf:
         self._noted: set[str] = set()
         self._trying = asyncio.Lock()
 
-    def best_here(self, options: list[Option]) -> Loaded | None:
+    def best_here(
+        self, options: Sequence[Option], on_refused: Callable[[Option, str], None]
+    ) -> Loaded | None:
         """Load the first option whose plan is on this node and may be; blocks.
 
         Nothing is asked, built or tried out: somebody waits for this.
+
+        Args:
+            on_refused: called for each that this device or library does not load.
         """
         for option in options:
             try:
                 plan = self.plans.find(option.key, self._keys)
                 if plan is not None and not self._why_not(option, plan):
                     return self.load(option, plan)
-            except (BadPlan, CannotLoad, OSError) as error:
+            except CannotLoad as error:
+                self.refuse(option, str(error))
+                on_refused(option, str(error))
+            except (BadPlan, OSError) as error:
                 self.refuse(option, str(error))
         return None
 

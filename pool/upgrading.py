@@ -127,6 +127,7 @@ class Upgrades:
         self._tasks: dict[EngineSlot, asyncio.Task[None]] = {}
         self._news: dict[EngineSlot, asyncio.Event] = {}
         self._held: dict[str, _Held] = {}
+        self._unloadable: list[tuple[Option, str]] = []  # by threads that load
         self._asked_s: dict[str, float] = {}
         self._is_desk = False
         self._alone_since_s: float | None = None
@@ -147,9 +148,8 @@ class Upgrades:
         """Load the best engine whose plan is on this node; None if that is none.  Blocks."""
         options, _ = self._options(manifest)
         now_s = time.monotonic()
-        return self._shelf.best_here(
-            [one for one in options if one.key not in self._held or self._is_due(one.key, now_s)]
-        )
+        due = [option for option in options if self._is_due(option.key, now_s)]
+        return self._shelf.best_here(due, lambda *refused: self._unloadable.append(refused))
 
     def engine_name(self, manifest: Manifest) -> str:
         """Return the engine's name that is wished for; "auto" if none is."""
@@ -216,6 +216,8 @@ class Upgrades:
         loaded = slot.loaded
         if loaded is None:
             return None
+        while self._unloadable:
+            self._hold(*self._unloadable.pop())
         options, _ = await asyncio.to_thread(self._options, loaded.manifest)
         pauses_s: list[float] = []
         for option in options:

@@ -252,7 +252,7 @@ async def run(config: WorkerConfig) -> None:
         loop.add_signal_handler(name, stop.set)
     secrets = load_secrets(Path(config.data))
     plan_engines = find_plan_engines(config.engines, config.device)
-    worker = Worker(config, find_engines(config.engines), secrets, plan_engines)
+    worker = Worker(config, find_engines(config.engines, config.device), secrets, plan_engines)
     server: Server = await serve(
         Address.parse(config.listen), secrets, worker.on_peer, fds=config.listen_fds
     )

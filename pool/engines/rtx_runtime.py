@@ -50,7 +50,9 @@ class RtxRuntime:
     def keep(self) -> None:
         """Write the cache; what cannot be written is done without."""
         cache = self._cache
-        write_cache(self._path, cache.serialize())
+        memory = cache.serialize()
+        if memory is not None:
+            write_cache(self._path, memory)
 
     def _config(self, trt: Any, strategy: Any) -> Any:
         config = self._engine.create_runtime_config()

@@ -214,8 +214,9 @@ def _use_timing(config: Any, timing: Path) -> None:
 
 def _keep_timing(config: Any, timing: Path) -> None:
     cache = config.get_timing_cache()
-    if cache is not None:
-        write_cache(timing, cache.serialize())
+    memory = cache.serialize() if cache is not None else None
+    if memory is not None:
+        write_cache(timing, memory)
 
 
 def _write_new(path: Path, data: Any) -> None:

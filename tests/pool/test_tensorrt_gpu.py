@@ -21,8 +21,8 @@ from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
 from pool.engines.tensorrt_engine import TensorRtEngine
 from pool.engines.tensorrt_profiles import NAMES, RTX
 from registry_sync.documents import AxisRange
-from tests.pool.test_tensorrt_build import sequence, spec_of
 from tests.support import models
+from tests.support.build_specs import sequence, spec_of
 
 pytestmark = pytest.mark.gpu
 

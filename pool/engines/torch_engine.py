@@ -25,7 +25,7 @@ from pool.engines.base import (
     Session,
 )
 from registry_sync.documents import Manifest
-from registry_sync.plans import PlanIdentity
+from registry_sync.plans import GateReport, PlanIdentity
 
 NAME: Final = "torch"
 FORMATS: Final = frozenset({"torch-export"})
@@ -124,6 +124,20 @@ class TorchCompiledEngine:
 
 
 _INSTALL: Final = "torch is not installed: pip install 'tidepool[torch]'"
+
+
+def export_onnx(archive: Path, folder: Path) -> GateReport:
+    """Write an archive of `torch.export` as ``model.onnx``; see `onnx_export.export`.
+
+    Raises:
+        ValueError: it cannot be exported, or computes something else as ONNX.
+    """
+    try:
+        exporter: Any = importlib.import_module("pool.engines.onnx_export")
+    except ImportError as error:
+        raise ValueError(f"{archive.name}: {error}; pip install 'tidepool[torch]'") from None
+    report: GateReport = exporter.export(archive, folder)
+    return report
 
 
 def _probe(wanted: str, *, builds: bool) -> Probe:

@@ -20,6 +20,7 @@ from registry_sync.rules import check_path
 
 SIDECAR: Final = "tidepool.json"
 GRAPH: Final = "model.onnx"  # where engines look for the graph of an onnx artifact
+PT2: Final = "model.pt2"  # and for the archive of a torch-export one
 BYTES_MAX: Final = 1024**4  # of all files together
 # Ends of names.  A .pt2 or .npz is a zip file as well, but a format of its own.
 ARCHIVES: Final = (
@@ -59,9 +60,9 @@ class Source:
 def find_sources(path: Path) -> list[Source]:
     """List the files of an artifact by their paths in it, sorted.
 
-    A single file must be an ONNX graph.  A folder is an ONNX model unless it holds a
-    `tidepool.json`, which is not part of the artifact; then its graph is ``model.onnx``, or the
-    only ``.onnx`` file at its top, which becomes ``model.onnx``.
+    A single file must be an ONNX graph or an archive of torch.export.  A folder is an ONNX model
+    unless it holds a `tidepool.json`, which is not part of the artifact; then its graph is
+    ``model.onnx``, or the only ``.onnx`` file at its top, which becomes ``model.onnx``.
 
     Raises:
         BadArtifact: nothing there, a link, something not a plain file, an archive, a name that
@@ -70,9 +71,11 @@ def find_sources(path: Path) -> list[Source]:
     if path.is_symlink() or not path.is_dir():
         single = find_file(path)
         _refuse_archive(path.name)
+        if path.suffix == ".pt2":
+            return [Source(PT2, path, single.stamp)]
         if path.suffix != ".onnx":
             raise BadArtifact(
-                f"{path.name}: not an .onnx file; publish other formats as a folder with a "
+                f"{path.name}: not an .onnx or .pt2 file; publish other formats as a folder with a "
                 f"{SIDECAR} that says format, inputs and outputs"
             )
         return [Source(GRAPH, path, single.stamp)]

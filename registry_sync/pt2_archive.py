@@ -25,7 +25,6 @@ from typing import Any, Final
 from registry_sync.onnx_signature import BadModel
 from registry_sync.pt2_rules import check_graph
 
-ARCHIVE: Final = "model.pt2"  # where engines look for it in an artifact
 MODEL: Final = "models/model.json"
 WEIGHTS: Final = "data/weights/model_weights_config.json"
 CONSTANTS: Final = "data/constants/model_constants_config.json"

@@ -8,9 +8,11 @@ that has no endpoint yet gets one.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Final
 
 import msgspec
@@ -19,7 +21,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from registry_sync import artifact, catalog, documents, endpoints
-from registry_sync.artifact import BadArtifact, Source
+from registry_sync.artifact import PT2, BadArtifact, Source
 from registry_sync.documents import (
     BadDocument,
     Cache,
@@ -36,6 +38,7 @@ from registry_sync.engine_wishes import wish_problems
 from registry_sync.names import check_name
 from registry_sync.onnx_signature import BadModel, read_signature
 from registry_sync.plain import TEXT_BYTES_MAX
+from registry_sync.pt2_signature import FORMAT, publish_archive
 from registry_sync.rules import WEIGHTS_TOTAL, check_version
 from registry_sync.stores import Conflict, NotFound, OutcomeUnknown, Store
 
@@ -102,8 +105,9 @@ def publish(
     Args:
         store: the registry.
         model: its name.
-        path: an ``.onnx`` file; a folder with one and whatever it needs; or a folder with a
-            ``tidepool.json`` (see `Sidecar`) for other formats.
+        path: an ``.onnx`` file; a folder with one and whatever it needs; a ``.pt2`` file, which
+            is written anew without pickles; or a folder with a ``tidepool.json`` (see `Sidecar`)
+            for other formats.
         version: None takes the one after the highest.
         labels: any words, for people.
         nondeterministic: answers are not to be cached, though no random operator was found.
@@ -118,43 +122,41 @@ def publish(
         VersionExists: `version` is taken.
         BadName: the model's name or the version is not one.
         BadArtifact: see `artifact.find_sources`; or the golden file is not one.
-        BadModel: see `onnx_signature.read_signature`.
+        BadModel: see `onnx_signature.read_signature` and `pt2_signature.publish_archive`.
         BadDocument: the sidecar, the signature, the labels or the terms do not fit.
     """
     terms = terms or Terms()
     check_name("model", model)
     if version is not None and check_version(version) in catalog.versions(store, model):
         raise VersionExists(model, version)
-    sources = artifact.find_sources(path)
-    says = _sidecar_of(sources)
-    sources = [source for source in sources if source.path != artifact.SIDECAR]
-    recorded = None if golden is None else _golden(golden)
-    draft = Manifest(
-        model=model,
-        version=version or "1",  # the next one is taken when everything else is there
-        created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        format=says.format,
-        files=tuple(File(source.path, "0" * 64, source.bytes) for source in sources),
-        inputs=says.inputs,
-        outputs=says.outputs,
-        rows_max=_rows_max(says) if rows_max is None else rows_max,
-        deterministic=says.deterministic and not nondeterministic,
-        labels=dict(labels or {}),
-        precision=terms.precision,
-        engine=terms.engine,
-        gate=terms.gate,
-    )
-    _check_draft(draft)  # before gigabytes are hashed and sent
-    check(draft)
-    if draft.precision != "fp32":
-        if convert is None:
-            raise BadArtifact(f"nothing here converts to {draft.precision}")
-        sources = sorted([*sources, *convert(draft, sources, recorded)], key=_path_of)
-    draft = replace(
-        draft,
-        files=tuple(_upload(store, source) for source in sources),
-        golden=None if recorded is None else _upload(store, recorded).sha256,
-    )
+    with _read_sources(path) as (sources, says):
+        recorded = None if golden is None else _golden(golden)
+        draft = Manifest(
+            model=model,
+            version=version or "1",  # the next one is taken when everything else is there
+            created=datetime.now(UTC).isoformat(timespec="microseconds"),
+            format=says.format,
+            files=tuple(File(source.path, "0" * 64, source.bytes) for source in sources),
+            inputs=says.inputs,
+            outputs=says.outputs,
+            rows_max=_rows_max(says) if rows_max is None else rows_max,
+            deterministic=says.deterministic and not nondeterministic,
+            labels=dict(labels or {}),
+            precision=terms.precision,
+            engine=terms.engine,
+            gate=terms.gate,
+        )
+        _check_draft(draft)  # before gigabytes are hashed and sent
+        check(draft)
+        if draft.precision != "fp32":
+            if convert is None:
+                raise BadArtifact(f"nothing here converts to {draft.precision}")
+            sources = sorted([*sources, *convert(draft, sources, recorded)], key=_path_of)
+        draft = replace(
+            draft,
+            files=tuple(_upload(store, source) for source in sources),
+            golden=None if recorded is None else _upload(store, recorded).sha256,
+        )
     published = _write_manifest(store, draft, version)
     endpoints.create(store, _first_spec(published))
     return published.version
@@ -168,6 +170,28 @@ def _check_draft(draft: Manifest) -> None:
     documents.check_manifest(draft)
     if draft.engine is not None and (found := wish_problems(draft.engine, [draft])):
         raise BadDocument(found)
+
+
+@contextmanager
+def _read_sources(path: Path) -> Iterator[tuple[list[Source], Sidecar]]:
+    """Yield the files to publish and what they say; what had to be written anew goes afterwards."""
+    sources = artifact.find_sources(path)
+    with TemporaryDirectory(prefix="tidepool-") as scratch:
+        if [source.path for source in sources] == [PT2]:
+            found = publish_archive(sources[0].at, Path(scratch) / PT2)
+            rows_max = min(ROWS_MAX_DEFAULT, found.rows_max or ROWS_MAX_DEFAULT)
+            says = Sidecar(
+                FORMAT,
+                found.inputs,
+                found.outputs,
+                rows_max if found.has_batch_axis else 1,
+                found.deterministic,
+            )
+            clean = artifact.find_file(Path(scratch) / PT2)
+            yield [clean], says
+            return
+        says = _sidecar_of(sources)
+        yield [source for source in sources if source.path != artifact.SIDECAR], says
 
 
 def _sidecar_of(sources: Sequence[Source]) -> Sidecar:
@@ -190,6 +214,10 @@ def _read_sidecar(source: Source) -> Sidecar:
     if sidecar.format == "onnx":
         raise BadArtifact(
             f"{source.path}: an onnx model's signature is read from its graph; remove the file"
+        )
+    if sidecar.format == FORMAT:
+        raise BadArtifact(
+            f"{source.path}: an archive of torch says itself what it takes; publish the .pt2 file"
         )
     return sidecar
 

@@ -10,6 +10,7 @@ import typer
 from infra import wishing
 from infra.changes import recorded
 from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, poke, said, store_of
+from infra.exporting import artifact_of
 from infra.terms import converting, terms_of
 from registry_sync.documents import Precision
 from registry_sync.publish import VersionExists, publish
@@ -22,7 +23,10 @@ def register(app: typer.Typer) -> None:
 
 def publish_command(
     model: str,
-    path: Annotated[Path, typer.Argument(help="An .onnx file, or a folder.")],
+    path: Annotated[Path | None, typer.Argument(help="An .onnx or .pt2 file, or a folder.")] = None,
+    onnx_from: Annotated[
+        Path | None, typer.Option(help="A .pt2 file that is to be published as ONNX.")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Default: the next one.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="k=v, for people.")] = None,
     golden: Annotated[
@@ -62,7 +66,7 @@ def publish_command(
         relative_error_max=gate_relative_error,
         top1_agreement_min=gate_top1,
     )
-    with said(), converting() as convert:
+    with said(), artifact_of(path, onnx_from) as artifact, converting() as convert:
         store = store_of(data, registry)
         targets = wishing.parse_targets(build_for) if build_for else []
         try:
@@ -71,7 +75,7 @@ def publish_command(
                 lambda: publish(
                     store,
                     model,
-                    path,
+                    artifact,
                     version=version,
                     labels=labels,
                     nondeterministic=nondeterministic,

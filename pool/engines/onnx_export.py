@@ -21,11 +21,10 @@ from pool.engines.base import BuildSpec, EngineError, Session, reason_of, withou
 from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
 from pool.engines.torch_engine import TorchEngine
 from pool.engines.trial import try_out
-from registry_sync.artifact import GRAPH
+from registry_sync.artifact import GRAPH, PT2
 from registry_sync.documents import EngineWish, File, Manifest
 from registry_sync.onnx_signature import BadModel, read_signature
 from registry_sync.plans import GateReport
-from registry_sync.pt2_archive import ARCHIVE
 from registry_sync.pt2_signature import FORMAT, Pt2Signature, publish_archive
 
 ROWS_TRIED: Final = 5  # of the largest batch that is compared
@@ -51,7 +50,7 @@ def export(archive: Path, folder: Path) -> GateReport:
         CannotExport: torch cannot, or ONNX Runtime answers otherwise than torch.
     """
     with tempfile.TemporaryDirectory(prefix="tidepool-") as work:
-        clean = Path(work) / ARCHIVE
+        clean = Path(work) / PT2
         signature = publish_archive(archive, clean)
         _write(clean, signature, folder / GRAPH, archive.name)
         reference = _manifest(signature, FORMAT, Path(work))

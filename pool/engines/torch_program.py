@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from pool.engines.base import EngineError
 from pool.engines.torch_types import engine_error
+from registry_sync.artifact import PT2
 from registry_sync.documents import Manifest, TensorSpec
 from registry_sync.onnx_signature import BadModel
-from registry_sync.pt2_archive import ARCHIVE
 from registry_sync.pt2_signature import Constant, Pt2Signature, read_published
 
 # Takes every input and gives every output of the signature.
@@ -34,10 +34,10 @@ def find(folder: Path, manifest: Manifest) -> tuple[Path, Pt2Signature]:
         EngineError: there is none, it must not be loaded, or the manifest promises another model.
     """
     archives = [file.path for file in manifest.files if file.path.endswith(".pt2")]
-    name = ARCHIVE if ARCHIVE in archives else "".join(archives[:1])
-    if not name or (name != ARCHIVE and len(archives) != 1):
+    name = PT2 if PT2 in archives else "".join(archives[:1])
+    if not name or (name != PT2 and len(archives) != 1):
         found = ", ".join(archives) or "none"
-        raise EngineError(f"expected {ARCHIVE} at the top of the artifact, found {found}")
+        raise EngineError(f"expected {PT2} at the top of the artifact, found {found}")
     try:
         signature = read_published(folder / name)
     except BadModel as error:

@@ -159,7 +159,12 @@ async def running(
             supervisor.start(_processes(options))
             node.write_stack(
                 StackFile(
-                    options.url, options.admin_url, options.registry, node.control, os.getpid()
+                    options.url,
+                    options.admin_url,
+                    options.registry,
+                    node.control,
+                    os.getpid(),
+                    options.plans_bytes_max,
                 )
             )
             await _until_ready(options, supervisor)

@@ -40,6 +40,7 @@ class StackFile(msgspec.Struct, frozen=True):
     registry: str
     control: str  # the controller's address on this machine
     pid: int
+    plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT  # kept on this node
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`engines list|wish|gc`: which plans there are, and which there are to be."""
+"""`engines list|build|wish|gc`: which plans there are, and which there are to be."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from infra import engines_view, wishing
 from infra.changes import recorded
+from infra.commands.engines_build import build_command
 from infra.commands.options import (
     DATA_DEFAULT,
     Data,
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     family = typer.Typer(no_args_is_help=True, help="Plans that are built for devices.")
     family.command("list")(list_command)
+    family.command("build")(build_command)
     family.command("wish")(wish_command)
     family.command("gc")(gc_command)
     app.add_typer(family, name="engines")

@@ -19,6 +19,7 @@ from pool.builder import caches_of
 from pool.building import Bench, BuildFailed
 from pool.engines import gate
 from pool.engines.choice import Option
+from pool.engines.covering import covering
 from pool.load_guard import LoadGuard
 from pool.slots import CannotLoad, Loaded, load_session
 from pool.wire.handshake import Secrets
@@ -79,6 +80,7 @@ class PlanShelf:
         golden: returns the file with a version's recorded inputs, bringing it; None: there are
             none.
         guard: keeps the worker from dying of the same plan again and again.
+        portable: loads a version as it is, for sizes that a plan was not built for; blocks.
     """
 
     def __init__(
@@ -89,12 +91,14 @@ class PlanShelf:
         bench: Bench,
         golden: Callable[[Manifest], Awaitable[Path | None]],
         guard: LoadGuard,
+        portable: Callable[[Manifest, str], Loaded],
     ) -> None:
         self.plans = plans
         self.secrets = secrets
         self.bench = bench
         self.golden = golden
         self._guard = guard
+        self._portable = portable
         self._sync_socket = sync_socket
         self._keys = _keys_of(secrets)
         # The whole mutable state: how many plans were refused, whose use has been noted, and the
@@ -134,8 +138,11 @@ class PlanShelf:
                 lambda: option.engine.load_plan(option.spec, option.identity, plan.plan, caches)
             )
         datatypes = {spec.name: spec.datatype for spec in session.outputs}
+        whole = covering(
+            session, option.identity.profiles, lambda: self._portable(manifest, "auto").session
+        )
         return Loaded(
-            manifest, manifest.digest, session, option.engine.name, datatypes, option.identity
+            manifest, manifest.digest, whole, option.engine.name, datatypes, option.identity
         )
 
     async def get(self, option: Option, *, ask: bool) -> Found:

@@ -387,7 +387,15 @@ def make_upgrades(
         log_level=config.log_level,
     )
     plans = LocalPlans(data / "store" / "engines", config.plans_bytes_max)
-    shelf = PlanShelf(plans, secrets, config.sync_socket, bench, loader.golden, loader.guard)
+    shelf = PlanShelf(
+        plans,
+        secrets,
+        config.sync_socket,
+        bench,
+        loader.golden,
+        loader.guard,
+        loader.portable,
+    )
     return Upgrades(
         Devices.of(plan_engines),
         shelf,

@@ -31,7 +31,7 @@ from tests.support.build_specs import sequence, spec_for, spec_of
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 RTX = TensorRtEngine("tensorrt_rtx", "cpu")
-VERSION = importlib.import_module("tensorrt_rtx").__version__
+VERSION = RTX.probe().version
 
 
 @pytest.fixture
@@ -191,6 +191,10 @@ def test_identity_is_found_without_importing_the_framework(graph: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout.strip()) == (0, VERSION), ran.stderr
+
+
+def test_version_is_the_one_that_the_framework_says() -> None:
+    assert importlib.import_module("tensorrt_rtx").__version__ == VERSION
 
 
 def test_what_a_plan_depends_on_changes_its_key(graph: Path) -> None:

@@ -133,7 +133,9 @@ class PlanShelf:
         """Make a plan runnable; blocks.  Raises `CannotLoad`."""
         caches = caches_of(self.bench.data)
         manifest = option.spec.manifest
-        with self._guard.loading(manifest.model, manifest.version, option.engine.name):
+        # The portable engine may have the same name, and is not to blame for the plan.
+        what = f"a plan of {option.engine.name}"
+        with self._guard.loading(manifest.model, manifest.version, what):
             session = load_session(
                 lambda: option.engine.load_plan(option.spec, option.identity, plan.plan, caches)
             )

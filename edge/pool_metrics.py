@@ -49,6 +49,7 @@ class _Worker(msgspec.Struct):
     calls: int
     wait_ms: float
     engines: list[_Engine]
+    plans_refused: int = 0
 
 
 class _Edge(msgspec.Struct):
@@ -96,11 +97,17 @@ def _families(status: _Status) -> Iterator[Metric]:
     wait = GaugeMetricFamily(
         "tidepool_worker_wait_seconds", "How long a call would wait now.", labels=("worker",)
     )
+    refused = CounterMetricFamily(
+        "tidepool_worker_plans_refused",
+        "Built plans that this worker process would not or could not load.",
+        labels=("worker",),
+    )
     for worker in status.workers:
+        refused.add_metric((worker.id,), worker.plans_refused)
         state.add_metric((worker.id, worker.state), 1)
         calls.add_metric((worker.id, worker.device), worker.calls)
         wait.add_metric((worker.id,), worker.wait_ms / 1e3)
-    yield from (state, calls, wait)
+    yield from (state, calls, wait, refused)
     yield from _engines(status)
     in_flight = GaugeMetricFamily(
         "tidepool_edge_in_flight", "Requests under way in an edge process.", labels=("edge",)

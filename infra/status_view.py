@@ -88,7 +88,8 @@ def _workers(status: Document) -> Table:
 
 def _engine(engine: Document) -> Text:
     text = Text(f"{engine['model']}/{engine['version']} ")
-    return text.append_text(_state(engine["state"])).append(f" {engine['engine']}".rstrip())
+    text.append_text(_state(engine["state"])).append(f" {engine['engine']}".rstrip())
+    return text.append(f" plan {engine['plan'][:12]}") if engine.get("plan") else text
 
 
 def _edges(status: Document) -> Table:

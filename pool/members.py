@@ -38,6 +38,7 @@ class Worker:
             wait_us=self.heartbeat.wait_us,
             calls=self.heartbeat.calls,
             engines=self.heartbeat.engines,
+            plans_refused=self.heartbeat.plans_refused,
         )
 
 

@@ -46,6 +46,11 @@ class Loaded:
     datatypes: dict[str, str]  # of the outputs, by name
     identity: PlanIdentity | None = None  # of the plan that it was loaded from
 
+    @property
+    def plan(self) -> str:
+        """The plan's key; empty: it was loaded from the artifact alone."""
+        return self.identity.key if self.identity is not None else ""
+
 
 class Waiting(Protocol):
     """A call, which may have come before its engine was warm; compared by identity."""
@@ -206,6 +211,7 @@ class EngineSlot:
             model=self.model,
             version=self.version,
             engine=loaded.engine,
+            plan=loaded.plan,
             before=old.engine,
             waiting=self.queue.tickets_waiting,
         )
@@ -288,6 +294,7 @@ class EngineSlot:
             model=self.model,
             version=self.version,
             engine=loaded.engine,
+            plan=loaded.plan,
             load_s=round(time.monotonic() - started_s, 4),
             waiting=len(self._waiting),
         )

@@ -23,6 +23,7 @@ class WorkerStatus:
     wait_us: int
     calls: int
     engines: Sequence[EngineState]
+    plans_refused: int = 0
 
     @property
     def state(self) -> str:
@@ -83,6 +84,7 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "state": worker.state,
         "wait_ms": worker.wait_us / 1000,
         "calls": worker.calls,
+        "plans_refused": worker.plans_refused,
         "engines": [
             {
                 "model": engine.model,
@@ -97,6 +99,7 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
                 "rows": engine.rows,
                 "run_s": engine.run_us / 1e6,
                 "detail": engine.detail,
+                "plan": engine.plan,
             }
             for engine in worker.engines
         ],

@@ -149,6 +149,7 @@ class Worker:
                 slot.loads,
                 slot.waiting,
                 *_ran(slot.queue),
+                slot.loaded.plan if slot.loaded else "",
             )
             for slot in self._slots.values()
             if slot.state != "cold"
@@ -162,7 +163,10 @@ class Worker:
 
     def _heartbeat(self) -> None:
         calls = sum(slot.calls for slot in self._slots.values())
-        self.link.send(Heartbeat(self._wait_us(), calls, self._states(), self.is_draining))
+        beat = Heartbeat(
+            self._wait_us(), calls, self._states(), self.is_draining, self.upgrades.refused
+        )
+        self.link.send(beat)
 
     def _wait_us(self) -> int:
         return max((slot.wait_us for slot in self._slots.values()), default=0)

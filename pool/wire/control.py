@@ -51,6 +51,7 @@ class EngineState(msgspec.Struct, array_like=True, frozen=True):
     runs: _Count = 0  # since it was loaded, as is what follows
     rows: _Count = 0  # in these runs
     run_us: _Count = 0  # that they took
+    plan: _Short = ""  # the key of the plan that it was loaded from; empty: from the artifact alone
 
 
 class RegisterWorker(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -74,6 +75,7 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
     calls: _Count
     engines: Annotated[tuple[EngineState, ...], _Many] = ()
     draining: bool = False
+    plans_refused: _Count = 0  # since the process began
 
 
 class QuotaParts(msgspec.Struct, array_like=True, frozen=True):

@@ -43,8 +43,25 @@ from pool.wire.frames import Buffer, FrameReader, WireError
 from tests.support import wire
 from tests.support.wire import EXT, SUITE, Peak, assert_like, feed, is_refused, join, strategy_like
 
-ENGINE = EngineState("digits", "3", "onnxruntime", "warm", 1 << 30, 2, 1.5, "fine", 4, 1, 9, 30, 7)
-ENGINE_ARRAY = ["digits", "3", "onnxruntime", "warm", 1 << 30, 2, 1.5, "fine", 4, 1, 9, 30, 7]
+ENGINE = EngineState(
+    "digits", "3", "onnxruntime", "warm", 1 << 30, 2, 1.5, "fine", 4, 1, 9, 30, 7, "ab12"
+)
+ENGINE_ARRAY = [
+    "digits",
+    "3",
+    "onnxruntime",
+    "warm",
+    1 << 30,
+    2,
+    1.5,
+    "fine",
+    4,
+    1,
+    9,
+    30,
+    7,
+    "ab12",
+]
 COUNT = VariantCount("digits", 7, "main", "3", 100, 1, 40, 2, (0, 98, 4))
 COUNT_ARRAY = ["digits", 7, "main", "3", 100, 1, 40, 2, [0, 98, 4]]
 WORKER = WorkerRoute("worker-0", "a1b2", "unix:/run/worker-0.sock", 1200)
@@ -74,7 +91,7 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         ],
         6,
     ),
-    (Heartbeat(1200, 3, (ENGINE, ENGINE), True), [2, 1200, 3, [ENGINE_ARRAY] * 2, True], 2),
+    (Heartbeat(1200, 3, (ENGINE, ENGINE), True, 4), [2, 1200, 3, [ENGINE_ARRAY] * 2, True, 4], 2),
     (Counters("c3d4", (COUNT,), 3), [4, "c3d4", [COUNT_ARRAY], 3], 1),
     (
         RegisterEdge(1, "edge-0", "c3d4", 4712, (PARTS,)),
@@ -146,7 +163,7 @@ def test_every_message_has_an_example() -> None:
 
 FIELDS = {
     RegisterWorker: "wire id incarnation pid address device engines device_class builds",
-    Heartbeat: "wait_us calls engines draining",
+    Heartbeat: "wait_us calls engines draining plans_refused",
     Counters: "incarnation counts in_flight",
     RegisterEdge: "wire id incarnation pid parts",
     Ack: "epoch seq",
@@ -159,7 +176,7 @@ FIELDS = {
     Resolved: "model version found detail",
     Answer: "ok detail data id",
     EngineState: "model version engine state bytes calls idle_s detail loads "
-    "waiting runs rows run_us",
+    "waiting runs rows run_us plan",
     VariantCount: "endpoint revision variant version requests errors hits failed seconds",
     QuotaDemand: "demands",
     QuotaAck: "epoch seq",

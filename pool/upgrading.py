@@ -166,12 +166,16 @@ class Upgrades:
             elif slot.state != "warm" and slot in self._news:
                 self._news[slot].set()
 
+    def dialled(self) -> None:
+        """A controller is registered with; whether it knows of plans, its first wishes show.
+
+        One of the release before would hang up on what it does not know.
+        """
+        self._is_desk = False
+
     def on_message(self, message: control.Message) -> None:
         """Take what the controller says; anything that is not about plans is passed over."""
         match message:
-            case control.Welcome():
-                # Of the release before, perhaps, which would hang up on what it does not know.
-                self._is_desk = False
             case control.Wishes(wishes=wishes):
                 if not self._is_desk:
                     self._is_desk = True

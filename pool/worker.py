@@ -122,6 +122,7 @@ class Worker:
     # the controller
 
     def _register(self) -> control.Message:
+        self.upgrades.dialled()
         return RegisterWorker(
             control.WIRE,
             self.config.id,

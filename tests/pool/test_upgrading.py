@@ -120,8 +120,10 @@ class World:
     def led(self, **wishes: Any) -> None:
         """Be dialled to by a controller that knows of plans."""
         self.is_linked = True
+        self.upgrades.dialled()
         self.upgrades.on_message(Welcome(control.WIRE, 1))
         self.wish(**wishes)
+        self.upgrades.on_message(Welcome(control.WIRE, 1))  # as every second
 
     def wish(self, **wish: Any) -> None:
         wanted = msgspec.json.encode(Wanted(EngineWish(**wish)))
@@ -401,6 +403,7 @@ async def test_controller_of_the_release_before_hears_nothing_of_plans(fleet: Fl
     fleet.publish()
     world = await fleet.world(alone_s=0.0)
     world.is_linked = True
+    world.upgrades.dialled()
     world.upgrades.on_message(Welcome(control.WIRE, 1))
     await world.warm()
     await world.serves("optimized")

@@ -1,7 +1,7 @@
 """Two nodes on one machine: nothing is shared but an S3 registry, TCP and the fleet secret.
 
     node A   `tidepool controller` + `tidepool edge`
-    node B   `tidepool pool`
+    node B   `tidepool pool`, and more such nodes where a test asks for them
 
 Each has a data folder of its own, and they find each other by the leader record in the registry.
 """
@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,28 +80,44 @@ class Tier:
 class Fleet(Stack):
     """Two nodes, with what `Stack` does to one: requests, status, metrics."""
 
-    def __init__(self, folder: Path, registry: str, env: Mapping[str, str], *, edges: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        registry: str,
+        env: Mapping[str, str],
+        *,
+        edges: int,
+        pools: int = 1,
+        workers: int = 1,
+        engines: Sequence[str] = (),
+    ) -> None:
         super().__init__(folder / "client", StackOptions(registry=registry))
         self.env: dict[str, str | None] = {
             **env,
             "TIDEPOOL_FLEET_SECRET": secrets.token_hex(32),
         }
         self.control_port = free_port()
-        a, b = folder / "a", folder / "b"
+        a = folder / "a"
         self.controller = self.tier(
             *("controller", "--data", str(a), "--registry", registry),
-            *("--listen", f"tcp://127.0.0.1:{self.control_port}", "--workers-expected", "1"),
+            *("--listen", f"tcp://127.0.0.1:{self.control_port}"),
+            *("--workers-expected", str(pools * workers)),
         )
         self.edge = self.tier(
             *("edge", "--data", str(a), "--registry", registry, "--edges", str(edges)),
             *("--port", str(self.port), "--admin-port", str(self.admin_port)),
             *("--lame-duck-s", "0"),
         )
-        self.pool = self.tier(
-            *("pool", "--data", str(b), "--registry", registry),
-            *("--listen-host", "127.0.0.1", "--lame-duck-s", "0"),
-        )
-        self.tiers = [self.controller, self.edge, self.pool]
+        self.pools = [
+            self.tier(
+                *("pool", "--data", str(folder / name), "--registry", registry),
+                *("--listen-host", "127.0.0.1", "--lame-duck-s", "0", "--workers", str(workers)),
+                *(part for engine in engines for part in ("--engine", engine)),
+            )
+            for name in "bcd"[:pools]
+        ]
+        self.pool = self.pools[0]
+        self.tiers = [self.controller, self.edge, *self.pools]
         secret = self.env["TIDEPOOL_FLEET_SECRET"]
         assert secret is not None
         (self.data / "secrets").write_text(secret)  # where questions from this process find it
@@ -181,10 +197,17 @@ class Fleet(Stack):
 
 @contextlib.contextmanager
 def running_fleet(
-    folder: Path, registry: str, env: Mapping[str, str], *, edges: int = 2
+    folder: Path,
+    registry: str,
+    env: Mapping[str, str],
+    *,
+    edges: int = 2,
+    pools: int = 1,
+    workers: int = 1,
+    engines: Sequence[str] = (),
 ) -> Iterator[Fleet]:
-    """Run two nodes; `env` is what boto3 needs."""
-    fleet = Fleet(folder, registry, env, edges=edges)
+    """Run two nodes, or more: `pools` with `workers` each; `env` is what boto3 needs."""
+    fleet = Fleet(folder, registry, env, edges=edges, pools=pools, workers=workers, engines=engines)
     try:
         fleet.start()
         yield fleet

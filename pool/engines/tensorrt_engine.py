@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from pool.engines.base import BuildSpec, Built, CannotBuild, PlanRefused, Probe,
 from pool.engines.targets import Toolkit, installed
 from pool.engines.tensorrt_log import Said
 from pool.engines.tensorrt_plan import inspected
-from pool.engines.tensorrt_profiles import NAMES, RTX, flags_of, graph_of, profiles_of
+from pool.engines.tensorrt_profiles import NAMES, OLDEST, RTX, flags_of, graph_of, profiles_of
 from registry_sync.plans import PlanIdentity
 
 
@@ -30,41 +32,38 @@ class TensorRtEngine:
     formats = frozenset({"onnx"})
     is_on_request = False
 
-    def __init__(self, name: str, device_name: str = "") -> None:
+    def __init__(
+        self, name: str, device_name: str = "", toolkits: Sequence[Toolkit] | None = None
+    ) -> None:
         """Choose the package and the device.
 
         Args:
             name: one of `NAMES`.
             device_name: where plans are to run, "cuda:1", …; empty: the first GPU.
+            toolkits: what is installed; None: found when first needed.
         """
         assert name in NAMES
         self.name = name
         self._device_name = device_name
+        self._toolkits = toolkits
 
     def probe(self) -> Probe:
         """Say what can be run and built here; see `Probe`."""
-        toolkit = self._toolkit
+        toolkit = self._toolkit_of(self.name)
+        version = toolkit.version if toolkit else ""
         try:
             found = device.find(self._device_name)
         except device.NoSuchDevice as error:
-            return Probe(self.name, False, toolkit.version if toolkit else "", "", str(error))
-        has_gpu = found.name != "cpu"
-        if toolkit is None:
-            reason = f"{self.name} is not installed"
-        elif not has_gpu:
-            reason = device.gpus().reason or "the worker is told to use the CPU"
-        elif not toolkit.covers(found.device_class):
-            reason = f"{self.name} {toolkit.version} does not support {found.device_class}"
-        else:
-            reason = ""
+            return Probe(self.name, False, version, "", str(error))
+        unusable = why_unusable(self.name, toolkit)
+        reason = unusable or why_not_on(found, toolkit, self._toolkit_of("torch"))
         builds_for: tuple[str, ...] = ()
-        if toolkit is not None:
-            here = (found.device_class,) if has_gpu and not reason else ()
-            builds_for = toolkit.device_classes or here
+        if toolkit is not None and not unusable:
+            builds_for = toolkit.device_classes or (() if reason else (found.device_class,))
         return Probe(
             self.name,
             available=not reason,
-            version=toolkit.version if toolkit else "",
+            version=version,
             device=found.name,
             reason=reason,
             device_class=found.device_class,
@@ -157,20 +156,46 @@ class TensorRtEngine:
                 f"the plan is for driver {identity.driver}, and here is {probe.driver or 'none'}"
             )
 
+    def _toolkit_of(self, engine: str) -> Toolkit | None:
+        return next((one for one in self._installed if one.engine == engine), None)
+
     @functools.cached_property
-    def _toolkit(self) -> Toolkit | None:
-        return next((one for one in installed() if one.engine == self.name), None)
+    def _installed(self) -> Sequence[Toolkit]:
+        return installed() if self._toolkits is None else self._toolkits
+
+
+def why_unusable(name: str, toolkit: Toolkit | None) -> str:
+    """Say why a package can be used on no device; empty if it can.
+
+    >>> why_unusable("tensorrt", None)
+    'tensorrt is not installed'
+    """
+    if toolkit is None:
+        return f"{name} is not installed"
+    oldest = OLDEST[name]
+    if tuple(int(part) for part in re.findall(r"[0-9]+", toolkit.version)[:2]) < oldest:
+        least = ".".join(map(str, oldest))
+        return f"{name} {toolkit.version} is too old: install {least} or newer"
+    return ""
+
+
+def why_not_on(found: device.Device, toolkit: Toolkit | None, torch: Toolkit | None) -> str:
+    """Say why a package that can be used cannot run plans on a device; empty if it can."""
+    assert toolkit is not None
+    if found.name == "cpu":
+        return device.gpus().reason or "the worker is told to use the CPU"
+    if not toolkit.covers(found.device_class):
+        return f"{toolkit.engine} {toolkit.version} does not support {found.device_class}"
+    if torch is None or not torch.sm_min:
+        has = "is not installed" if torch is None else f"{torch.version} is without CUDA"
+        return f"torch {has}, on whose streams and memory {toolkit.engine} runs"
+    return ""
 
 
 def _on(probe: Probe) -> contextlib.AbstractContextManager[object]:
-    """Make the probe's GPU the current one, on which TensorRT measures, if there is one."""
-    if not probe.device.startswith("cuda"):
+    """Make the probe's GPU the current one, on which TensorRT measures, if it can be used."""
+    if not probe.available:
         return contextlib.nullcontext()
-    try:
-        torch: Any = importlib.import_module("torch")
-    except (ImportError, OSError) as error:
-        raise CannotBuild(
-            f"{reason_of(error)}: install torch with pip install 'tidepool[gpu]'"
-        ) from error
+    torch: Any = importlib.import_module("torch")
     place: contextlib.AbstractContextManager[object] = torch.cuda.device(probe.device)
     return place

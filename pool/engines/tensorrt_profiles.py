@@ -19,6 +19,9 @@ Profile = dict[str, ShapeRange]
 
 RTX: Final = "tensorrt_rtx"
 NAMES: Final = ("tensorrt", RTX)  # in the order in which they are preferred
+# The first releases with what is called here: a context's memory given with its size, and the
+# choice of how a context of RTX uses CUDA graphs.
+OLDEST: Final = {"tensorrt": (10, 1), RTX: (1, 3)}
 # TensorRT takes up to all of the device's memory for a layer's intermediate values by default,
 # beside engines that serve there; more than this rarely gains anything.
 WORKSPACE_BYTES_MAX: Final = 1024**3

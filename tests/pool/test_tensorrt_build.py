@@ -20,9 +20,11 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 from pool.engines.base import BuildSpec, Built, CannotBuild, PlanRefused
+from pool.engines.device import Device
 from pool.engines.local_caches import FILES_MAX, read_cache, write_cache
+from pool.engines.targets import Toolkit
 from pool.engines.tensorrt_build import build_plan, config_of
-from pool.engines.tensorrt_engine import TensorRtEngine
+from pool.engines.tensorrt_engine import TensorRtEngine, why_not_on
 from pool.engines.tensorrt_log import Said, listening
 from pool.engines.tensorrt_profiles import TENSORRT_DTYPES, WORKSPACE_BYTES_MAX
 from registry_sync.documents import AxisRange, TensorSpec
@@ -215,6 +217,39 @@ def test_engine_that_is_not_installed_says_so(graph: Path, plan: Path) -> None:
     assert engine.probe().reason == "tensorrt is not installed"
     with pytest.raises(CannotBuild, match="tensorrt is not installed here"):
         engine.build(spec_of(models.mlp(graph)), plan, plan.parent)
+
+
+@pytest.mark.parametrize(("name", "version"), [("tensorrt", "10.0.1"), ("tensorrt_rtx", "1.2.0")])
+def test_release_that_is_too_old_is_neither_built_with_nor_run(
+    graph: Path, plan: Path, name: str, version: str
+) -> None:
+    toolkit = Toolkit(name, version, frozenset({"onnx"}), ("sm_86",))
+    engine = TensorRtEngine(name, "cpu", [toolkit])
+    with pytest.raises(CannotBuild, match=f"{name} {version} is too old: install 1"):
+        engine.build(spec_of(models.mlp(graph)), plan, plan.parent)
+    assert not engine.probe().available
+
+
+ON_GPU = Toolkit("tensorrt", "11.4", frozenset({"onnx"}), sm_min=75)
+TORCH = Toolkit("torch", "2.13.0", frozenset({"torch-export"}), sm_min=75, cpu=True)
+TORCH_CPU = Toolkit("torch", "2.13.0+cpu", frozenset({"torch-export"}), cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("device_class", "torch", "reason"),
+    [
+        ("sm_86", TORCH, ""),
+        ("sm_86", None, "torch is not installed, on whose streams and memory tensorrt runs"),
+        ("sm_86", TORCH_CPU, "torch 2.13.0+cpu is without CUDA, on whose streams"),
+        ("sm_70", TORCH, "tensorrt 11.4 does not support sm_70"),
+    ],
+)
+def test_what_is_missing_beside_a_gpu_is_said(
+    device_class: str, torch: Toolkit | None, reason: str
+) -> None:
+    found = why_not_on(Device("cuda:0", device_class, driver=580), ON_GPU, torch)
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
 
 
 # -- what cannot be built

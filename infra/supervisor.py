@@ -2,6 +2,7 @@
 
 A process that dies is started again, at once the first time and then with a growing pause.  One
 that is told to end, by whomever, has its successor started while it still finishes what it has.
+One that asks for an heir goes on until that is ready to take over, and for good if it never is.
 They end in the order of their `stage`, edges before workers before the controller, so that nothing
 that was accepted is lost; whoever does not end in time is killed.  When even the supervisor is
 killed, Linux kills the children.
@@ -23,7 +24,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -36,6 +37,7 @@ RESTART_S_MAX = 10.0
 RESTART_OK_S = 1.0  # who ends sooner has died, whatever its status
 STEADY_S = 10.0  # a process that lived so long is restarted at once again
 DEATHS_MAX = 5  # without having lived `STEADY_S` in between: it will not get better by itself
+HEIR_S_MAX = 600.0  # to get ready; it may load large models
 KILL_AFTER_S = 5.0  # on top of what the process was told it may take to drain
 
 PR_SET_PDEATHSIG = 1
@@ -71,13 +73,30 @@ def _die_with(parent: int) -> None:
 _libc = ctypes.CDLL(None)
 
 
-class _Child:
-    """One started process, and whether it has said that it drains."""
+def _close(*fds: int) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
 
-    def __init__(self, spec: ProcessSpec, process: asyncio.subprocess.Process, notice: int) -> None:
+
+class _Child:
+    """One started process, and what it has said.
+
+    Args:
+        go: of an heir: closed to let it take over.
+    """
+
+    def __init__(
+        self, spec: ProcessSpec, process: asyncio.subprocess.Process, notice: int, go: int
+    ) -> None:
         self.spec = spec
         self.process = process
+        self.started_s = time.monotonic()
+        self.wants_heir = asyncio.Event()
+        self.heir: asyncio.Task[_Child] | None = None
         self._notice = notice
+        self._go = go
+        self._is_ready = asyncio.Event()
         self._is_over = asyncio.get_running_loop().create_future()
         self._ended = asyncio.get_running_loop().create_task(self._watch())
         if notice >= 0:
@@ -87,6 +106,29 @@ class _Child:
         """Wait until it has ended or drains; tell whether it has ended."""
         await self._is_over
         return self._ended.done()
+
+    async def until_ready(self) -> bool:
+        """Wait until this heir could take over; tell whether it lives to do so."""
+        ready = asyncio.ensure_future(self._is_ready.wait())
+        try:
+            async with asyncio.timeout(HEIR_S_MAX):
+                await asyncio.wait([ready, self._is_over], return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            return False
+        finally:
+            ready.cancel()
+        return self.lives
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has neither ended nor begun to."""
+        return not self._is_over.done()
+
+    def take_over(self) -> None:
+        """Let this heir listen."""
+        if self._go >= 0:
+            os.close(self._go)
+            self._go = -1
 
     async def end(self) -> None:
         """Tell it to end, and kill it if it does not in time."""
@@ -116,12 +158,18 @@ class _Child:
         if not self._is_over.done():
             self._is_over.set_result(None)
         self._close_notice()
+        self.take_over()  # nobody is left to be told
 
     def _on_notice(self) -> None:
-        says_so = os.read(self._notice, 1) != b""
-        self._close_notice()
-        if says_so and not self._is_over.done():
+        words = os.read(self._notice, 64)
+        if b"r" in words:
+            self.wants_heir.set()
+        if b"u" in words:
+            self._is_ready.set()
+        if b"d" in words and not self._is_over.done():
             self._is_over.set_result(None)
+        if b"d" in words or not words:
+            self._close_notice()
 
     def _close_notice(self) -> None:
         if self._notice >= 0:
@@ -176,10 +224,10 @@ class Supervisor:
 
     async def _keep(self, spec: ProcessSpec) -> None:
         pause_s, has_run = RESTART_S_MIN, False
+        heir: _Child | None = None
         while not self._stop.is_set():
-            started_s = time.monotonic()
             try:
-                child = self._running[spec] = await self._start(spec)
+                child = self._running[spec] = heir or await self._start(spec)
             except OSError as error:
                 if not has_run:
                     self.why_failed = f"{spec.name}: {error}"
@@ -191,16 +239,21 @@ class Supervisor:
             has_run = True
             if self._stop.is_set():  # `stop` came while it was being started
                 await child.end()
+            raising = asyncio.get_running_loop().create_task(self._raise_heirs(child))
             has_ended = await child.until_over()
             self._running.pop(spec, None)
+            raising.cancel()
+            heir = await self._heir_of(child)
             if not has_ended:
                 _log.info("process_draining", process=spec.name, child_pid=child.process.pid)
-                self._see_off(child)
+                self._see_off(child, child.see_off())
                 continue
             if self._stop.is_set():
                 return
+            if heir is not None:
+                continue
             code = child.process.returncode or 0
-            lived_s = time.monotonic() - started_s
+            lived_s = time.monotonic() - child.started_s
             if code == 0 and lived_s > RESTART_OK_S:  # it was told to end
                 continue
             deaths, _ = self._deaths.get(spec, (0, 0))
@@ -213,6 +266,43 @@ class Supervisor:
             self._deaths[spec] = (deaths + 1, code)
             pause_s = await self._pause(pause_s)
 
+    async def _raise_heirs(self, child: _Child) -> None:
+        """Start an heir whenever `child` asks for one, and tell `child` to end once it is ready."""
+        while True:
+            await child.wants_heir.wait()
+            child.wants_heir.clear()
+            spec = child.spec
+            child.heir = asyncio.get_running_loop().create_task(self._start(spec, is_heir=True))
+            try:
+                heir = await asyncio.shield(child.heir)
+            except OSError as error:
+                _log.warning("process_not_started", process=spec.name, error=str(error))
+                child.heir = None
+                continue
+            _log.info("heir_started", process=spec.name, child_pid=heir.process.pid)
+            if await heir.until_ready():
+                with contextlib.suppress(ProcessLookupError):
+                    child.process.terminate()
+                return
+            _log.warning("heir_not_ready", process=spec.name, child_pid=heir.process.pid)
+            child.heir = None
+            self._see_off(heir, heir.end())
+
+    async def _heir_of(self, child: _Child) -> _Child | None:
+        """Return the heir of a process that does not listen any more, and let it take over."""
+        if child.heir is None:
+            return None
+        try:
+            heir = await child.heir
+        except OSError:
+            return None
+        if self._stop.is_set():
+            await heir.end()
+        if not heir.lives:
+            return None
+        heir.take_over()
+        return heir
+
     async def _pause(self, pause_s: float) -> float:
         """Wait before the next start; returns how long to wait the next time."""
         with contextlib.suppress(TimeoutError):
@@ -220,14 +310,14 @@ class Supervisor:
                 await self._stop.wait()
         return min(pause_s * 2, RESTART_S_MAX)
 
-    def _see_off(self, child: _Child) -> None:
-        task = asyncio.get_running_loop().create_task(child.see_off())
+    def _see_off(self, child: _Child, ending: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(ending)
         self._leaving[child] = task
         task.add_done_callback(lambda _: self._leaving.pop(child))
 
-    async def _start(self, spec: ProcessSpec) -> _Child:
+    async def _start(self, spec: ProcessSpec, *, is_heir: bool = False) -> _Child:
         config = spec.config
-        notice = told = -1
+        notice = told = waits = go = -1
         handed: list[int] = []
         if spec.listen is not None:
             if spec not in self._sockets:
@@ -236,6 +326,10 @@ class Supervisor:
             fds = tuple(one.fileno() for one in self._sockets[spec])
             handed = [*fds, told]
             config = msgspec.structs.replace(config, listen_fds=fds, notice_fd=told)
+            if is_heir:
+                waits, go = os.pipe()
+                handed.append(waits)
+                config = msgspec.structs.replace(config, go_fd=waits)
         output = self._output(spec)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -253,15 +347,13 @@ class Supervisor:
                 pass_fds=handed,
             )
         except BaseException:
-            if notice >= 0:
-                os.close(notice)
+            _close(notice, go)
             raise
         finally:
-            if told >= 0:
-                os.close(told)
+            _close(told, waits)
             if output is not None:
                 output.close()
-        return _Child(spec, process, notice)
+        return _Child(spec, process, notice, go)
 
     def _close_sockets(self, spec: ProcessSpec) -> None:
         for one in self._sockets.pop(spec, ()):

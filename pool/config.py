@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from pool.recycling import SLACK_BYTES
 from registry_sync.documents import EngineWish
 from registry_sync.local_plans import BYTES_MAX_DEFAULT
 from registry_sync.plans import NOT_RUN, GateReport
@@ -29,7 +30,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     drain_s_max: float = 30.0
     lame_duck_s: float = 0.0
     listen_fds: tuple[int, ...] = ()  # the socket of `listen`, kept by the supervisor
-    notice_fd: int = -1  # where to say that we drain
+    notice_fd: int = -1  # where to say that we drain, or want a successor
+    go_fd: int = -1  # of an heir: its end says that it may take over
+    slack_bytes: int = SLACK_BYTES  # memory that nothing accounts for, before it is replaced
     log_level: str = "info"
 
 

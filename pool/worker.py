@@ -29,6 +29,7 @@ from pool.load_guard import LoadGuard, guard_folder
 from pool.loading import Loader
 from pool.serving import EdgePeer, Inside
 from pool.slots import EngineSlot, Loaded
+from pool.succession import LAME_DUCK_S, LOOK_S, Succession
 from pool.turn import Turn
 from pool.upgrading import make_upgrades
 from pool.wire import control, data
@@ -42,7 +43,7 @@ from registry_sync.logs import configure
 from registry_sync.memory import calm_collector
 from registry_sync.names import BadName, check_name, check_version
 from registry_sync.scheduling import take_turns
-from registry_sync.supervised import leave, say_draining
+from registry_sync.supervised import leave, say_draining, say_ready, until_told
 
 HEARTBEAT_S = 0.5
 LOAD_REPORT_S = 0.1
@@ -79,6 +80,9 @@ class Worker:
         self._device = device.find(config.device)
         self.guard = LoadGuard(guard_folder(Path(config.data), config.id), self.incarnation)
         self._loader = Loader(config, engines, self.guard)
+        self.succession = Succession(
+            Path(config.data), config.id, config.notice_fd, config.slack_bytes
+        )
         self.link = ControlLink(
             finder(config.controller, config.sync_socket),
             secrets,
@@ -206,6 +210,19 @@ class Worker:
                 for edge in self.peers:
                     edge.peer.send(data.encode(data.Load(wait_us, calls)))
 
+    async def recycle_forever(self) -> None:
+        """Have the process replaced when its memory does not come back."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.succession.look(
+                self._slots.values(), self.inside.bytes, is_draining=self.is_draining
+            )
+
+    def ask_for_heir(self) -> None:
+        """Have the process replaced now."""
+        if not self.is_draining:
+            self.succession.ask(list(self._slots.values()))
+
     async def drain(self, lame_duck_s: float, drain_s_max: float) -> None:
         """Leave the routes, keep serving for a while, then let the edges go.
 
@@ -258,6 +275,10 @@ async def run(config: WorkerConfig) -> None:
     secrets = load_secrets(Path(config.data))
     plan_engines = find_plan_engines(config.engines, config.device)
     worker = Worker(config, find_engines(config.engines, config.device), secrets, plan_engines)
+    loop.add_signal_handler(signal.SIGUSR1, worker.ask_for_heir)
+    if config.go_fd >= 0 and not await takes_over(worker, stop):
+        worker.guard.close()
+        leave(1)
     server: Server = await serve(
         Address.parse(config.listen), secrets, worker.on_peer, fds=config.listen_fds
     )
@@ -268,6 +289,7 @@ async def run(config: WorkerConfig) -> None:
         loop.create_task(worker.link.run()),
         loop.create_task(worker.beat_forever()),
         loop.create_task(worker.report_forever()),
+        loop.create_task(worker.recycle_forever()),
     ]
     calm_collector()
     _log.info("worker_up", worker=config.id, address=str(server.address))
@@ -278,13 +300,33 @@ async def run(config: WorkerConfig) -> None:
     _log.info("worker_draining", worker=config.id)
     await server.close()  # whoever dials now gets the successor
     say_draining(config.notice_fd)
-    await worker.drain(config.lame_duck_s, config.drain_s_max)
+    lame_duck_s = LAME_DUCK_S if worker.succession.has_asked else 0.0
+    await worker.drain(max(config.lame_duck_s, lame_duck_s), config.drain_s_max)
     for task in tasks:
         task.cancel()
     worker.guard.close()
     _log.info("worker_down", worker=config.id)
     await asyncio.sleep(LAST_WORDS_S)
     leave()
+
+
+async def takes_over(worker: Worker, stop: asyncio.Event) -> bool:
+    """Get ready beside the predecessor; tell whether its place is ours, or we are to end."""
+    config = worker.config
+
+    async def get_ready() -> bool:
+        if not await worker.succession.inherit(worker.slot):
+            return False
+        say_ready(config.notice_fd)
+        await until_told(config.go_fd)
+        return True
+
+    ready = asyncio.get_running_loop().create_task(get_ready())
+    stopped = asyncio.get_running_loop().create_task(stop.wait())
+    await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    ready.cancel()
+    return not stop.is_set() and ready.result()
 
 
 def main() -> None:

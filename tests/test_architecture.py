@@ -64,6 +64,7 @@ PURE = (
     "pool.recent",
     "pool.deaths",
     "pool.inline",
+    "pool.recycling",
     "pool.lanes",
     "edge.variants",
     "edge.cache",

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from pool.engines.base import EngineError, PlanRefused
+from pool.engines.base import DeviceLost, EngineError, PlanRefused
 from pool.engines.cuda_lane import DeviceTensors
 from pool.engines.cuda_lanes import LANES, CudaSession
 from pool.engines.rtx_runtime import RtxRuntime
@@ -211,40 +211,58 @@ def open_session(
         device: "cuda:0", …
 
     Raises:
-        PlanRefused: it cannot be loaded here.
+        PlanRefused: it cannot be loaded here; what was taken for it is given back.
+        DeviceLost: loading it has broken the device for this process.
     """
-    has_cuda = torch.cuda.is_available()
     place = torch.device(device if device.startswith("cuda") else "cuda:0")
-    said = Said()
-    with torch.cuda.device(place) if has_cuda else contextlib.nullcontext():
-        runtime, engine = deserialized(trt, plan, said)
-        if not has_cuda:
-            raise PlanRefused("TensorRT finds a GPU and torch none: install torch with CUDA")
-        _check_device(place, identity)
-        _check_tensors(trt, engine, manifest)
-        make, keep = _maker(trt, engine, identity, caches)
-        # Sizes behind the first axis that stay open have no graph: there are too many of them.
-        tails = {name: shape.opt[1:] for name, shape in identity.profiles[0].items()}
-        fixes = all(size >= 0 for spec in manifest.inputs for size in spec.shape[1:])
-        try:
-            programs = [
-                Program(
-                    runtime,
-                    engine,
-                    make,
-                    identity.profiles,
-                    manifest.outputs,
-                    device=place,
-                    fixes=fixes,
-                )
-                for _ in range(LANES)
-            ]
-            smallest = {name: shape.min for name, shape in identity.profiles[0].items()}
-            context = programs[0].context_for(smallest)
-            for spec in manifest.outputs:
-                programs[0].shape_of(context, spec)
-        except (EngineError, RuntimeError) as error:
-            raise PlanRefused(str(engine_error(error, place))) from error
+    has_cuda = torch.cuda.is_available()
+    try:
+        with torch.cuda.device(place) if has_cuda else contextlib.nullcontext():
+            return _opened(trt, manifest, identity, plan, place, caches)
+    except (EngineError, RuntimeError) as error:
+        problem = engine_error(error, place) if has_cuda else error
+        is_lost, reason = isinstance(problem, DeviceLost), str(problem)
+        del problem
+    # Only here, where nobody refers any more to what was caught: its traceback holds the engine.
+    if is_lost:
+        raise DeviceLost(reason)
+    if has_cuda:
+        torch.cuda.empty_cache()
+    raise PlanRefused(reason)
+
+
+def _opened(
+    trt: Any,
+    manifest: Manifest,
+    identity: PlanIdentity,
+    plan: Path,
+    place: torch.device,
+    caches: Path,
+) -> TensorRtSession:
+    runtime, engine = deserialized(trt, plan, Said())
+    if not torch.cuda.is_available():
+        raise PlanRefused("TensorRT finds a GPU and torch none: install torch with CUDA")
+    _check_device(place, identity)
+    _check_tensors(trt, engine, manifest)
+    make, keep = _maker(trt, engine, identity, caches)
+    # Sizes behind the first axis that stay open have no graph: there are too many of them.
+    fixes = all(size >= 0 for spec in manifest.inputs for size in spec.shape[1:])
+    programs = [
+        Program(
+            runtime,
+            engine,
+            make,
+            identity.profiles,
+            manifest.outputs,
+            device=place,
+            fixes=fixes,
+        )
+        for _ in range(LANES)
+    ]
+    first = identity.profiles[0]
+    context = programs[0].context_for({name: shape.min for name, shape in first.items()})
+    for spec in manifest.outputs:
+        programs[0].shape_of(context, spec)
 
     def release() -> None:
         for program in programs:
@@ -259,7 +277,7 @@ def open_session(
         rows_max=_rows_max(manifest, identity),
         deterministic=manifest.deterministic,
         weights_bytes=plan.stat().st_size + LANES * engine.device_memory_size_v2,
-        tails=tails,
+        tails={name: shape.opt[1:] for name, shape in first.items()},
         graphs=fixes,
         release=release,
     )

@@ -73,15 +73,15 @@ def _run_joint(
     session: Session, tickets: Sequence[Ticket], inputs: Sequence[Tensors]
 ) -> Iterator[Tensors]:
     rows = sum(ticket.rows for ticket in tickets)
-    joint = {name: np.concatenate([tensors[name] for tensors in inputs]) for name in inputs[0]}
-    for name, tensor in joint.items():
-        if len(tensor) != rows:
-            raise _Unsplit(f'input "{name}" has {len(tensor)} rows, the calls have {rows}')
+    for name in inputs[0]:
+        found = sum(len(tensors[name]) for tensors in inputs)
+        if found != rows:
+            raise _Unsplit(f'input "{name}" has {found} rows, the calls have {rows}')
     wanted: tuple[str, ...] = ()
     if all(ticket.outputs for ticket in tickets):
         wanted = tuple(dict.fromkeys(name for ticket in tickets for name in ticket.outputs))
 
-    outputs = session.infer(joint, wanted)
+    outputs = _infer_joint(session, inputs, wanted)
     for name, output in outputs.items():
         if output.shape[:1] != (rows,):
             raise _Unsplit(f'output "{name}" has the shape {list(output.shape)} for {rows} rows')
@@ -90,3 +90,13 @@ def _run_joint(
         end = start + ticket.rows
         yield {name: outputs[name][start:end] for name in ticket.outputs or outputs}
         start = end
+
+
+def _infer_joint(session: Session, inputs: Sequence[Tensors], wanted: tuple[str, ...]) -> Tensors:
+    # Who copies rows anyway, to where a device reads them, need not have them joined before.
+    infer_joint = getattr(session, "infer_joint", None)
+    if infer_joint is not None:
+        outputs: Tensors = infer_joint(inputs, wanted)
+        return outputs
+    joint = {name: np.concatenate([tensors[name] for tensors in inputs]) for name in inputs[0]}
+    return session.infer(joint, wanted)

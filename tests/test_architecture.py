@@ -33,7 +33,7 @@ PEERS = (
 
 # Third parties that only some modules may name.
 CONFINED = {
-    "torch": ("pool.engines",),
+    "torch": ("pool.engines", "infra.bench.gpu_loop"),
     "tensorrt": ("pool.engines",),
     "tensorrt_rtx": ("pool.engines",),
     "onnxruntime": ("pool.engines", *PEERS),

@@ -79,6 +79,9 @@ class Session(Protocol):
     """A model that is loaded and ready to run.
 
     Calls of `infer` may overlap up to `lanes`, from different threads; nothing else overlaps.
+
+    A session may also have ``infer_joint(parts, outputs)``, which is `infer` of several calls as
+    if they had been joined along the first axis; it spares a copy of everything.
     """
 
     @property

@@ -78,7 +78,7 @@ class Lane:
         self._inputs = inputs
         self._outputs = {spec.name: spec for spec in outputs}
         # The whole mutable state: a stream, an event, buffers, what was recorded.
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _take_stream(device)
         # The thread sleeps until then: the loop needs the core.
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
@@ -164,13 +164,28 @@ class Lane:
             try:
                 outputs = dict(self._program(inputs))
             except BaseException:
-                with contextlib.suppress(RuntimeError):  # it is invalid, and says so once more
-                    graph.capture_end()
+                self._give_up(graph)
                 raise
             graph.capture_end()
             graph.replay()
             self._stream.synchronize()
         self._captured[tuple(shapes.values())] = _Captured(graph, inputs, outputs)
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a recording that failed."""
+        with contextlib.suppress(RuntimeError):  # it is invalid, and says so once more
+            graph.capture_end()
+        # Then torch has not told its allocator, which would refuse to give anything back as long
+        # as it believes that somebody records.
+        with contextlib.suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
+
+    def close(self) -> None:
+        """Drop everything; the stream is for the next lane."""
+        self.forget()
+        _give_back_stream(self._device, self._stream)
+        for buffers in (self._host_in, self._host_out, self._fixed):
+            buffers.clear()
 
     def forget(self) -> None:
         """Drop what was recorded."""
@@ -235,6 +250,22 @@ class Lane:
     def _own(self, name: str, shape: tuple[int, ...], host: torch.Tensor) -> Array:
         """Return what was fetched, out of the buffer that the next run will write over."""
         return _as_array(host, self._outputs[name].datatype, shape).copy()
+
+
+# cuBLAS keeps some megabytes of the device for every stream that it has seen, for good, so that
+# streams are used again.
+_streams: dict[torch.device, list[torch.cuda.Stream]] = {}
+
+
+def _take_stream(device: torch.device) -> torch.cuda.Stream:
+    try:
+        return _streams[device].pop()
+    except (KeyError, IndexError):
+        return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _give_back_stream(device: torch.device, stream: torch.cuda.Stream) -> None:
+    _streams.setdefault(device, []).append(stream)
 
 
 def _pinned(count: int) -> torch.Tensor:

@@ -196,7 +196,7 @@ class CudaSession:
     def close(self) -> None:
         """Give back the lanes, what they recorded, and the weights."""
         for lane in self._lanes:
-            lane.forget()
+            lane.close()
         self._lanes.clear()
         self._free = SimpleQueue()  # whoever calls now waits forever: nobody may
         if self._release is not None:

@@ -31,7 +31,7 @@ from pool.engines.base import (
     without_paths,
 )
 from pool.engines.cuda_lanes import CudaSession
-from pool.engines.torch_session import TorchSession, exact_float32, use_threads
+from pool.engines.torch_session import TorchSession, exact_float32, tails_of, use_threads
 from pool.engines.torch_types import engine_error
 from registry_sync.pt2_signature import Pt2Signature
 
@@ -86,7 +86,7 @@ def load(spec: BuildSpec, plan: Path, caches: Path, device: str, threads: int) -
     """Load what `build` has written; see `PlanEngine.load_plan`."""
     use_threads(threads)
     try:
-        _, signature = torch_program.find(spec.folder, spec.manifest)
+        archive, signature = torch_program.find(spec.folder, spec.manifest)
         _check_sizes(signature)
     except EngineError as error:
         raise PlanRefused(str(error)) from None
@@ -115,6 +115,8 @@ def load(spec: BuildSpec, plan: Path, caches: Path, device: str, threads: int) -
             rows_max=spec.rows_max,
             deterministic=spec.manifest.deterministic,
             weights_bytes=plan.stat().st_size,
+            tails=tails_of(spec.manifest),
+            graphs=not torch_program.waits(torch_program.read(archive)),
             release=run.close,
         )
     return TorchSession(

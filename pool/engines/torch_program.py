@@ -25,6 +25,10 @@ from registry_sync.pt2_signature import Constant, Pt2Signature, read_published
 Run = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 _LOGGER: Final = "torch.export"
+_UNBACKED: Final = ("u", "zu")  # what the names of such symbols begin with
+_WAITING: Final = frozenset(
+    {"cond", "while_loop", "aten.item.default", "aten._local_scalar_dense.default"}
+)
 
 
 def find(folder: Path, manifest: Manifest) -> tuple[Path, Pt2Signature]:
@@ -67,6 +71,16 @@ def weights_bytes(program: torch.export.ExportedProgram) -> int:
     """Return how many bytes the weights and constants have."""
     tensors = [*program.state_dict.values(), *program.constants.values()]
     return sum(one.nbytes for one in tensors if isinstance(one, torch.Tensor))
+
+
+def waits(program: torch.export.ExportedProgram) -> bool:
+    """Tell whether a run waits for its device in the middle, so that it cannot be recorded.
+
+    It does where a size or a branch depends on values: torch calls such sizes unbacked.
+    """
+    if any(str(symbol).startswith(_UNBACKED) for symbol in program.range_constraints):
+        return True
+    return any(str(node.target) in _WAITING for node in program.graph.nodes)
 
 
 def eager(program: torch.export.ExportedProgram, signature: Pt2Signature) -> Run:

@@ -66,6 +66,7 @@ def _on_gpu(
     exact_float32()
     try:
         run = torch_program.eager(move_to_device_pass(program, device), signature)
+        torch.cuda.synchronize(device)  # lanes have streams of their own
     except Exception as error:
         # torch raises many things here, out of memory first of all.
         torch.cuda.empty_cache()
@@ -78,8 +79,26 @@ def _on_gpu(
         rows_max=manifest.rows_max,
         deterministic=manifest.deterministic,
         weights_bytes=weights_bytes,
+        tails=tails_of(manifest),
         joins=joins,
+        graphs=not torch_program.waits(program),
     )
+
+
+def tails_of(manifest: Manifest) -> dict[str, tuple[int, ...]] | None:
+    """Return the sizes that runs are recorded with where the manifest says them; else None."""
+    axes = manifest.engine.axes if manifest.engine is not None else {}
+    tails = {}
+    for spec in manifest.inputs:
+        sizes = list(spec.shape)
+        for axis, size in enumerate(sizes[1:], 1):
+            if size < 0:
+                extents = axes.get(f"{spec.name}:{axis}")
+                if extents is None:
+                    return None
+                sizes[axis] = extents.opt
+        tails[spec.name] = tuple(sizes[1:])
+    return tails
 
 
 def use_threads(threads: int) -> None:

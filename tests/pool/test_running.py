@@ -1,0 +1,64 @@
+"""Calls that share a run: joined, run, cut apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pool.engines.base import EngineError, Tensors
+from pool.running import run_tickets
+from pool.ticket import Failed
+from tests.support.tickets import asked
+
+
+class Doubling:
+    """Says what it was given, and doubles it; refuses 13."""
+
+    streams = False
+    lanes = 1
+
+    def __init__(self) -> None:
+        self.runs: list[list[int]] = []
+
+    def infer(self, tensors: Tensors, outputs: Sequence[str] = ()) -> Tensors:
+        return self._run([tensors["x"].tolist()])
+
+    def _run(self, parts: list[list[int]]) -> Tensors:
+        self.runs += parts
+        joint = [value for part in parts for value in part]
+        if 13 in joint:
+            raise EngineError("13")
+        return {"y": np.array(joint) * 2}
+
+
+class DoublingParts(Doubling):
+    """Takes the parts as they are."""
+
+    def infer_joint(self, parts: Sequence[Tensors], outputs: Sequence[str] = ()) -> Tensors:
+        return self._run([part["x"].tolist() for part in parts])
+
+
+def run(session: Any, *values: int) -> list[Any]:
+    tickets = [asked(value, arrived_s=0.0).ticket for value in values]
+    ran = run_tickets(session, tickets, [ticket.inputs for ticket in tickets])
+    return [one if isinstance(one, Failed) else one["y"].tolist() for one in ran.results]
+
+
+def test_calls_are_joined_before_a_session_that_takes_one_tensor() -> None:
+    session = Doubling()
+    assert run(session, 1, 2, 3) == [[2], [4], [6]]
+    assert session.runs == [[1, 2, 3]]
+
+
+def test_a_session_that_takes_parts_gets_them_unjoined() -> None:
+    session = DoublingParts()
+    assert run(session, 1, 2, 3) == [[2], [4], [6]]
+    assert session.runs == [[1], [2], [3]]
+
+
+def test_if_parts_fail_together_only_the_bad_one_fails() -> None:
+    results = run(DoublingParts(), 1, 13, 3)
+    assert [results[0], results[2]] == [[2], [6]]
+    assert isinstance(results[1], Failed)

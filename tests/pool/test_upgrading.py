@@ -74,7 +74,10 @@ class World:
         self.registry = Unsteady(registry)
         self.daemon = Daemon(self.registry, self.loader.local, self.plans)
         bench = Bench(data=folder, engines=(ENGINE,), threads=1, gives_way=False, pause_s=0.01)
-        self.shelf = PlanShelf(self.plans, SECRETS, self.socket, bench, self.loader.golden, guard)
+        loader = self.loader
+        self.shelf = PlanShelf(
+            self.plans, SECRETS, self.socket, bench, loader.golden, guard, loader.portable
+        )
         self.said: list[BuildReport] = []
         self.is_linked = False
         self.upgrades = Upgrades(

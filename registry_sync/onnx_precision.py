@@ -92,6 +92,7 @@ def convert(model: Any, precision: Precision, file: str, *, careful: bool = Fals
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _name_constants(model.graph)
+    _fix_weights(model)
     conversion = _Conversion(model, precision, element_types(model, file), careful)
     nodes = in_order(model.graph.node, file)
     converted = conversion.run(nodes)
@@ -128,8 +129,7 @@ class _Conversion:
         self._element = ELEMENT_OF[precision]
         self._dtype = np.dtype(helper.tensor_dtype_to_np_dtype(self._element))
         self._elements = elements
-        inputs = {value.name for value in model.graph.input}
-        self._weights = {t.name: t for t in model.graph.initializer if t.name not in inputs}
+        self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
         # What follows changes while the nodes go by.
         self._names = _all_names(model.graph)
         self._nodes: list[Any] = []
@@ -333,6 +333,16 @@ def _name_constants(graph: Any) -> None:
         graph.node.extend(rest)
 
 
+def _fix_weights(model: Any) -> None:
+    """Take weights out of the inputs, where old formats have them: no signature shows them."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, 4)  # the first that allows this
+
+
 def element_types(model: Any, file: str) -> dict[str, int]:
     """Return the element type of every tensor of a graph, but not of those in its branches."""
     # Without the large weights: only their types matter, and together they may be too much.
@@ -346,7 +356,7 @@ def element_types(model: Any, file: str) -> dict[str, int]:
     for tensor in graph.initializer:
         if _count(tensor) <= TYPES_NEED_ELEMENTS:
             bare.graph.initializer.append(tensor)
-        elif tensor.name not in inputs:
+        elif tensor.name not in inputs:  # as in a graph that nobody has converted
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             bare.graph.input.append(value)
     try:

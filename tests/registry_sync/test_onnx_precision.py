@@ -220,6 +220,17 @@ def test_small_constant_that_would_become_zero_stays(tmp_path: Path) -> None:
     assert not converted(tmp_path, nodes, [W, many, w2]).out_of_range
 
 
+def test_weights_among_the_inputs_of_an_old_graph_are_weights(tmp_path: Path) -> None:
+    path = models.save(tmp_path / "m.onnx", [node("MatMul", "x w", "y")], [X], [Y], [W])
+    model = onnx.load(path)
+    model.ir_version = 3
+    model.graph.input.append(tensor("w", FLOAT, [4, 4]))
+    found = convert(model, "fp16", "").model
+    onnx.checker.check_model(found, full_check=True)
+    assert [value.name for value in found.graph.input] == ["x"]
+    assert [t.name for t in found.graph.initializer] == ["w_fp16"]
+
+
 def test_constants_in_nodes_count_as_weights(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Constant", [], ["w"], value=weight("", 4, 4)),
@@ -247,6 +258,32 @@ def test_branches_stay_and_see_what_is_around_them_in_fp32(tmp_path: Path) -> No
         "w": FLOAT,
         "w_fp16": FLOAT16,
     }
+
+
+def test_loop_that_carries_a_value_stays(tmp_path: Path) -> None:
+    ends = [tensor("go", TensorProto.BOOL, []), tensor("b", FLOAT, None)]
+    starts = [tensor("i", TensorProto.INT64, []), tensor("go_", TensorProto.BOOL, [])]
+    body = helper.make_graph(
+        [node("Identity", "go_", "go"), node("Add", "a a", "b")],
+        "body",
+        [*starts, tensor("a", FLOAT, ["N", 4])],
+        ends,
+    )
+    loop = helper.make_node("Loop", ["count", "", "h"], ["d"], body=body)
+    count = numpy_helper.from_array(np.array(3), "count")
+    found = converted(tmp_path, [MATMUL, loop, node("MatMul", "d w", "y")], [W, count])
+    assert ops(found) == ["Cast", "MatMul", "Cast", "Loop", "Cast", "MatMul", "Cast"]
+
+
+def test_output_that_stays_fp32_by_definition_keeps_its_node(tmp_path: Path) -> None:
+    """What a layer normalization says of its mean is fp32, in whatever it computes."""
+    weights = [W, weight("gamma", 4)]
+    both = [MATMUL, node("LayerNormalization", "h gamma", "n mean"), node("MatMul", "n w", "y")]
+    outputs = [Y, tensor("mean", FLOAT, ["N", 1])]
+    found = converted(tmp_path, both, weights, outputs=outputs)
+    assert types(found)["LayerNormalization"] == "fp32"
+    alone = [MATMUL, node("LayerNormalization", "h gamma", "n"), node("MatMul", "n w", "y")]
+    assert types(converted(tmp_path, alone, weights))["LayerNormalization"] == "fp16"
 
 
 def test_functions_are_laid_open(tmp_path: Path) -> None:

@@ -183,8 +183,9 @@ def _ranges(
             ranges.append(axes[name])
         elif axis == 0:
             problems.append(
-                f'input "{spec.name}": its first axis may have any size, but is not one of rows, '
-                "because the model is not batched; publish it with a fixed size"
+                f'input "{spec.name}": its first axis may have any size, but the version is not '
+                "batched; if it counts rows, publish the model with `--rows-max 32`, say, else "
+                "with a fixed size"
             )
         else:
             problems.append(

@@ -6,9 +6,6 @@ import importlib
 import importlib.util
 import json
 import resource
-import subprocess
-import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +16,9 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
-from pool.engines.base import BuildSpec, Built, CannotBuild, PlanRefused
-from pool.engines.device import Device
-from pool.engines.local_caches import FILES_MAX, read_cache, write_cache
-from pool.engines.targets import Toolkit
+from pool.engines.base import BuildSpec, Built, CannotBuild
 from pool.engines.tensorrt_build import build_plan, config_of
-from pool.engines.tensorrt_engine import TensorRtEngine, why_not_on
+from pool.engines.tensorrt_engine import TensorRtEngine
 from pool.engines.tensorrt_log import Said, listening
 from pool.engines.tensorrt_profiles import TENSORRT_DTYPES, WORKSPACE_BYTES_MAX
 from registry_sync.documents import AxisRange, TensorSpec
@@ -33,7 +27,6 @@ from tests.support.build_specs import sequence, spec_for, spec_of
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 RTX = TensorRtEngine("tensorrt_rtx", "cpu")
-VERSION = RTX.probe().version
 
 
 @pytest.fixture
@@ -170,88 +163,6 @@ def test_weights_beside_the_graph_are_built_in(graph: Path, plan: Path) -> None:
     assert plan.exists()
 
 
-# -- the identity
-
-
-def test_identity_is_found_without_importing_the_framework(graph: Path) -> None:
-    models.mlp(graph)
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from pool.engines.base import BuildSpec\n"
-        "from pool.engines.tensorrt_engine import TensorRtEngine\n"
-        "from registry_sync.documents import EngineWish, File, Manifest, TensorSpec\n"
-        "spec = TensorSpec('x', 'FP32', (-1, 16))\n"
-        "manifest = Manifest(model='m', version='1', created='', format='onnx',\n"
-        "    files=(File('model.onnx', '0' * 64, 1),), inputs=(spec,), outputs=(),\n"
-        "    rows_max=4, deterministic=True)\n"
-        "wish = EngineWish(precision='fp32')\n"
-        "engine = TensorRtEngine('tensorrt_rtx', 'cpu')\n"
-        "print(engine.identity(BuildSpec(manifest, Path(), wish, 4, 'sm_86')).runtime)\n"
-        "loaded = {'tensorrt', 'tensorrt_rtx', 'torch', 'onnx'} & sys.modules.keys()\n"
-        "assert not loaded, loaded\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout.strip()) == (0, VERSION), ran.stderr
-
-
-def test_version_is_the_one_that_the_framework_says() -> None:
-    assert importlib.import_module("tensorrt_rtx").__version__ == VERSION
-
-
-def test_what_a_plan_depends_on_changes_its_key(graph: Path) -> None:
-    spec = spec_of(models.mlp(graph))
-    other_device = spec_of(graph, device_class="sm_89")
-    other_batch = spec_of(graph, rows_max=8)
-    keys = [RTX.identity(one).key for one in (spec, other_device, other_batch, spec)]
-    assert len(set(keys)) == 3
-    assert keys[0] == keys[3]
-
-
-def test_plan_of_rtx_holds_over_drivers(graph: Path) -> None:
-    assert RTX.identity(spec_of(models.mlp(graph))).driver == 0
-
-
-def test_engine_that_is_not_installed_says_so(graph: Path, plan: Path) -> None:
-    engine = TensorRtEngine("tensorrt")
-    assert engine.probe().reason == "tensorrt is not installed"
-    with pytest.raises(CannotBuild, match="tensorrt is not installed here"):
-        engine.build(spec_of(models.mlp(graph)), plan, plan.parent)
-
-
-@pytest.mark.parametrize(("name", "version"), [("tensorrt", "10.0.1"), ("tensorrt_rtx", "1.2.0")])
-def test_release_that_is_too_old_is_neither_built_with_nor_run(
-    graph: Path, plan: Path, name: str, version: str
-) -> None:
-    toolkit = Toolkit(name, version, frozenset({"onnx"}), ("sm_86",))
-    engine = TensorRtEngine(name, "cpu", [toolkit])
-    with pytest.raises(CannotBuild, match=f"{name} {version} is too old: install 1"):
-        engine.build(spec_of(models.mlp(graph)), plan, plan.parent)
-    assert not engine.probe().available
-
-
-ON_GPU = Toolkit("tensorrt", "11.4", frozenset({"onnx"}), sm_min=75)
-TORCH = Toolkit("torch", "2.13.0", frozenset({"torch-export"}), sm_min=75, cpu=True)
-TORCH_CPU = Toolkit("torch", "2.13.0+cpu", frozenset({"torch-export"}), cpu=True)
-
-
-@pytest.mark.parametrize(
-    ("device_class", "torch", "reason"),
-    [
-        ("sm_86", TORCH, ""),
-        ("sm_86", None, "torch is not installed, on whose streams and memory tensorrt runs"),
-        ("sm_86", TORCH_CPU, "torch 2.13.0+cpu is without CUDA, on whose streams"),
-        ("sm_70", TORCH, "tensorrt 11.4 does not support sm_70"),
-    ],
-)
-def test_what_is_missing_beside_a_gpu_is_said(
-    device_class: str, torch: Toolkit | None, reason: str
-) -> None:
-    found = why_not_on(Device("cuda:0", device_class, driver=580), ON_GPU, torch)
-    assert found.startswith(reason)
-    assert bool(found) == bool(reason)
-
-
 # -- what cannot be built
 
 
@@ -382,102 +293,3 @@ def test_timing_cache_is_kept_and_used_again(graph: Path, tmp_path: Path) -> Non
             plan = tmp_path / f"plan-{content is None}"
             build_plan(trt, spec, RTX.identity(spec).profiles, plan, timing, Said())
             assert timing.stat().st_size > len(b"no timing cache")
-
-
-def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    write_cache(tmp_path / "file" / "a.timing", b"x")
-    assert read_cache(tmp_path / "file" / "a.timing", 10) == b""
-
-
-def test_oldest_caches_of_a_kind_go(tmp_path: Path) -> None:
-    for number in range(FILES_MAX + 3):
-        write_cache(tmp_path / f"{number}.runtime", b"xy")
-    write_cache(tmp_path / "1.timing", b"x")
-    assert len(list(tmp_path.iterdir())) == FILES_MAX + 1
-    assert read_cache(tmp_path / f"{FILES_MAX + 2}.runtime", 2) == b"xy"
-    assert read_cache(tmp_path / f"{FILES_MAX + 2}.runtime", 1) == b"", "larger than it may be"
-
-
-# -- loading, where there is no device
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildSpec, Path]:
-    folder = tmp_path_factory.mktemp("built")
-    (folder / "artifact").mkdir()
-    spec = spec_of(models.mlp(folder / "artifact" / "model.onnx"))
-    build(spec, folder / "plan")
-    return spec, folder / "plan"
-
-
-def load(spec: BuildSpec, plan: Path, **other: Any) -> None:
-    RTX.load_plan(spec, replace(RTX.identity(spec), **other), plan, plan.parent)
-
-
-def test_plan_is_refused_without_a_device_with_what_tensorrt_says(
-    built: tuple[BuildSpec, Path],
-) -> None:
-    assert not RTX.probe().available
-    with pytest.raises(PlanRefused, match=r"does not load the plan: .*Cuda Runtime .*driver"):
-        load(*built)
-
-
-@pytest.mark.parametrize(
-    ("damage", "why"),
-    [
-        (lambda data: b"", "empty memory buffer"),
-        (lambda data: data[: len(data) // 2], "plan.header.size == blobSize failed"),
-        (lambda data: bytes(len(data)), "incompatible serialization version"),
-    ],
-)
-def test_damaged_plan_is_refused_with_what_tensorrt_says(
-    built: tuple[BuildSpec, Path], tmp_path: Path, damage: Any, why: str
-) -> None:
-    spec, plan = built
-    (tmp_path / "plan").write_bytes(damage(plan.read_bytes()))
-    with pytest.raises(PlanRefused, match=why):
-        load(spec, tmp_path / "plan")
-
-
-@pytest.mark.parametrize(
-    ("other", "why"),
-    [
-        ({"runtime": "1.0.0.1"}, f"is for tensorrt_rtx 1.0.0.1, and here is {VERSION}"),
-        ({"engine": "tensorrt"}, "is one of tensorrt, not of tensorrt_rtx"),
-        ({"driver": 535}, "is for driver 535, and here is none"),
-    ],
-)
-def test_foreign_plan_is_refused_before_tensorrt_sees_it(
-    built: tuple[BuildSpec, Path], other: dict[str, Any], why: str
-) -> None:
-    with pytest.raises(PlanRefused, match=why):
-        load(built[0], Path("/nowhere"), **other)
-
-
-def test_framework_is_given_one_logger_that_stays() -> None:
-    """It keeps the first for the whole process, and would call it after it is gone."""
-    trt = importlib.import_module("tensorrt_rtx")
-    assert listening(trt, Said()) is listening(trt, Said())
-
-
-def test_each_thread_hears_what_comes_of_its_own_calls_although_there_is_one_logger() -> None:
-    trt = importlib.import_module("tensorrt_rtx")
-    heard = [Said() for _ in range(4)]
-    together = threading.Barrier(4)
-
-    def fail(said: Said, plan: bytes) -> None:
-        runtime = trt.Runtime(listening(trt, said))
-        together.wait()
-        for _ in range(20):
-            assert runtime.deserialize_cuda_engine(plan) is None
-
-    plans = (b"", bytes(100), b"", bytes(100))
-    threads = [threading.Thread(target=fail, args=pair) for pair in zip(heard, plans, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert ["empty memory buffer" in said.reason() for said in heard] == [True, False, True, False]
-    assert all(said.take_reason() for said in heard)
-    assert heard[0].reason() == "TensorRT gave no reason"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from registry_sync import wishes
 from tests.support.faulty_s3 import FaultyS3, faulty_s3
 from tests.support.models import mlp
 from tests.support.nodes import Fleet, running_fleet
@@ -119,6 +120,27 @@ def test_plan_is_uploaded_once_though_the_controller_is_killed_meanwhile(nodes: 
     nodes.until_state("killed", "building")  # its successor knows of it
     nodes.finish("killed")
     print(f"{nodes.workers} workers: {nodes.builds() - before} builds, 1 upload")
+
+
+def test_wish_is_built_for_a_gpu_that_is_nowhere_here_and_uploaded_once(nodes: Nodes) -> None:
+    """TensorRT for RTX builds real plans for other machines' GPUs, on a CPU."""
+    nodes.fleet.publish("wished", mlp(nodes.fleet.data / "wished.onnx"))
+    wishes.put(nodes.fleet.store, wishes.new_wish("wished", "1", "sm_86", "tensorrt_rtx"))
+    wishes.put(nodes.fleet.store, wishes.new_wish("wished", "1", "sm_70"))
+    nodes.fleet.poke()
+
+    def rows() -> dict[str, dict[str, Any]]:
+        found = nodes.fleet.status()["builds"]
+        return {row["device_class"]: row for row in found if row["model"] == "wished"}
+
+    until(lambda: rows().get("sm_86", {}).get("state") == "built", 120.0, "it is built", 0.2)
+    row = rows()["sm_86"]
+    assert (row["engine"], row["wished"]) == ("tensorrt_rtx", True)
+    assert nodes.uploads(row["key"]) == 1
+    assert rows()["sm_70"]["state"] == "waiting"
+    assert "no worker is here that can build a plan for sm_70" in rows()["sm_70"]["reason"]
+    (stored,) = [e for e in nodes.fleet.store.list(f"engines/{row['key']}") if "/plan" in e.key]
+    assert stored.bytes > 1000
 
 
 @pytest.mark.slow

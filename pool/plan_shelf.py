@@ -23,6 +23,7 @@ from pool.engines.covering import covering
 from pool.load_guard import LoadGuard
 from pool.slots import CannotLoad, Loaded, load_session
 from pool.wire.handshake import Secrets
+from registry_sync.builds import is_batched
 from registry_sync.client import (
     SyncError,
     fetch_plan_via,
@@ -141,7 +142,10 @@ class PlanShelf:
             )
         datatypes = {spec.name: spec.datatype for spec in session.outputs}
         whole = covering(
-            session, option.identity.profiles, lambda: self._portable(manifest, "auto").session
+            session,
+            option.identity.profiles,
+            lambda: self._portable(manifest, "auto").session,
+            counts_rows=is_batched(manifest),
         )
         return Loaded(
             manifest, manifest.digest, whole, option.engine.name, datatypes, option.identity

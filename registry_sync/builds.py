@@ -54,7 +54,7 @@ def precision_of(manifest: Manifest, wish: EngineWish | None = None) -> Precisio
 
 
 def open_axes(manifest: Manifest) -> frozenset[str]:
-    """Return the axes that may have a range, as "input:axis": all of any size but the first.
+    """Return the axes that may have a range, as "input:axis": all of any size but that of rows.
 
     >>> from registry_sync.documents import TensorSpec
     >>> ids = TensorSpec("ids", "INT64", (-1, -1, 4))
@@ -65,5 +65,14 @@ def open_axes(manifest: Manifest) -> frozenset[str]:
         f"{spec.name}:{axis}"
         for spec in manifest.inputs
         for axis, size in enumerate(spec.shape)
-        if size == -1 and axis > 0
+        if size == -1 and (axis > 0 or not is_batched(manifest))
+    )
+
+
+def is_batched(manifest: Manifest) -> bool:
+    """Whether the first axis of every input counts rows; else a request is one row."""
+    return (
+        manifest.rows_max > 1
+        and bool(manifest.inputs)
+        and all(spec.shape[:1] == (-1,) for spec in manifest.inputs)
     )

@@ -106,7 +106,7 @@ class EngineWish(msgspec.Struct, frozen=True):
 
     name: Literal["auto"] | Annotated[str, _named("engine")] = "auto"
     precision: Precision | None = None  # None: the version's own
-    # Of axes other than the first that the signature leaves open, by "input:axis".
+    # Of axes that the signature leaves open and that do not count rows, by "input:axis".
     axes: Annotated[
         dict[Annotated[str, Meta(min_length=3, max_length=1032)], AxisRange],
         Meta(max_length=256, extra={"rule": axes_rule}),

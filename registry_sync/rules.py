@@ -120,15 +120,12 @@ def scale_rule(scale: Any) -> Iterator[tuple[str, str]]:
 
 
 def axes_rule(axes: Any) -> Iterator[tuple[str, str]]:
-    """Find names that are no ``input:axis``, the first axis, and ranges out of order."""
+    """Find names that are no ``input:axis``, and ranges out of order."""
     if not isinstance(axes, dict):
         return
     for name, extents in axes.items():
-        found = re.fullmatch(r".+:([0-9]{1,2})", name) if isinstance(name, str) else None
-        if found is None:
+        if not (isinstance(name, str) and re.fullmatch(r".+:[0-9]{1,2}", name)):
             yield "", f'{show(name)} names no axis: use "input:axis", e.g. "input_ids:1"'
-        elif found[1] == "0":
-            yield "", f"{show(name)}: the first axis follows batch.rows_max"
         if isinstance(extents, dict):
             sizes = [extents.get(key) for key in ("min", "opt", "max")]
             numbers = [size for size in sizes if type(size) is int]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from pool.engines.base import Session, Tensors
 from registry_sync.documents import TensorSpec
@@ -17,13 +17,13 @@ from registry_sync.plans import ShapeRange
 # By input: the axes that the signature leaves open, each with the sizes that the plan holds for.
 Bounds: TypeAlias = Mapping[str, Sequence[tuple[int, int, int]]]
 
-FIRST_OPEN: Final = 1  # the first axis counts rows, of which a session runs any number
-
 
 def covering(
     session: Session,
     profiles: Sequence[Mapping[str, ShapeRange]],
     portable: Callable[[], Session],
+    *,
+    counts_rows: bool,
 ) -> Session:
     """Return a session that takes whatever the signature allows.
 
@@ -31,23 +31,29 @@ def covering(
         session: of a plan.
         profiles: of its identity; together they leave no gap.
         portable: loads the artifact as it is; called once, when first needed.
+        counts_rows: whether the first axis does, of which a session runs any number.
     """
-    bounds = bounds_of(session.inputs, profiles)
+    bounds = bounds_of(session.inputs, profiles, counts_rows=counts_rows)
     return CoveringSession(session, bounds, portable) if bounds else session
 
 
-def bounds_of(inputs: Sequence[TensorSpec], profiles: Sequence[Mapping[str, ShapeRange]]) -> Bounds:
+def bounds_of(
+    inputs: Sequence[TensorSpec],
+    profiles: Sequence[Mapping[str, ShapeRange]],
+    *,
+    counts_rows: bool,
+) -> Bounds:
     """Return where a plan holds for less than the signature; empty: nowhere.
 
     >>> profile = {"ids": ShapeRange((1, 1), (8, 64), (8, 128))}
-    >>> bounds_of([TensorSpec("ids", "INT64", (-1, -1))], [profile])
+    >>> bounds_of([TensorSpec("ids", "INT64", (-1, -1))], [profile], counts_rows=True)
     {'ids': [(1, 1, 128)]}
     """
     found: dict[str, list[tuple[int, int, int]]] = {}
     for spec in inputs:
         known = [profile[spec.name] for profile in profiles if spec.name in profile]
         for axis, size in enumerate(spec.shape):
-            if known and size == -1 and axis >= FIRST_OPEN:
+            if known and size == -1 and axis >= counts_rows:
                 low = min(one.min[axis] for one in known)
                 high = max(one.max[axis] for one in known)
                 found.setdefault(spec.name, []).append((axis, low, high))

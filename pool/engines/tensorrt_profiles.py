@@ -12,7 +12,8 @@ from typing import Final
 from pool.engines.base import BuildSpec, CannotBuild, EngineError
 from pool.engines.buckets import buckets
 from registry_sync import artifact
-from registry_sync.documents import AxisRange, Manifest, TensorSpec
+from registry_sync.builds import is_batched
+from registry_sync.documents import AxisRange, TensorSpec
 from registry_sync.plans import ShapeRange
 
 Profile = dict[str, ShapeRange]
@@ -39,6 +40,9 @@ TENSORRT_DTYPES: Final = {
     "FP32": "FLOAT",
     "BF16": "BF16",
 }
+
+
+ONE: Final = AxisRange(1, 1, 1)
 
 
 def profiles_of(spec: BuildSpec) -> tuple[Profile, ...]:
@@ -110,6 +114,15 @@ def _misfit(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]]) 
     return f"the plan was built for no such combination of shapes: {dict(shapes)}"
 
 
+def is_fixed(profiles: Sequence[Profile], *, batched: bool) -> bool:
+    """Whether every axis has one size in each profile, but for that of rows."""
+    return all(
+        shape.min[batched:] == shape.max[batched:]
+        for profile in profiles
+        for shape in profile.values()
+    )
+
+
 def flags_of(spec: BuildSpec) -> tuple[str, ...]:
     """Return what a plan is built with besides the defaults of its TensorRT; sorted."""
     exact = ["no_tf32"] if is_exact(spec) else []
@@ -123,15 +136,6 @@ def is_exact(spec: BuildSpec) -> bool:
     fp32 is built without it.
     """
     return spec.wish.precision in (None, "fp32")
-
-
-def is_batched(manifest: Manifest) -> bool:
-    """Whether the first axis of every input counts rows; else a request is one row."""
-    return (
-        manifest.rows_max > 1
-        and bool(manifest.inputs)
-        and all(spec.shape[:1] == (-1,) for spec in manifest.inputs)
-    )
 
 
 def graph_of(spec: BuildSpec) -> str:
@@ -179,14 +183,10 @@ def _ranges(
             ranges.append(None)
         elif size >= 0:
             ranges.append(AxisRange(size, size, size))
-        elif name in axes and axis > 0:
+        elif name in axes:
             ranges.append(axes[name])
         elif axis == 0:
-            problems.append(
-                f'input "{spec.name}": its first axis may have any size, but the version is not '
-                "batched; if it counts rows, publish the model with `--rows-max 32`, say, else "
-                "with a fixed size"
-            )
+            ranges.append(ONE)  # a model that is not batched is mostly called with one row
         else:
             problems.append(
                 f'input "{spec.name}": axis {axis} may have any size; say which in the endpoint '

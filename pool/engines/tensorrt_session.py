@@ -29,10 +29,11 @@ from pool.engines.tensorrt_profiles import (
     RTX,
     TENSORRT_DTYPES,
     Profile,
-    is_batched,
+    is_fixed,
     profile_for,
 )
 from pool.engines.torch_types import TORCH_DTYPES, engine_error
+from registry_sync.builds import is_batched
 from registry_sync.documents import Manifest, TensorSpec
 from registry_sync.plans import PlanIdentity
 
@@ -246,7 +247,7 @@ def _opened(
     _check_tensors(trt, engine, manifest)
     make, keep = _maker(trt, engine, identity, caches)
     # Sizes behind the first axis that stay open have no graph: there are too many of them.
-    fixes = all(size >= 0 for spec in manifest.inputs for size in spec.shape[1:])
+    fixes = is_fixed(identity.profiles, batched=is_batched(manifest))
     programs = [
         Program(
             runtime,

@@ -64,7 +64,7 @@ def portable(load: Callable[[str], Session]) -> Portable:
 
 @pytest.fixture
 def session(load: Callable[[str], Session], portable: Portable) -> Session:
-    return covering(load("Neg"), PROFILES, portable)
+    return covering(load("Neg"), PROFILES, portable, counts_rows=True)
 
 
 def run(session: Session, rows: int, size: int) -> float:
@@ -114,7 +114,7 @@ def test_portable_engine_that_cannot_be_loaded_fails_this_call_alone(
     def cannot() -> Session:
         raise EngineError("out of memory")
 
-    session = covering(load("Neg"), PROFILES, cannot)
+    session = covering(load("Neg"), PROFILES, cannot, counts_rows=True)
     with pytest.raises(EngineError, match="out of memory"):
         run(session, 1, 9)
     assert run(session, 1, 8) == -1
@@ -122,9 +122,9 @@ def test_portable_engine_that_cannot_be_loaded_fails_this_call_alone(
 
 def test_plan_for_all_sizes_is_left_alone(load: Callable[[str], Session]) -> None:
     session = load("Neg")
-    assert covering(session, [], lambda: session) is session
+    assert covering(session, [], lambda: session, counts_rows=True) is session
     fixed = TensorSpec("x", "FP32", (-1, 4))
-    assert not bounds_of([fixed], PROFILES)
+    assert not bounds_of([fixed], PROFILES, counts_rows=True)
 
 
 def test_wrapped_session_shows_what_the_plan_is(load: Callable[[str], Session]) -> None:
@@ -133,3 +133,10 @@ def test_wrapped_session_shows_what_the_plan_is(load: Callable[[str], Session]) 
     session = CoveringSession(plan, {}, lambda: plan)
     shown = ("lanes", "inputs", "outputs", "streams", "batches", "memory_bytes")
     assert all(getattr(session, name) == getattr(plan, name) for name in shown)
+
+
+def test_first_axis_that_counts_no_rows_has_a_range_as_any_other() -> None:
+    spec = TensorSpec("x", "FP32", (-1, 4))
+    profile = {"x": ShapeRange((1, 4), (1, 4), (1, 4))}
+    assert bounds_of([spec], [profile], counts_rows=False) == {"x": [(0, 1, 1)]}
+    assert bounds_of([spec], [profile], counts_rows=True) == {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pool.engines.base import BuildSpec, CannotBuild, EngineError
 from pool.engines.tensorrt_profiles import (
@@ -86,9 +88,13 @@ def test_model_that_is_not_batched_has_one_profile_of_its_fixed_shapes() -> None
 
 
 @pytest.mark.parametrize("other", [(), (TensorSpec("k", "FP32", (3,)),)])
-def test_open_first_axis_that_does_not_count_rows_cannot_be_built(other: Any) -> None:
-    with pytest.raises(CannotBuild, match=r"its first axis may have any size, .* `--rows-max 32`"):
-        profiles_of(spec_of(X, *other, rows_max=8 if other else 1))
+def test_open_first_axis_that_does_not_count_rows_is_1_unless_somebody_says(other: Any) -> None:
+    spec = spec_of(X, *other, rows_max=8 if other else 1)
+    (profile,) = profiles_of(spec)
+    assert {profile["x"].min[0], profile["x"].max[0]} == {1}
+    wish = replace(spec.wish, axes={"x:0": AxisRange(1, 2, 3)})
+    (profile,) = profiles_of(dataclasses.replace(spec, wish=wish))
+    assert (profile["x"].min[0], profile["x"].opt[0], profile["x"].max[0]) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("datatype", ["BYTES", "FP64", "INT16", "UINT16", "UINT32", "UINT64"])

@@ -112,10 +112,12 @@ def test_files_that_were_altered_here_are_refused_and_may_come_again(
 ) -> None:
     add(local, PLAN)
     rewrite(folder_of(local) / name, data)
+    digest = folder_of(local).name if local.pair(KEY, SECRET[0]) else "0" * 64
     with pytest.raises(BadPlan, match=reason):
         local.find(KEY, KEYS)
     assert local.find(KEY, KEYS) is None
     assert local.bytes_held() == 0
+    assert not local.is_refused(KEY, SECRET[0], digest)
     add(local, PLAN)
     assert local.find(KEY, KEYS) is not None
 
@@ -333,6 +335,26 @@ def test_the_least_recently_used_leaves_and_never_the_new_one(tmp_path: Path) ->
         False,
         True,
     ]
+
+
+def test_the_new_one_stays_even_where_the_clock_went_back(tmp_path: Path) -> None:
+    local = LocalPlans(tmp_path / "engines", 15_000)
+    add(local, bytes(10_000), "a")
+    os.utime(folder_of(local, "a"), (2**33, 2**33))
+    add(local, bytes(10_000), "b")
+    assert local.find(key_of("b"), KEYS) is not None
+    assert local.find(key_of("a"), KEYS) is None
+
+
+def test_a_plan_counts_as_used_from_when_it_was_added_not_made(tmp_path: Path) -> None:
+    local = LocalPlans(tmp_path / "engines", 25_000)
+    with local.scratch() as folder:
+        lay_out(folder, bytes(10_000), meta_of(bytes(10_000), "a"))
+        add(local, bytes(10_000), "b")
+        local.add(key_of("a"), SECRET[0], folder)
+    add(local, bytes(10_000), "c")
+    assert local.find(key_of("a"), KEYS) is not None
+    assert local.find(key_of("b"), KEYS) is None
 
 
 def test_a_plan_above_the_bound_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -119,7 +119,8 @@ def put_plan(
 
     Store calls: who wins makes at most 7; with a plan of more than 8 MiB 2 more, and one for each
     8 MiB.  Who loses makes 3 and those of `bring_plan`; it downloads even what it has itself put
-    before, to be sure.  Who waits for another writer looks at most 20 times a pause.
+    before, to be sure.  Who waits for another writer looks at most 20 times a pause
+    of up to 10 minutes.
 
     Args:
         day: today (UTC), ISO 8601; from it on the plan counts as unused.
@@ -142,7 +143,7 @@ def put_plan(
     # First, so that even what is left by a writer who dies has a day from which it is old.
     mark_used(store, key, day)
     seen: _Seen | None = None
-    changes, since_s, look_s = 0, 0.0, 0.0
+    changes, since_s, look_s, looks = 0, 0.0, 0.0, look_pauses(pause_s)
     while changes < _CHANGES_MAX:
         now_s = time.monotonic()
         if seen is None or seen.plan is None:
@@ -158,10 +159,11 @@ def put_plan(
             raise Stopped(f"plan {key}: stopped while another writer of it was waited for")
         before, seen = seen, _look(store, place)
         if seen == before:
-            look_s = min(2 * look_s, pause_s / 12)
+            look_s = next(looks)
             continue
         changes += 1
-        since_s, look_s = time.monotonic(), min(_LOOK_S_FIRST, pause_s / 12)
+        since_s, looks = time.monotonic(), look_pauses(pause_s)
+        look_s = next(looks)
         if seen.plan is not None and seen.meta is not None:
             # One that does not fit may be half of a replacement; else the pause ends it.
             with contextlib.suppress(BadPlan):
@@ -169,6 +171,18 @@ def put_plan(
                     found = local.pair(key, secret_id)
                     return found is not None and found.digest == pair.digest
     raise StoreUnavailable(f"{place}: it changed {changes} times while it was to be written")
+
+
+def look_pauses(pause_s: float) -> Iterator[float]:
+    """Yield how long (seconds) who waits for another writer sleeps before each look.
+
+    >>> [pause_s for pause_s, _ in zip(look_pauses(6.0), range(5))]
+    [0.1, 0.2, 0.4, 0.5, 0.5]
+    """
+    look_s = _LOOK_S_FIRST
+    while True:
+        yield min(look_s, pause_s / 12)
+        look_s = min(2 * look_s, pause_s)
 
 
 def put_gate(store: Store, local: LocalPlans, key: str, secret_id: str) -> None:

@@ -242,6 +242,39 @@ async def test_equal_requests_share_one_download_and_models_are_brought_meanwhil
         assert len(proxy.requests) == 3
 
 
+async def test_a_use_is_told_to_the_registry_once_a_day(
+    start: Start, seaweed: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty_s3(seaweed.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        node = start("a", s3_url)
+        await node.ready()
+        # Twice, should the day end in between.
+        for _ in range(2):
+            proxy.requests.clear()
+            for _ in range(5):
+                await use_plan_via(node.socket, KEY)
+        assert proxy.requests == []
+
+
+async def test_who_waits_for_another_writer_is_told_when_the_process_ends(
+    start: Start, tmp_path: Path
+) -> None:
+    registry = open_store(str(tmp_path / "registry"))
+    registry.put_new(f"{PLACE}/plan", b"another's")
+    node = start("a", registry.url)
+    await node.ready()
+    add(node.local, PLAN)
+    put = asyncio.create_task(put_plan_via(node.socket, KEY, SECRET[0]))
+    # The day is written before the plan is looked for.
+    await asyncio.to_thread(wait_for, lambda: registry.list(f"engines/{KEY}", recursive=False))
+    node.process.terminate()
+    with pytest.raises(SyncError, match="stopped while another writer") as refusal:
+        await put
+    assert refusal.value.retry
+    assert node.local.find(KEY, KEYS) is not None
+
+
 async def test_no_secret_is_logged_or_said(start: Start, tmp_path: Path) -> None:
     node = start("a", str(tmp_path / "registry"))
     await node.ready()

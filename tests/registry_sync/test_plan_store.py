@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import multiprocessing
 import os
 import resource
@@ -21,7 +22,16 @@ from registry_sync.directory import DirectoryStore
 from registry_sync.local_plans import LocalPlans
 from registry_sync.names import BadName
 from registry_sync.open import open_store
-from registry_sync.plan_store import bring_plan, mark_used, put_gate, put_plan, read_used, used_key
+from registry_sync.plan_store import (
+    ORPHAN_S,
+    bring_plan,
+    look_pauses,
+    mark_used,
+    put_gate,
+    put_plan,
+    read_used,
+    used_key,
+)
 from registry_sync.plans import (
     BadPlan,
     GateRecord,
@@ -516,14 +526,13 @@ def test_calls_of_s3_are_as_few_as_promised(
     store.close()
 
 
-def test_who_waits_looks_seldom(proxied: Proxied, local: LocalPlans) -> None:
-    add(local, PLAN)
-    put_pair(open_store(proxied.url), THEIRS, None)
-    store = proxied.open()
-    assert put_plan(store, local, KEY, SECRET[0], DAY, pause_s=1.0)
-    lists = [request for request in proxied.proxy.requests if "list-type=2" in request]
-    assert 2 <= len(lists) <= 20
-    store.close()
+@pytest.mark.parametrize("pause_s", [0.1, 1.0, ORPHAN_S, 600.0])
+def test_looks_are_few_and_the_first_ones_soon(pause_s: float) -> None:
+    looks_s = list(
+        itertools.takewhile(lambda at_s: at_s < pause_s, itertools.accumulate(look_pauses(pause_s)))
+    )
+    assert 11 <= len(looks_s) <= 20
+    assert looks_s[0] <= 0.1
 
 
 # --- a full disk ---

@@ -45,6 +45,9 @@ OPTIONS: Final[dict[str, Any]] = {
     "cpp.vec_isa_ok": True,
     # Headers compiled beforehand are for whoever compiles often.
     "aot_inductor.precompile_headers": False,
+    # A library that was loaded once stays mapped (g++ makes some of its symbols unique), so that
+    # weights inside it would never be given back.  They are in the artifact already.
+    "aot_inductor.package_constants_in_so": False,
 }
 
 
@@ -85,11 +88,6 @@ def build(spec: BuildSpec, plan: Path, caches: Path, device: str) -> Built:
 def load(spec: BuildSpec, plan: Path, caches: Path, device: str, threads: int) -> Session:
     """Load what `build` has written; see `PlanEngine.load_plan`."""
     use_threads(threads)
-    try:
-        archive, signature = torch_program.find(spec.folder, spec.manifest)
-        _check_sizes(signature)
-    except EngineError as error:
-        raise PlanRefused(str(error)) from None
     is_on_gpu = device != "cpu"
     where = torch.device(device)
     if is_on_gpu:
@@ -97,14 +95,19 @@ def load(spec: BuildSpec, plan: Path, caches: Path, device: str, threads: int) -
             raise PlanRefused("torch cannot use the GPU's driver")
         exact_float32()
     try:
+        archive, signature = torch_program.find(spec.folder, spec.manifest)
+        _check_sizes(signature)
         # Without the locks that keep a recording from running beside another run.
         loader = torch._C._aoti.AOTIModelPackageLoader(
             str(plan), _MODEL, is_on_gpu, 1, where.index if is_on_gpu else -1
         )
+        program = torch_program.read(archive)
+        memory_bytes = plan.stat().st_size + _give_weights(loader, program, where)
+    except EngineError as error:
+        raise PlanRefused(str(error)) from None
     except RuntimeError as error:
-        raise PlanRefused(
-            f"torch cannot load it: {engine_error(error, torch.device('cpu'))}"
-        ) from error
+        text = engine_error(error, torch.device("cpu"))
+        raise PlanRefused(f"torch cannot load it: {text}") from error
     run = _Compiled(loader, signature)
     if is_on_gpu:
         return CudaSession(
@@ -114,18 +117,33 @@ def load(spec: BuildSpec, plan: Path, caches: Path, device: str, threads: int) -
             outputs=spec.manifest.outputs,
             rows_max=spec.rows_max,
             deterministic=spec.manifest.deterministic,
-            weights_bytes=plan.stat().st_size,
+            weights_bytes=memory_bytes,
             tails=tails_of(spec.manifest),
-            graphs=not torch_program.waits(torch_program.read(archive)),
+            graphs=not torch_program.waits(program),
             release=run.close,
         )
     return TorchSession(
         run,
         spec.manifest,
         copies_inputs=signature.writes_inputs,
-        memory_bytes=plan.stat().st_size,
+        memory_bytes=memory_bytes,
         release=run.close,
     )
+
+
+def _give_weights(loader: Any, program: torch.export.ExportedProgram, device: torch.device) -> int:
+    """Hand compiled code the artifact's weights, which it copies; return their bytes.
+
+    Not as `user_managed`, which would spare the copy: torch 2.13 never lets go of those.
+    """
+    there = {**program.state_dict, **program.constants}
+    wanted = loader.get_constant_fqns()
+    if missing := [name for name in wanted if name not in there]:
+        raise PlanRefused(f"it wants a weight that the artifact does not have: {missing[0]:.200}")
+    weights = {name: there[name].detach().to(device).contiguous() for name in wanted}
+    if weights:
+        loader.load_constants(weights, False, True)
+    return sum(one.nbytes for one in weights.values())
 
 
 class _Compiled:

@@ -31,7 +31,7 @@ NAME: Final = "torch"
 FORMATS: Final = frozenset({"torch-export"})
 COMPILERS: Final = ("g++", "clang++")
 # Of what is compiled; another number makes other plans.
-COMPILE_FLAGS: Final = ("aot_inductor", "abi=1")
+COMPILE_FLAGS: Final = ("aot_inductor", "weights=artifact")
 
 
 class TorchEngine:

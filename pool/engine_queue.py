@@ -25,6 +25,7 @@ from pool.runner import Runner, ThreadRunner, run_here
 from pool.running import Ran, run_tickets
 from pool.streaming import Stream
 from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
+from registry_sync.memory import give_back
 
 _CUT_SHORT = Failed(503, "the engine is being unloaded")
 
@@ -243,6 +244,7 @@ class EngineQueue:
             except Exception as error:
                 # Nothing depends on it any more, and there is nobody to raise it to.
                 return reason_of(error)
+            give_back()
             return ""
 
         def done(problem: str, _: float) -> None:

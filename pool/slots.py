@@ -23,6 +23,7 @@ from pool.engines.base import EngineError, Session, reason_of
 from pool.expiry import Expiries
 from pool.ticket import Failed, Outcome, Overdue, Returned, Ticket
 from registry_sync.documents import Manifest
+from registry_sync.memory import give_back
 from registry_sync.plans import PlanIdentity
 
 BACKOFF_S_MIN = 1.0
@@ -335,16 +336,27 @@ def _difference(old: Loaded, new: Loaded) -> str:
 
 
 def load_session(load: Callable[[], Session]) -> Session:
-    """Load and warm up; raises `CannotLoad` with a text for the caller."""
+    """Load and warm up, or leave the memory as it was.
+
+    Raises:
+        CannotLoad: with a text for the caller.
+    """
     try:
-        session = load()
+        return _load_session(load)
     except EngineError as error:
-        raise CannotLoad(str(error)) from None
+        why = str(error)
+    except MemoryError:
+        why = "there is not enough memory for it"
+    # Only now is nothing left that refers to what was half loaded.
+    give_back()
+    raise CannotLoad(why)
+
+
+def _load_session(load: Callable[[], Session]) -> Session:
+    session = load()
     try:
         session.warmup()
-    except BaseException as error:
+    except BaseException:
         session.close()  # or every further try would cost its memory again
-        if isinstance(error, EngineError):
-            raise CannotLoad(str(error)) from None
         raise
     return session

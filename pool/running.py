@@ -2,16 +2,21 @@
 
 Owns the promise that a call gets what it would have got alone, or fails alone.  Blocking and
 without state; `pool.engine_queue` decides where it runs.
+
+A device that is lost answers nobody in this process any more, so then the process is asked to end:
+it drains, and its successor gets the device anew.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pool.engines.base import Session, Tensors, reason_of
+from pool.engines.base import DeviceLost, Session, Tensors, reason_of
 from pool.ticket import Failed, Ticket
 
 
@@ -46,6 +51,10 @@ def run_tickets(session: Session, tickets: Sequence[Ticket], inputs: Sequence[Te
         return Ran(list(_run_joint(session, tickets, inputs)), was_one_run=True)
     except _Unsplit as error:
         unsplit = str(error)
+    except DeviceLost as error:
+        # Nobody can tell who has caused it: to try them elsewhere would cost the next device.
+        lost = _lost(error)
+        return Ran([lost] * len(tickets), was_one_run=False)
     except (Exception, SystemExit):
         # Whatever it was, the ticket that has caused it will raise it again.
         pass
@@ -64,9 +73,16 @@ def _run_one(session: Session, inputs: Tensors, wanted: tuple[str, ...]) -> Tens
     try:
         outputs = session.infer(inputs, wanted)
         return {name: outputs[name] for name in wanted} if wanted else outputs
+    except DeviceLost as error:
+        return _lost(error)
     except (Exception, SystemExit) as error:
         # Also an engine that wants to end the process: it is not its process.
         return Failed(500, f"the model failed: {reason_of(error)}")
+
+
+def _lost(error: DeviceLost) -> Failed:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return Failed(502, f"the worker lost its device: {reason_of(error)}")
 
 
 def _run_joint(

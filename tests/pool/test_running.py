@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
-from pool.engines.base import EngineError, Tensors
+from pool.engines.base import DeviceLost, EngineError, Tensors
 from pool.running import run_tickets
 from pool.ticket import Failed
 from tests.support.tickets import asked
@@ -62,3 +64,26 @@ def test_if_parts_fail_together_only_the_bad_one_fails() -> None:
     results = run(DoublingParts(), 1, 13, 3)
     assert [results[0], results[2]] == [[2], [6]]
     assert isinstance(results[1], Failed)
+
+
+class Losing(Doubling):
+    """Loses its device."""
+
+    def infer(self, tensors: Tensors, outputs: Sequence[str] = ()) -> Tensors:
+        self._run([tensors["x"].tolist()])
+        raise DeviceLost("cuda:0 is lost to this process: device-side assert triggered")
+
+
+@pytest.mark.parametrize("values", [(1,), (1, 2)])
+def test_a_lost_device_ends_the_process_and_nobody_is_run_again(values: tuple[int, ...]) -> None:
+    asked_to_end: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked_to_end.append(number))
+    try:
+        session = Losing()
+        results = run(session, *values)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked_to_end == [signal.SIGTERM]
+    assert [one.status for one in results] == [502] * len(values)
+    assert "lost its device" in results[0].detail
+    assert session.runs == [list(values)]

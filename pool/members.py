@@ -39,6 +39,8 @@ class Worker:
             calls=self.heartbeat.calls,
             engines=self.heartbeat.engines,
             plans_refused=self.heartbeat.plans_refused,
+            device_class=self.register.device_class,
+            builds=self.register.builds,
         )
 
 

@@ -24,6 +24,8 @@ class WorkerStatus:
     calls: int
     engines: Sequence[EngineState]
     plans_refused: int = 0
+    device_class: str = ""
+    builds: Sequence[str] = ()  # "engine/device class"
 
     @property
     def state(self) -> str:
@@ -80,6 +82,8 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "id": worker.id,
         "pid": worker.pid,
         "device": worker.device,
+        "device_class": worker.device_class,
+        "builds": list(worker.builds),
         "address": worker.address,
         "state": worker.state,
         "wait_ms": worker.wait_us / 1000,

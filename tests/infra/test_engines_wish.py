@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from registry_sync.open import open_store
 from registry_sync.stores import Store
 from tests.support.models import identity
 from tests.support.processes import Ended, tidepool
-from tests.support.stack import Stack
+from tests.support.stack import Stack, until
 
 
 class Node:
@@ -126,11 +128,26 @@ def test_a_wish_that_cannot_be_is_refused(node: Node, words: tuple[str, ...], wh
     assert node.wished() == []
 
 
-def test_a_running_stack_is_asked_what_its_workers_can_build(stack: Stack, tmp_path: Path) -> None:
-    """It has no worker that builds for an H100 either, and says so instead of failing."""
-    ended = tidepool(
-        *("publish", "wish-live", str(identity(tmp_path / "m.onnx")), "--build-for", "sm_90"),
-        *("--data", str(stack.data)),
-    )
+ENGINE = "tests.support.plan_engine:OptimizedEngine"
+
+
+def test_what_only_a_live_worker_can_build_is_wished_for_and_built(
+    start_stack: Callable[..., Stack], tmp_path: Path
+) -> None:
+    stack = start_stack(engines=[ENGINE])
+    (worker,) = stack.status()["workers"]
+    here = worker["device_class"]
+    assert f"optimized/{here}" in worker["builds"]
+    path = str(identity(tmp_path / "m.onnx"))
+    ended = tidepool("publish", "m", path, "--build-for", "sm_90", "--data", str(stack.data))
     assert ended.code == 1
     assert "nothing that is installed here or that a live worker has" in ended.stderr
+    stack.cli("publish", "m", path, "--build-for", here)
+
+    def built() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(stack.cli("engines", "list", "--json"))
+        return rows
+
+    (row,) = until(built, 120.0, "the plan is there", 0.25)
+    assert (row["engine"], row["device"], row["gate"]) == ("optimized", here, "passed")
+    assert row["relative_error"] == 0.0  # its device is here, so that the builder has tried it

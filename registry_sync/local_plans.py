@@ -2,6 +2,7 @@
 
     <key>/<secret id>/<sha256 of meta.json>/   a plan's files, there whole or not at all
         plan  meta.json  inspector.json  gate.json
+        stored                             the etag of this plan in the registry, once it lies there
     <key>/<secret id>/<sha256>.refused         a pair whose MAC did not hold: not brought again
     .scratch/<random>/                         where files are made before they are taken over
 
@@ -28,6 +29,7 @@ from typing import Final
 from registry_sync.names import check_digest, check_name
 from registry_sync.plan_eviction import Held, to_evict
 from registry_sync.plan_files import (
+    FILES,
     digest_of,
     fsync_folder,
     gate_of,
@@ -186,7 +188,7 @@ class LocalPlans:
         pair = self.pair(key, secret_id)
         if pair is None or (record.key, record.plan_sha256) != (key, pair.meta.plan_sha256):
             raise BadPlan("the plan that the gate's record is about is not here")
-        self.save_gate(pair, write(record))
+        self.save_beside(pair, "gate.json", write(record))
 
     def pair(self, key: str, secret_id: str) -> Pair | None:
         """Return the files under a key, unchecked but for what they say of themselves."""
@@ -196,16 +198,22 @@ class LocalPlans:
                 return Pair(folder, meta, data, hashlib.sha256(data).hexdigest())
         return None
 
-    def save_gate(self, pair: Pair, data: bytes) -> None:
-        """Keep a record as it is; raises `BadPlan` if the plan has left meanwhile, and OSError."""
+    def save_beside(self, pair: Pair, name: str, data: bytes) -> None:
+        """Keep one of the small files of a pair.
+
+        Raises:
+            BadPlan: the plan has left meanwhile.
+            OSError: the disk is full or broken.
+        """
+        assert name in FILES
         with self.scratch() as scratch:
-            made = scratch / "gate.json"
+            made = scratch / name
             write_durably(made, data)
             try:
-                os.rename(made, pair.folder / "gate.json")
+                os.rename(made, pair.folder / name)
                 fsync_folder(pair.folder)
             except FileNotFoundError:
-                raise BadPlan("the plan that the gate's record is about is not here") from None
+                raise BadPlan(f"the plan to which a {name} belongs is not here") from None
 
     def is_refused(self, key: str, secret_id: str, digest: str) -> bool:
         """Say whether a pair with this metadata (by sha256) was refused here for its MAC."""

@@ -23,7 +23,7 @@ from registry_sync.plans import (
     read_meta,
 )
 
-FILES: Final = ("plan", "meta.json", "inspector.json", "gate.json")
+FILES: Final = ("plan", "meta.json", "inspector.json", "gate.json", "stored")
 META_BYTES_MAX: Final = 1 << 20  # 64 profiles of some ten inputs are 50 KB
 SIDE_BYTES_MAX: Final = 16 << 20  # of inspector.json and of gate.json
 

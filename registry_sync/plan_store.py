@@ -55,6 +55,7 @@ class _Seen:
 
     plan: str | None
     meta: str | None
+    has_gate: bool
 
 
 def place_of(key: str, secret_id: str) -> str:
@@ -76,8 +77,8 @@ def bring_plan(
 ) -> str | None:
     """Bring the plan of a key to this node, with the gate's record if there is one.
 
-    Store calls: one for each secret id, then one for each 8 MiB of the plan unless the same pair
-    is here already, and one for the gate's record if the plan was built without one.
+    Store calls: a list for each secret id, a read of the metadata, then one for each 8 MiB of the
+    plan unless the same pair is here already, and one for the gate's record if one is wanted.
 
     Args:
         secret_ids: the preferred one first.
@@ -96,7 +97,8 @@ def bring_plan(
     bad: BadPlan | None = None
     for secret_id in secret_ids:
         try:
-            if _bring(store, local, key, secret_id, stop):
+            seen = _look(store, place_of(key, secret_id))
+            if _bring(store, local, key, secret_id, stop, seen):
                 return secret_id
         except BadPlan as error:
             bad = bad or error
@@ -118,9 +120,9 @@ def put_plan(
     """Put this node's plan into the registry, unless another is there.
 
     Store calls: who wins makes at most 7; with a plan of more than 8 MiB 2 more, and one for each
-    8 MiB.  Who loses makes 3 and those of `bring_plan`; it downloads even what it has itself put
-    before, to be sure.  Who waits for another writer looks at most 20 times a pause
-    of up to 10 minutes.
+    8 MiB.  Who loses makes 2 and those of `bring_plan`, and no more than 4 if the registry's
+    pair is here already.  Who waits for another writer looks at most 20 times a pause of up to 10
+    minutes.
 
     Args:
         day: today (UTC), ISO 8601; from it on the plan counts as unused.
@@ -149,11 +151,11 @@ def put_plan(
         if seen is None or seen.plan is None:
             changes += 1
             etag = store.put_file_new(f"{place}/plan", pair.folder / "plan")
-            if etag is not None and _vouch(store, place, pair, etag):
+            if etag is not None and _vouch(store, local, place, pair, etag):
                 return True
         elif now_s - since_s >= pause_s:
             changes += 1
-            if _replace(store, place, pair, seen.plan):
+            if _replace(store, local, place, pair, seen.plan):
                 return True
         elif stop.wait(look_s):
             raise Stopped(f"plan {key}: stopped while another writer of it was waited for")
@@ -164,12 +166,11 @@ def put_plan(
         changes += 1
         since_s, looks = time.monotonic(), look_pauses(pause_s)
         look_s = next(looks)
-        if seen.plan is not None and seen.meta is not None:
-            # One that does not fit may be half of a replacement; else the pause ends it.
-            with contextlib.suppress(BadPlan):
-                if _bring(store, local, key, secret_id, stop, is_believed=False):
-                    found = local.pair(key, secret_id)
-                    return found is not None and found.digest == pair.digest
+        # One that does not fit may be half of a replacement; else the pause ends it.
+        with contextlib.suppress(BadPlan):
+            if _bring(store, local, key, secret_id, stop, seen, is_believed=False):
+                found = local.pair(key, secret_id)
+                return found is not None and found.digest == pair.digest
     raise StoreUnavailable(f"{place}: it changed {changes} times while it was to be written")
 
 
@@ -251,18 +252,23 @@ def _bring(
     key: str,
     secret_id: str,
     stop: threading.Event,
+    seen: _Seen,
     *,
     is_believed: bool = True,
 ) -> bool:
     """Bring the pair of one secret id; False if there is none.
 
     Args:
-        is_believed: that the registry's plan fits where the same metadata are here already.
+        seen: what lies there.
+        is_believed: that the registry's plan fits where the same metadata are here already; else
+            it is read again, unless it is the one that was put or read before.
 
     Raises:
         BadPlan: it must not be used.
     """
     place = place_of(key, secret_id)
+    if seen.plan is None or seen.meta is None:
+        return False
     try:
         data = store.read(f"{place}/meta.json", 0, META_BYTES_MAX + 1)
     except NotFound:
@@ -282,12 +288,13 @@ def _bring(
         )
     pair = local.pair(key, secret_id)
     if pair is not None and pair.digest == digest:
-        if not is_believed:
+        if not is_believed and _read_if_there(pair.folder / "stored") != seen.plan.encode():
             _read_plan(store, f"{place}/plan", meta, stop)
-        if not (pair.folder / "gate.json").exists():
+            _remember(local, pair, seen.plan)
+        if seen.has_gate and not (pair.folder / "gate.json").exists():
             gate = _stored_gate(store, place, meta)
             if gate:
-                local.save_gate(pair, gate)
+                local.save_beside(pair, "gate.json", gate)
         return True
     with local.scratch() as folder:
         try:
@@ -295,7 +302,8 @@ def _bring(
             with open(folder / "plan", "xb", buffering=0) as file:
                 _read_plan(store, f"{place}/plan", meta, stop, file.fileno())
             (folder / "meta.json").write_bytes(data)
-            gate = _stored_gate(store, place, meta)
+            (folder / "stored").write_text(seen.plan)
+            gate = _stored_gate(store, place, meta) if seen.has_gate else b""
             if gate:
                 (folder / "gate.json").write_bytes(gate)
             local.add(key, secret_id, folder)
@@ -329,20 +337,20 @@ def _read_plan(
 
 def _look(store: Store, place: str) -> _Seen:
     etags = {entry.key: entry.etag for entry in store.list(place, recursive=False)}
-    return _Seen(etags.get(f"{place}/plan"), etags.get(f"{place}/meta.json"))
+    has_gate = f"{place}/gate.json" in etags
+    return _Seen(etags.get(f"{place}/plan"), etags.get(f"{place}/meta.json"), has_gate)
 
 
-def _replace(store: Store, place: str, pair: Pair, etag: str) -> bool:
+def _replace(store: Store, local: LocalPlans, place: str, pair: Pair, etag: str) -> bool:
     """Put this pair in the place of an orphan; False if somebody else did something."""
     try:
-        return _vouch(
-            store, place, pair, store.put_file_if(f"{place}/plan", pair.folder / "plan", etag)
-        )
+        new_etag = store.put_file_if(f"{place}/plan", pair.folder / "plan", etag)
     except Conflict:
         return False
+    return _vouch(store, local, place, pair, new_etag)
 
 
-def _vouch(store: Store, place: str, pair: Pair, plan_etag: str) -> bool:
+def _vouch(store: Store, local: LocalPlans, place: str, pair: Pair, plan_etag: str) -> bool:
     """Write what belongs to the plan that has just been put; False if another is in its place."""
     inspector = _read_if_there(pair.folder / "inspector.json")
     if inspector:
@@ -359,7 +367,16 @@ def _vouch(store: Store, place: str, pair: Pair, plan_etag: str) -> bool:
             return False
     # Whoever took this writer for dead has replaced the plan by now; and some S3 servers complete
     # two multipart uploads that were both to create the key.
-    return _look(store, place).plan == plan_etag
+    if _look(store, place).plan != plan_etag:
+        return False
+    _remember(local, pair, plan_etag)
+    return True
+
+
+def _remember(local: LocalPlans, pair: Pair, plan_etag: str) -> None:
+    """Note which plan of the registry is this one; all that it does is spare reading it again."""
+    with contextlib.suppress(BadPlan, OSError):
+        local.save_beside(pair, "stored", plan_etag.encode())
 
 
 def _put_anyhow(store: Store, key: str, data: bytes) -> None:

@@ -238,7 +238,7 @@ async def test_equal_requests_share_one_download_and_models_are_brought_meanwhil
         await ping_via(node.socket)
         proxy.release.set()
         assert await asyncio.gather(*asks) == [SECRET[0]] * 8
-        # The metadata, the plan, and a look for the gate's record.
+        # A list, the metadata, the plan.
         assert len(proxy.requests) == 3
 
 

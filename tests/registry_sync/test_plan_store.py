@@ -356,6 +356,16 @@ def test_a_pair_whose_mac_does_not_hold_is_replaced_by_who_found_out(
     assert plan_on(other) == PLAN
 
 
+def test_a_plan_that_was_altered_after_it_was_put_is_replaced(
+    store: Store, local: LocalPlans
+) -> None:
+    add(local, PLAN)
+    assert put_plan(store, local, KEY, SECRET[0], DAY)
+    store.put_if(f"{PLACE}/plan", ALTERED, store.get(f"{PLACE}/plan").etag)
+    assert put_plan(store, local, KEY, SECRET[0], DAY, pause_s=PAUSE_S)
+    assert_whole(store, PLAN)
+
+
 def test_a_plan_copied_under_another_secrets_id_is_refused(
     directory: DirectoryStore, local: LocalPlans
 ) -> None:
@@ -500,9 +510,10 @@ def test_a_put_survives_every_single_fault_of_s3(proxied: Proxied, tmp_path: Pat
 
 
 def test_calls_of_s3_are_as_few_as_promised(
-    proxied: Proxied, local: LocalPlans, other: LocalPlans
+    proxied: Proxied, local: LocalPlans, other: LocalPlans, tmp_path: Path
 ) -> None:
     store, requests = proxied.open(), proxied.proxy.requests
+    third = LocalPlans(tmp_path / "third")
 
     def calls(act: Callable[[], object]) -> int:
         requests.clear()
@@ -513,10 +524,13 @@ def test_calls_of_s3_are_as_few_as_promised(
     add(other, PLAN)
     # The day twice, a look, the upload's beginning, three parts, its end; the two files, a list.
     assert calls(lambda: put_plan(store, local, KEY, SECRET[0], DAY)) == 11
-    # The day, a look, a list, the metadata, three parts, the gate's record; again, and by another.
-    assert calls(lambda: put_plan(store, local, KEY, SECRET[0], DAY)) == 8
-    assert calls(lambda: put_plan(store, other, KEY, SECRET[0], DAY)) == 8
+    # The day, a look, a list, the metadata; and three parts where they are not known to be there.
+    assert calls(lambda: put_plan(store, local, KEY, SECRET[0], DAY)) == 4
+    assert calls(lambda: put_plan(store, other, KEY, SECRET[0], DAY)) == 7
+    assert calls(lambda: put_plan(store, other, KEY, SECRET[0], DAY)) == 4
     assert calls(lambda: bring_plan(store, other, KEY, ["000000000000", *IDS])) == 3
+    assert calls(lambda: bring_plan(store, third, KEY, IDS)) == 5
+    assert calls(lambda: put_plan(store, third, KEY, SECRET[0], DAY)) == 4
     assert calls(lambda: bring_plan(store, other, key_of("n"), IDS)) == 1
     assert calls(lambda: mark_used(store, KEY, DAY)) == 1
     assert calls(lambda: mark_used(store, KEY, "2026-11-27")) == 2
@@ -576,7 +590,7 @@ def test_a_plan_that_cannot_fit_is_not_begun(
 
     monkeypatch.setattr(os, "statvfs", lambda _path: Disk)
     store = Failing(Path(directory.url.removeprefix("file://")))
-    store.calls_left = 1  # the metadata
+    store.calls_left = 2  # the list and the metadata
     with pytest.raises(DiskFull):
         bring_plan(store, local, KEY, IDS)
 

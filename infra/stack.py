@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import msgspec
 from edge.config import AccessLogMode, EdgeConfig
 from infra.supervisor import ProcessSpec
 from pool.config import ControllerConfig, WorkerConfig
+from pool.engines import device
 from pool.wire import peer
 from registry_sync import local_plans
 from registry_sync.config import SyncConfig
@@ -211,8 +213,9 @@ def worker_processes(
     """Return the node's workers: on unix sockets, or on TCP from `port` on."""
     threads = max(1, (os.cpu_count() or 1) // count)
     name = node.id()
+    gpus = [gpu.name for gpu in device.gpus().devices]
     specs = []
-    for slot in range(count):
+    for slot, on in enumerate(devices_for(count, gpus)):
         listen = f"unix:{node.run / f'worker-{slot}.sock'}"
         advertise = ""
         if listen_host:
@@ -228,6 +231,7 @@ def worker_processes(
             sync_socket=node.sync_socket,
             threads=threads,
             engines=engines,
+            device=on,
             lame_duck_s=lame_duck_s,
             drain_s_max=drain_s_max,
             plans_bytes_max=plans_bytes_max,
@@ -240,10 +244,23 @@ def worker_processes(
                 config,
                 STAGE_WORKER,
                 lame_duck_s + drain_s_max,
+                # As the driver's management library numbers GPUs, by which they are named here.
+                env=(("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),),
                 listen=functools.partial(_worker_sockets, listen),
             )
         )
     return specs
+
+
+def devices_for(workers: int, gpus: Sequence[str]) -> list[str]:
+    """Return on which device each of a node's workers serves.
+
+    >>> devices_for(3, ["cuda:0", "cuda:1"])
+    ['cuda:0', 'cuda:1', 'cuda:0']
+    >>> devices_for(2, [])
+    ['cpu', 'cpu']
+    """
+    return [gpus[slot % len(gpus)] if gpus else "cpu" for slot in range(workers)]
 
 
 def edge_processes(

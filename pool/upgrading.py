@@ -18,29 +18,23 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
 
 from pool.build_work import BuildWork, Reports, Target, report_of
-from pool.building import Bench
-from pool.config import WorkerConfig
 from pool.engines import choice
-from pool.engines.base import BuildSpec, CannotBuild, PlanEngine, Probe, reason_of
+from pool.engines.base import BuildSpec, CannotBuild, reason_of
 from pool.engines.choice import Option
-from pool.loading import Loader
+from pool.engines.probes import Devices
 from pool.plan_shelf import Missing, PlanShelf, Ready, Refused, Unknown
 from pool.slots import CannotLoad, EngineSlot, Loaded
 from pool.wanted import wanted_of
 from pool.wire import control
-from pool.wire.handshake import Secrets
-from pool.wire.link import ControlLink
 from registry_sync.builds import Wanted
 from registry_sync.documents import Manifest
 from registry_sync.local import LocalStore
-from registry_sync.local_plans import LocalPlans
 
 LOOK_S: Final = 30.0  # between looks at what is on the node, while a plan is missing
 ASK_S: Final = 3600.0  # between questions to the registry that nothing has caused
@@ -51,29 +45,6 @@ WISHES: Final = "engine-wishes.last"
 
 _log = structlog.get_logger()
 _wishes_of = msgspec.msgpack.Decoder(dict[str, bytes])
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """What the plan engines of this worker say of it, once."""
-
-    engines: tuple[PlanEngine, ...]
-    probes: Mapping[str, Probe]
-
-    @classmethod
-    def of(cls, engines: Iterable[PlanEngine]) -> Devices:
-        """Ask every engine."""
-        found = tuple(engines)
-        return cls(found, {engine.name: engine.probe() for engine in found})
-
-    @property
-    def builds(self) -> tuple[str, ...]:
-        """What can be built here: "engine/device class"."""
-        return tuple(
-            f"{name}/{device_class}"
-            for name, probe in self.probes.items()
-            for device_class in probe.builds_for
-        )
 
 
 @dataclass
@@ -121,12 +92,13 @@ class Upgrades:
         self._reports = Reports(self._report)
         self.work = BuildWork(shelf, self._option_of, self._reports, self._on_plan)
         # The whole mutable state: what the endpoints want, the tasks of warm slots and what wakes
-        # them, plans that were refused, when the registry was asked for which, whether the
-        # controller knows of plans, and since when there is none that does.
+        # them, plans that were refused, why engines cannot be had, when the registry was asked for
+        # which plan, whether the controller knows of plans, and since when there is none that does.
         self._wishes = self._last_wishes()
         self._tasks: dict[EngineSlot, asyncio.Task[None]] = {}
         self._news: dict[EngineSlot, asyncio.Event] = {}
         self._held: dict[str, _Held] = {}
+        self._unavailable: dict[EngineSlot, str] = {}
         self._unloadable: list[tuple[Option, str]] = []  # by threads that load
         self._asked_s: dict[str, float] = {}
         self._is_desk = False
@@ -222,7 +194,8 @@ class Upgrades:
             return None
         while self._unloadable:
             self._hold(*self._unloadable.pop())
-        options, _ = await asyncio.to_thread(self._options, loaded.manifest)
+        options, why_not_others = await asyncio.to_thread(self._options, loaded.manifest)
+        self._say_unavailable(slot, loaded.manifest, why_not_others)
         pauses_s: list[float] = []
         for option in options:
             if loaded.identity == option.identity:
@@ -303,6 +276,14 @@ class Upgrades:
         except CannotLoad as error:
             _log.error("no_engine_to_fall_back_on", model=slot.model, error=str(error))
 
+    def _say_unavailable(self, slot: EngineSlot, manifest: Manifest, why: str) -> None:
+        """Log why what is wished for by name cannot run here, whenever that is news."""
+        wish = self._wanted(manifest).engine
+        is_named = wish.name not in ("auto", slot.loaded and slot.loaded.engine)
+        if why and (is_named or wish.ahead_of_time) and self._unavailable.get(slot) != why:
+            _log.warning("engine_unavailable", model=slot.model, version=slot.version, reason=why)
+        self._unavailable[slot] = why
+
     # what is wanted
 
     def _wanted(self, manifest: Manifest) -> Wanted:
@@ -359,6 +340,7 @@ class Upgrades:
     def _leave(self, slot: EngineSlot, _: asyncio.Task[None]) -> None:
         self._tasks.pop(slot, None)
         self._news.pop(slot, None)
+        self._unavailable.pop(slot, None)
 
     def _last_wishes(self) -> Mapping[str, bytes]:
         """Return the wishes from before a restart: there may be no controller to tell them."""
@@ -372,44 +354,6 @@ class Upgrades:
     def _keep_wishes(self) -> None:
         with contextlib.suppress(OSError):  # costs the copy, not the service
             self._local.save_document(WISHES, msgspec.msgpack.encode(self._wishes))
-
-
-def make_upgrades(
-    config: WorkerConfig,
-    secrets: Secrets | None,
-    plan_engines: tuple[PlanEngine, ...],
-    loader: Loader,
-    link: ControlLink,
-) -> Upgrades:
-    """Put together what a worker needs to look for better engines."""
-    data = Path(config.data)
-    bench = Bench(
-        data=data,
-        engines=config.engines,
-        device=config.device,
-        threads=config.threads,
-        log_level=config.log_level,
-    )
-    plans = LocalPlans(data / "store" / "engines", config.plans_bytes_max)
-    shelf = PlanShelf(
-        plans,
-        secrets,
-        config.sync_socket,
-        bench,
-        loader.golden,
-        loader.guard,
-        loader.portable,
-    )
-    return Upgrades(
-        Devices.of(plan_engines),
-        shelf,
-        loader.local,
-        bring=loader.bring,
-        portable=loader.portable,
-        send=link.send,
-        is_linked=lambda: link.is_up,
-        alone_s=config.build_alone_s,
-    )
 
 
 def _target_of(option: Option) -> Target:

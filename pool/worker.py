@@ -19,6 +19,7 @@ import msgspec
 import structlog
 import uvloop
 
+from pool.assembly import make_upgrades
 from pool.config import WorkerConfig
 from pool.controller_address import finder
 from pool.engine_queue import EngineQueue
@@ -31,7 +32,6 @@ from pool.serving import EdgePeer, Inside
 from pool.slots import EngineSlot, Loaded
 from pool.succession import LAME_DUCK_S, LOOK_S, Succession
 from pool.turn import Turn
-from pool.upgrading import make_upgrades
 from pool.wire import control, data
 from pool.wire.control import Command, EngineState, Heartbeat, RegisterWorker
 from pool.wire.fleet_secret import load_secrets

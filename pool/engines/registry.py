@@ -51,7 +51,10 @@ def find_plan_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[P
     """
     named = [engine for engine in map(_make, extra) if _needs_plan(engine)]
     tensorrt = (TensorRtEngine(name, device) for name in TENSORRT_NAMES)
-    return (*named, *tensorrt, TorchCompiledEngine(device))
+    found: dict[str, PlanEngine] = {}
+    for engine in (*named, *tensorrt, TorchCompiledEngine(device)):
+        found.setdefault(engine.name, engine)  # plans name their engine: there is one of a name
+    return tuple(found.values())
 
 
 def engine_for(engines: Sequence[Engine], format: str) -> Engine:

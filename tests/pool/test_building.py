@@ -34,7 +34,14 @@ from registry_sync.publish import publish
 from registry_sync.sync import fetch, fetch_golden, golden_path
 from tests.support.disk_faults import filled, small_disk
 from tests.support.models import mlp
-from tests.support.plan_engine import ELSEWHERE, STUDIO, OptimizedEngine, Studio, build_plan
+from tests.support.plan_engine import (
+    ELSEWHERE,
+    PATIENT,
+    STUDIO,
+    OptimizedEngine,
+    Studio,
+    build_plan,
+)
 from tests.support.processes import is_alive
 from tests.support.stack import until
 
@@ -199,7 +206,10 @@ def test_whoever_gives_up_a_build_ends_its_builder(node: Node) -> None:
     until(lambda: not is_alive(node.studio.at("begun")[0]), 10.0, "the builder has ended")
 
 
-def test_builder_gives_way_to_everything_that_serves(node: Node) -> None:
+def test_builder_gives_way_to_everything_that_serves(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATIENT, "yes")
     node.studio.hold("begun")
     node.bench = dataclasses.replace(node.bench, gives_way=True)
     option = node.option()

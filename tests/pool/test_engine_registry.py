@@ -68,6 +68,15 @@ def test_an_engine_that_needs_plans_is_found_as_one_and_as_no_other() -> None:
     assert [engine.name for engine in find_engines(names)] == ["onnxruntime", "torch"]
 
 
+class OtherRtx(OtherPlans):
+    name = "tensorrt_rtx"
+
+
+def test_an_engine_that_the_operator_names_replaces_the_built_in_one_of_its_name() -> None:
+    found = find_plan_engines(["tests.pool.test_engine_registry:OtherRtx"])
+    assert [type(one) for one in found if one.name == "tensorrt_rtx"] == [OtherRtx]
+
+
 def test_a_path_in_an_error_is_cut_to_its_last_part() -> None:
     text = 'File "/usr/lib/x.py": cannot open /tmp/a/b.bin, or /home; node /encoder/MatMul'
     assert without_paths(text) == 'File "x.py": cannot open b.bin, or /home; node /encoder/MatMul'

@@ -20,12 +20,13 @@ import pytest
 from pool.building import Bench
 from pool.config import WorkerConfig
 from pool.engines import choice, device
+from pool.engines.probes import Devices
 from pool.engines.registry import find_engines
 from pool.load_guard import LoadGuard
 from pool.loading import Loader
 from pool.plan_shelf import PlanShelf
 from pool.slots import EngineSlot, Loaded
-from pool.upgrading import Devices, Upgrades
+from pool.upgrading import Upgrades
 from pool.wire import control
 from pool.wire.control import Build, BuildReport, PlanReady, Welcome, Wishes
 from pool.wire.handshake import Secrets

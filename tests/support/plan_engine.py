@@ -7,8 +7,11 @@ process of its own: see `Studio`.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -17,10 +20,21 @@ import onnxruntime as ort
 from pool.engines import device
 from pool.engines.base import BuildSpec, Built, CannotBuild, PlanRefused, Probe, Session
 from pool.engines.onnxruntime_engine import OnnxRuntimeSession, session_options
+from pool.engines.tensorrt_engine import TensorRtEngine
 from registry_sync.plans import PlanIdentity
 
 STUDIO = "PLAN_STUDIO"
+PATIENT = "PLAN_PATIENT"  # in the environment: builders give way, as they do elsewhere
+IS_BUILDER = getattr(sys.modules["__main__"].__spec__, "name", "") == "pool.builder"
 ELSEWHERE = "sm_86"  # a device class for which it builds and that is not here
+
+
+def take_part() -> None:
+    """Let this builder run like everybody else: where tests run, nobody is ever idle."""
+    with contextlib.suppress(OSError):
+        for thread in map(int, os.listdir("/proc/self/task")):
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, thread, 0)
 
 
 class Studio:
@@ -87,6 +101,10 @@ def _die_half_way(plan: Path) -> None:
 class OptimizedEngine:
     """Builds for this CPU and, unseen, for one other device class."""
 
+    def __init__(self) -> None:
+        if IS_BUILDER and not os.environ.get(PATIENT):
+            take_part()
+
     name = "optimized"
     formats = frozenset({"onnx"})
     is_on_request = False
@@ -135,6 +153,23 @@ class OptimizedEngine:
             # ONNX Runtime's exceptions have no base class of their own.
             raise PlanRefused(f"ONNX Runtime does not load it: {error}") from error
         return OnnxRuntimeSession(session, spec.manifest)
+
+
+class HopefulRtx(TensorRtEngine):
+    """TensorRT for RTX on a machine that takes itself for one with a GPU.
+
+    All else is real: the plan, and what the runtime says when it is to load it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("tensorrt_rtx")
+        if IS_BUILDER:
+            take_part()
+
+    def probe(self) -> Probe:
+        return dataclasses.replace(
+            super().probe(), available=True, reason="", device="cuda:0", device_class=ELSEWHERE
+        )
 
 
 def build_plan(graph: Path, plan: Path) -> None:

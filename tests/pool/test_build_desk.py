@@ -183,7 +183,9 @@ def test_worker_builds_one_plan_at_a_time(desk: Desk) -> None:
     desk.say("w1", "wanted", "k2", T._replace(version="2"))
     assert desk.step() == [Ask("w1", T, K)]
     assert "no one is free" in str(desk.row(version="2")["reason"])
-    desk.build("w1")
+    desk.say("w1", "building")
+    assert desk.step() == []
+    desk.say("w1", "built")
     assert Ask("w1", T._replace(version="2"), "k2") in desk.step()
 
 
@@ -198,6 +200,15 @@ def test_worker_with_another_key_is_passed_over_for_a_while(desk: Desk) -> None:
     assert desk.asked(OTHER_KEY_S - 2) == []
     assert "another runtime" in str(desk.row()["reason"])
     assert "w2" in desk.asked(4.0)
+
+
+def test_plan_that_nobody_wants_any_more_is_not_built(desk: Desk) -> None:
+    desk.join("w1")
+    desk.say("w1", "wanted")
+    desk.say("w1", "wanted", "k2")  # its endpoint wants another precision now
+    assert desk.step() == [Ask("w1", T, "k2")]
+    desk.build("w1", "k2")
+    assert desk.asked(60.0) == []
 
 
 # failures
@@ -336,7 +347,7 @@ def test_wished_plan_is_looked_for_again_and_built_anew_if_it_is_lost(desk: Desk
     desk.say("w1", "building")
     assert desk.row()["state"] == "building"
     desk.say("w1", "built")
-    assert desk.row()["state"] == "built"
+    assert (desk.row()["state"], desk.row()["wished"]) == ("built", True)
 
 
 # who hears of it

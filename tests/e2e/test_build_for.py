@@ -67,8 +67,7 @@ def check(rows: Sequence[dict[str, Any]], bytes_min: int) -> None:
 
 
 def test_magika_is_built_for_two_gpus_and_served_meanwhile(stack: Stack) -> None:
-    # Its graph names the first axis of input and output differently, so it says nothing of rows.
-    rows = publish_for(stack, "magika", model_path(), "--rows-max", "2")
+    rows = publish_for(stack, "magika", model_path())
     check(rows, bytes_min=2 << 20)
     text = stack.cli("engines", "list")
     for row in rows:

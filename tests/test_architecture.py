@@ -51,6 +51,7 @@ LATE_IMPORTS = {
 # Policies are functions of values: they know no clock, loop, file, log or chance.
 PURE = (
     "pool.batching",
+    "pool.engines.buckets",
     "pool.engines.choice",
     "pool.engines.gate",
     "pool.engines.tensorrt_profiles",
@@ -66,6 +67,8 @@ PURE = (
     "pool.inline",
     "pool.recycling",
     "pool.lanes",
+    "registry_sync.pt2_operators",
+    "registry_sync.pt2_rules",
     "edge.variants",
     "edge.cache",
     "edge.sampling",

@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-@pytest.mark.parametrize("cycles", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cycles", [20, pytest.param(200, marks=pytest.mark.slow)])
 async def test_memory_of_what_is_unloaded_comes_back(folder: Path, cycles: int) -> None:
     manifest = put_model(folder / "store", "big", mib=50)
     after: list[int] = []
@@ -87,7 +87,7 @@ async def test_small_model_is_answered_soon_after_the_start(folder: Path) -> Non
     """Counted from when the process is up; the start of the interpreter is printed beside it."""
     manifest = put_model(folder / "store", "small", mib=0.1)
     found: list[tuple[float, float, float]] = []
-    for _ in range(5):
+    for _ in range(3):
         async with running_worker(folder) as worker:
             await worker.edge()
             up_s = time.monotonic()

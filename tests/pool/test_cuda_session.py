@@ -306,7 +306,7 @@ def test_a_load_that_has_no_room_says_so_and_leaves_nothing(
     folder, manifest = images
     (tmp_path / "manifest.json").write_bytes(write(manifest))
     said = _alone(
-        "import torch\n"
+        "import gc, torch\n"
         "from pathlib import Path\n"
         "from pool.engines.base import EngineError\n"
         "from pool.engines.torch_engine import TorchEngine\n"
@@ -316,14 +316,16 @@ def test_a_load_that_has_no_room_says_so_and_leaves_nothing(
         "try:\n"
         f"    TorchEngine('cuda:0').load(Path({str(folder)!r}), manifest, 0)\n"
         "except EngineError as error:\n"
-        "    print(torch.cuda.memory_allocated(0), error)"
+        "    said = str(error)\n"
+        "gc.collect()\n"
+        "print(torch.cuda.memory_allocated(0), said)"
     )
     assert said.startswith("0 out of memory on cuda:0"), said
 
 
 def test_an_index_out_of_range_is_a_lost_device_and_no_wrong_answer(tmp_path: Path) -> None:
     said = _alone(
-        "import numpy as np, torch\n"
+        "import os, numpy as np, torch\n"
         "from pathlib import Path\n"
         "from pool.engines.base import DeviceLost\n"
         "from pool.engines.torch_engine import TorchEngine\n"
@@ -343,8 +345,9 @@ def test_an_index_out_of_range_is_a_lost_device_and_no_wrong_answer(tmp_path: Pa
         "assert session.batches and session.captured\n"
         "assert session.infer({'ids': np.array([1, 0])})['output'].shape == (2, 4)\n"
         "try:\n"
-        "    print('answered', session.infer({'ids': np.array([10**9])}))\n"
+        "    print('answered', session.infer({'ids': np.array([10**9])}), flush=True)\n"
         "except DeviceLost as error:\n"
-        "    print('lost', error)"
+        "    print('lost', error, flush=True)\n"
+        "os._exit(0)"  # whoever frees something now would be told of it once more
     )
     assert said.startswith("lost cuda:0 is lost to this process"), said

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import shutil
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,8 @@ FORMATS: Final = frozenset({"torch-export"})
 COMPILERS: Final = ("g++", "clang++")
 # Of what is compiled; another number makes other plans.
 COMPILE_FLAGS: Final = ("aot_inductor", "weights=artifact")
+# torch reads one archive at a time: what it reads is in variables of the process.
+_reading = threading.Lock()
 
 
 class TorchEngine:
@@ -57,7 +60,8 @@ class TorchEngine:
         if not probe.available:
             raise EngineError(probe.reason)
         sessions: Any = importlib.import_module("pool.engines.torch_session")
-        session: Session = sessions.load(folder, manifest, threads, probe.device)
+        with _reading:
+            session: Session = sessions.load(folder, manifest, threads, probe.device)
         return session
 
 
@@ -119,7 +123,8 @@ class TorchCompiledEngine:
                 f"compiled for {identity.device}, {probe.device} is {probe.device_class}"
             )
         compiler: Any = importlib.import_module("pool.engines.torch_compile")
-        session: Session = compiler.load(spec, plan, caches, probe.device, self._threads)
+        with _reading:
+            session: Session = compiler.load(spec, plan, caches, probe.device, self._threads)
         return session
 
 

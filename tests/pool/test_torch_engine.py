@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,18 @@ def test_the_threads_that_are_asked_for_are_taken(folder: Path, threads: int) ->
     pt2.scaled(folder / "model.pt2")
     TorchEngine("cpu").load(folder, manifest_of(folder), threads).close()
     assert torch.get_num_threads() == threads
+
+
+def test_archives_are_loaded_by_several_threads_at_once(folder: Path) -> None:
+    layers = [torch.nn.Linear(8, 8) for _ in range(40)]  # so that reading takes a while
+    pt2.save(folder / "model.pt2", torch.nn.Sequential(*layers), torch.zeros(3, 8))
+    manifest = manifest_of(folder)
+    with ThreadPoolExecutor(4) as threads:
+        loads = [threads.submit(TorchEngine("cpu").load, folder, manifest, 1) for _ in range(8)]
+        sessions = [load.result() for load in loads]
+    x = np.ones((2, 8), np.float32)
+    answers = [session.infer({"input": x})["output"] for session in sessions]
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
 
 
 def test_fp32_stays_fp32() -> None:

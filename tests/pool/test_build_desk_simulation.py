@@ -52,9 +52,7 @@ def disturb(world: World, random: Random) -> None:
         case "withdraw" if world.wishes:
             world.wishes.discard(random.choice(sorted(world.wishes)))
         case "mute":
-            worker.is_mute = not worker.is_mute
-            if worker.build is not None:
-                worker.build.is_excused = True
+            world.mute(worker, not worker.is_mute)
         case "gone" if world.registry:
             del world.registry[random.choice(sorted(world.registry))]
             for one in world.workers.values():
@@ -71,7 +69,7 @@ def calm(world: World) -> None:
     world.run(150.0)
     world.failing_p, world.step_s = 0.0, 4.0
     for worker in world.workers.values():
-        worker.is_mute = False
+        world.mute(worker, False)
         if worker.is_up and world.now_s >= worker.silent_until_s:
             world.want(worker)
     world.run(2 * BACKOFF_S_MAX + LOOK_AGAIN_S)

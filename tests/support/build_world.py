@@ -11,9 +11,10 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 
-from pool.build_desk import BuildDesk
+from pool.build_desk import ASK_AGAIN_S, BuildDesk
 from pool.build_jobs import Ask, Ref, Report, Target, Tell
 
 STEP_S = 0.5
@@ -43,6 +44,7 @@ class SimWorker:
     is_up: bool = True
     silent_until_s: float = 0.0
     is_mute: bool = False  # answers no order
+    spoke_again_s: float = -inf  # when it last ceased to be mute
     connection: int = 0  # a message of an earlier one is lost
     said_s: float = 0.0  # when the last report on its way arrives: they do not overtake
     build: Build | None = None
@@ -124,6 +126,14 @@ class World:
 
         self.after(s, back)
 
+    def mute(self, worker: SimWorker, is_mute: bool) -> None:
+        """Let it answer no order, or answer again; whatever else it does goes on."""
+        if worker.is_mute and not is_mute:
+            worker.spoke_again_s = self.now_s
+        worker.is_mute = is_mute
+        if worker.build is not None:
+            worker.build.is_excused = True
+
     def _hang_up(self, worker: SimWorker) -> None:
         worker.connection += 1
         connection, desk = worker.connection, self.desk
@@ -152,7 +162,12 @@ class World:
         if self.now_s < worker.silent_until_s:
             pause_s = worker.silent_until_s - self.now_s + 0.01
             was = worker.incarnation
-            self.after(pause_s, lambda: worker.incarnation == was and self.register(worker))
+
+            def later() -> None:
+                if worker.incarnation == was:
+                    self.register(worker)
+
+            self.after(pause_s, later)
             return
         worker.connection += 1
         name = (worker.id, str(worker.incarnation), worker.device_class)
@@ -240,7 +255,9 @@ class World:
         for other in self.workers.values():
             if other.build is not None and other.build.key == key and not other.build.is_excused:
                 self.doubled.append(f"{self.now_s}: {key} by {worker.id} beside {other.id}")
-        build = worker.build = Build(key, target)
+        # Its first answer to an order may come just as the order is given to another.
+        is_late = self.now_s - worker.spoke_again_s < ASK_AGAIN_S + 2.0
+        build = worker.build = Build(key, target, is_excused=is_late)
         self._say(worker, "building", key, target)
 
         def end() -> None:

@@ -270,7 +270,7 @@ def test_full_disk_fails_the_build_and_leaves_nothing(node: Node) -> None:
 
 def test_plan_that_the_node_cannot_keep_fails_the_build(node: Node) -> None:
     node.plans = LocalPlans(node.data / "store" / "engines", bytes_max=100)
-    with pytest.raises(BuildFailed, match="at most 100 bytes of plans: raise the bound") as caught:
+    with pytest.raises(BuildFailed, match="at most 100 bytes of plans: raise --plans") as caught:
         node.build(node.option())
     assert not caught.value.retry
 

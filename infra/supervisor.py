@@ -342,7 +342,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is ours to pass on
+                process_group=0,  # Ctrl-C is ours to pass on
                 preexec_fn=functools.partial(_die_with, os.getpid()),
                 pass_fds=handed,
             )

@@ -53,15 +53,13 @@ _log = structlog.get_logger()
 def give_way() -> None:
     """Let this process run only where nobody else wants to: its threads, and those to come.
 
-    A session has its own share of the cores where Linux groups tasks by session (sched(7),
-    autogroup), so that has to be small as well.
+    Linux may group tasks by session (sched(7), autogroup), and compares groups before it looks at
+    who is idle in one: so a builder stays in the session of those that serve.
     """
     with contextlib.suppress(OSError):
         for thread in map(int, os.listdir("/proc/self/task")):
             os.setpriority(os.PRIO_PROCESS, thread, _NICE)
             os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(_NICE))
 
 
 def end_first() -> None:

@@ -202,7 +202,7 @@ async def _run(config: BuilderConfig, s_max: float) -> BuilderResult | int:
         msgspec.json.encode(config).decode(),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # so that it and the compilers it starts can be ended together
+        preexec_fn=os.setpgrp,  # so that it and the compilers it starts can be ended together
     )
     _log.info("builder_started", task=config.task, key=config.key, child_pid=process.pid)
     try:

@@ -99,7 +99,7 @@ class _Job:
 
     def _engine(self) -> PlanEngine:
         config = self.config
-        found = find_plan_engines(config.engines, config.device)
+        found = find_plan_engines(config.engines, config.device, config.threads)
         for engine in found:
             if engine.name == config.engine:
                 return engine

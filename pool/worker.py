@@ -273,7 +273,7 @@ async def run(config: WorkerConfig) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     secrets = load_secrets(Path(config.data))
-    plan_engines = find_plan_engines(config.engines, config.device)
+    plan_engines = find_plan_engines(config.engines, config.device, config.threads)
     worker = Worker(config, find_engines(config.engines, config.device), secrets, plan_engines)
     loop.add_signal_handler(signal.SIGUSR1, worker.ask_for_heir)
     if config.go_fd >= 0 and not await takes_over(worker, stop):

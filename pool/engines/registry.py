@@ -39,12 +39,15 @@ def find_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[Engine
     return (*named, OnnxRuntimeEngine(), TorchEngine(device))
 
 
-def find_plan_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[PlanEngine, ...]:
+def find_plan_engines(
+    extra: Sequence[str] = (), device: str = "cpu", threads: int = 0
+) -> tuple[PlanEngine, ...]:
     """Make the engines of this worker that run plans, in order of preference.
 
     Args:
         extra: as for `find_engines`; those that need plans are taken.
         device: on which the built-in ones are to run: "cpu", "cuda:0", …
+        threads: that one run of theirs takes on a CPU; 0 lets the engine choose.
 
     Raises:
         BadEngineName: a name that does not lead to an engine.
@@ -52,7 +55,7 @@ def find_plan_engines(extra: Sequence[str] = (), device: str = "cpu") -> tuple[P
     named = [engine for engine in map(_make, extra) if _needs_plan(engine)]
     tensorrt = (TensorRtEngine(name, device) for name in TENSORRT_NAMES)
     found: dict[str, PlanEngine] = {}
-    for engine in (*named, *tensorrt, TorchCompiledEngine(device)):
+    for engine in (*named, *tensorrt, TorchCompiledEngine(device, threads)):
         found.setdefault(engine.name, engine)  # plans name their engine: there is one of a name
     return tuple(found.values())
 

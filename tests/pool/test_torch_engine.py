@@ -18,6 +18,7 @@ import torch
 
 from pool.engines.base import NUMPY_DTYPES, BuildSpec, CannotBuild, EngineError, PlanRefused
 from pool.engines.device import cpu
+from pool.engines.registry import find_plan_engines
 from pool.engines.torch_engine import TorchCompiledEngine, TorchEngine
 from pool.engines.torch_session import TorchSession
 from registry_sync.documents import EngineWish, File, Manifest, TensorSpec
@@ -129,6 +130,18 @@ def test_an_index_out_of_range_fails_that_call_only(folder: Path) -> None:
 def test_the_threads_that_are_asked_for_are_taken(folder: Path, threads: int) -> None:
     pt2.scaled(folder / "model.pt2")
     TorchEngine("cpu").load(folder, manifest_of(folder), threads).close()
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_plan_takes_the_threads_of_the_worker(folder: Path, threads: int) -> None:
+    pt2.scaled(folder / "model.pt2")
+    torch.set_num_threads(3)
+    spec = spec_of(folder, manifest_of(folder))
+    (engine,) = (one for one in find_plan_engines((), "cpu", threads) if one.name == "torch")
+    (folder.parent / "plan").write_bytes(b"garbage")
+    with pytest.raises(PlanRefused, match="torch cannot load it"):
+        engine.load_plan(spec, engine.identity(spec), folder.parent / "plan", folder.parent)
     assert torch.get_num_threads() == threads
 
 

@@ -89,7 +89,9 @@ def _workers(status: Document) -> Table:
 def _engine(engine: Document) -> Text:
     text = Text(f"{engine['model']}/{engine['version']} ")
     text.append_text(_state(engine["state"])).append(f" {engine['engine']}".rstrip())
-    return text.append(f" plan {engine['plan'][:12]}") if engine.get("plan") else text
+    if engine.get("plan"):
+        text.append(f" plan {engine['plan'][:12]}")
+    return text.append(f" {engine['detail']}") if engine["detail"] else text
 
 
 def _edges(status: Document) -> Table:

@@ -53,6 +53,7 @@ class _Held:
 
     until_s: float
     pause_s: float
+    reason: str
 
 
 class Upgrades:
@@ -92,13 +93,13 @@ class Upgrades:
         self._reports = Reports(self._report)
         self.work = BuildWork(shelf, self._option_of, self._reports, self._on_plan)
         # The whole mutable state: what the endpoints want, the tasks of warm slots and what wakes
-        # them, plans that were refused, why engines cannot be had, when the registry was asked for
+        # them, plans that were refused, why nothing better serves, when the registry was asked for
         # which plan, whether the controller knows of plans, and since when there is none that does.
         self._wishes = self._last_wishes()
         self._tasks: dict[EngineSlot, asyncio.Task[None]] = {}
         self._news: dict[EngineSlot, asyncio.Event] = {}
         self._held: dict[str, _Held] = {}
-        self._unavailable: dict[EngineSlot, str] = {}
+        self._whys: dict[EngineSlot, str] = {}
         self._unloadable: list[tuple[Option, str]] = []  # by threads that load
         self._asked_s: dict[str, float] = {}
         self._is_desk = False
@@ -126,6 +127,10 @@ class Upgrades:
     def engine_name(self, manifest: Manifest) -> str:
         """Return the engine's name that is wished for; "auto" if none is."""
         return self._wanted(manifest).engine.name
+
+    def why(self, slot: EngineSlot) -> str:
+        """Say why what is wished for does not serve a warm slot; empty if nothing is amiss."""
+        return self._whys.get(slot, "")
 
     def look(self, slots: Iterable[EngineSlot]) -> None:
         """Take note that a slot's state may have changed."""
@@ -195,7 +200,16 @@ class Upgrades:
         while self._unloadable:
             self._hold(*self._unloadable.pop())
         options, why_not_others = await asyncio.to_thread(self._options, loaded.manifest)
-        self._say_unavailable(slot, loaded.manifest, why_not_others)
+        refused: list[str] = []
+        try:
+            return await self._climb(slot, loaded, options, refused)
+        finally:
+            self._note_why(slot, why_not_others, refused, is_known=bool(options))
+
+    async def _climb(
+        self, slot: EngineSlot, loaded: Loaded, options: list[Option], refused: list[str]
+    ) -> float | None:
+        """See to the best option first; note in `refused` what stands in the way of others."""
         pauses_s: list[float] = []
         for option in options:
             if loaded.identity == option.identity:
@@ -209,6 +223,7 @@ class Upgrades:
                 await self._shelf.note_use(slot.loaded)
                 return min(pauses_s, default=None)
             pauses_s.append(pause_s)
+            refused += self._why_not(option)
             loaded = slot.loaded
         if loaded.identity is not None and not _still_fits(loaded, options):
             await self._fall_back(slot, loaded.manifest)
@@ -264,7 +279,7 @@ class Upgrades:
         held = self._held.get(option.key)
         pause_s = REFUSED_S_MAX if is_final else REFUSED_S if held is None else 2 * held.pause_s
         pause_s = min(pause_s, REFUSED_S_MAX)
-        self._held[option.key] = _Held(time.monotonic() + pause_s, pause_s)
+        self._held[option.key] = _Held(time.monotonic() + pause_s, pause_s, reason)
         self._reports.say(report_of(option, "refused", reason))
         return pause_s
 
@@ -276,13 +291,31 @@ class Upgrades:
         except CannotLoad as error:
             _log.error("no_engine_to_fall_back_on", model=slot.model, error=str(error))
 
-    def _say_unavailable(self, slot: EngineSlot, manifest: Manifest, why: str) -> None:
-        """Log why what is wished for by name cannot run here, whenever that is news."""
+    def _why_not(self, option: Option) -> list[str]:
+        """Say why an option does not serve that nobody need wait for."""
+        held, probe = self._held.get(option.key), self._devices.probes[option.engine.name]
+        if held is not None:
+            return [f"{probe.name}: its plan is refused: {held.reason}"]
+        if option.spec.device_class in probe.builds_for:
+            return []
+        return [f"{probe.name}: it has no plan, and can build none here: {probe.reason}"]
+
+    def _note_why(
+        self, slot: EngineSlot, why_not_others: str, refused: list[str], *, is_known: bool
+    ) -> None:
+        """Keep why nothing better serves; log it whenever that is news."""
+        if slot.loaded is None:
+            return
+        manifest, serving = slot.loaded.manifest, slot.loaded.engine
         wish = self._wanted(manifest).engine
-        is_named = wish.name not in ("auto", slot.loaded and slot.loaded.engine)
-        if why and (is_named or wish.ahead_of_time) and self._unavailable.get(slot) != why:
+        is_named = wish.name not in ("auto", serving)
+        if is_named and not is_known and not why_not_others:
+            why_not_others = f'{wish.name}: no engine of this name here runs "{manifest.format}"'
+        is_wished = is_named or wish.ahead_of_time
+        why = "; ".join(filter(None, [why_not_others if is_wished else "", *refused]))
+        if why and self._whys.get(slot) != why:
             _log.warning("engine_unavailable", model=slot.model, version=slot.version, reason=why)
-        self._unavailable[slot] = why
+        self._whys[slot] = why
 
     # what is wanted
 
@@ -296,8 +329,8 @@ class Upgrades:
         return wanted_of(manifest)
 
     def _options(self, manifest: Manifest) -> tuple[list[Option], str]:
-        if not self._devices.engines or self._shelf.secrets is None:
-            return [], "there are no engines that need plans, or no secret to vouch for them"
+        if self._shelf.secrets is None:
+            return [], "plans need a fleet secret, and this node has none"
         return choice.options(self._devices.engines, self._devices.probes, self._spec(manifest))
 
     def _spec(self, manifest: Manifest, device_class: str = "") -> BuildSpec:
@@ -340,7 +373,7 @@ class Upgrades:
     def _leave(self, slot: EngineSlot, _: asyncio.Task[None]) -> None:
         self._tasks.pop(slot, None)
         self._news.pop(slot, None)
-        self._unavailable.pop(slot, None)
+        self._whys.pop(slot, None)
 
     def _last_wishes(self) -> Mapping[str, bytes]:
         """Return the wishes from before a restart: there may be no controller to tell them."""

@@ -150,7 +150,7 @@ class Worker:
                 slot.loaded.session.memory_bytes if slot.loaded else 0,
                 slot.calls,
                 0.0 if slot.calls else now_s - slot.used_s,
-                slot.detail[:1000],
+                (slot.detail or self.upgrades.why(slot))[:1000],
                 slot.loads,
                 slot.waiting,
                 *_ran(slot.queue),

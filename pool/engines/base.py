@@ -69,7 +69,7 @@ class Probe:
     available: bool  # it can run models on `device`
     version: str  # of the framework, exact; empty when it is not there
     device: str  # "cpu", "cuda:0", …
-    reason: str  # why it is not available; empty when it is
+    reason: str  # why it is not available, or builds nothing for `device`; else empty
     device_class: str = ""  # of `device`, as plans name it: "sm_90", …
     driver: int = 0  # major version; 0: none
     builds_for: tuple[str, ...] = ()  # device classes for which plans can be built here

@@ -103,7 +103,7 @@ class TorchCompiledEngine:
         if spec.device_class not in probe.builds_for:
             raise CannotBuild(
                 f"torch here cannot compile for {spec.device_class}: "
-                + (probe.reason or _why_not(probe))
+                + (probe.reason or f"{probe.device} is {probe.device_class}")
             )
         compiler: Any = importlib.import_module("pool.engines.torch_compile")
         built: Built = compiler.build(spec, plan, caches, probe.device)
@@ -166,22 +166,17 @@ def _probe(wanted: str, *, builds: bool) -> Probe:
             driver=device.driver,
         )
     can_build = builds and any(map(shutil.which, COMPILERS))
+    reason = "" if can_build or not builds else "there is no C++ compiler: install g++"
     return Probe(
         NAME,
         available=True,
         version=version,
         device=device.name,
-        reason="",
+        reason=reason,
         device_class=device.device_class,
         driver=device.driver,
         builds_for=(device.device_class,) if can_build else (),
     )
-
-
-def _why_not(probe: Probe) -> str:
-    if not probe.builds_for:
-        return "there is no C++ compiler: install g++"
-    return f"{probe.device} is {probe.device_class}"
 
 
 @functools.cache

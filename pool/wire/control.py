@@ -45,7 +45,7 @@ class EngineState(msgspec.Struct, array_like=True, frozen=True):
     bytes: _Count = 0
     calls: _Count = 0  # waiting or running
     idle_s: _Seconds = 0.0  # since the last call
-    detail: _Text = ""
+    detail: _Text = ""  # failed: why; warm: why what is wished for does not serve it
     loads: _Count = 0  # how often this process has loaded it
     waiting: _Count = 0  # of the calls, those that do not run yet
     runs: _Count = 0  # since it was loaded, as is what follows

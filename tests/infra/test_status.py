@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from infra.status_view import UNKNOWN, lines, tables
+from infra.status_view import UNKNOWN, lines, shown_bytes, tables
+from tests.support.models import identity
 from tests.support.stack import TEST_ENGINES, Stack, running_stack, until
 
 MODEL = "shown"
@@ -57,6 +58,23 @@ def test_engine_says_what_it_ran(shown: Stack) -> None:
     assert after["rows"] == before["rows"] + 1
     assert after["run_s"] > before["run_s"]
     assert (after["waiting"], after["calls"]) == (0, 0)
+
+
+def test_engine_that_an_endpoint_names_and_that_is_not_here_is_said(
+    shown: Stack, tmp_path: Path
+) -> None:
+    shown.publish("wishful", identity(tmp_path / "wishful.onnx"))
+    shown.edit_endpoint("wishful", engine={"name": "tensorrt"})
+    detail = until(lambda: shown.engine("wishful")[0]["detail"], 30.0, "a reason")
+    (engine,) = shown.engine("wishful")
+    assert (engine["state"], engine["engine"]) == ("warm", "onnxruntime")
+    assert re.search(r"^tensorrt: .*not installed", detail)
+    assert f"wishful/1  warm  onnxruntime  {shown_bytes(engine['bytes'])}  {detail}" in shown.cli(
+        "status"
+    )
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(tables(shown.status()))
+    assert f"wishful/1 warm onnxruntime {detail}" in console.export_text()
 
 
 def test_request_under_way_is_counted_at_its_edge(shown: Stack) -> None:

@@ -20,8 +20,9 @@ import pytest
 from pool.building import Bench
 from pool.config import WorkerConfig
 from pool.engines import choice, device
+from pool.engines.base import PlanEngine
 from pool.engines.probes import Devices
-from pool.engines.registry import find_engines
+from pool.engines.registry import find_engines, find_plan_engines
 from pool.load_guard import LoadGuard
 from pool.loading import Loader
 from pool.plan_shelf import PlanShelf
@@ -39,6 +40,7 @@ from registry_sync.open import open_store
 from registry_sync.plans import PlanMeta, signed
 from registry_sync.publish import publish
 from registry_sync.stores import Store, StoreUnavailable
+from tests.support import pt2
 from tests.support.models import mlp
 from tests.support.plan_engine import ELSEWHERE, STUDIO, OptimizedEngine, Studio, build_plan
 
@@ -63,7 +65,14 @@ class Unsteady(Registry):
 class World:
     """One worker's part that looks for engines, on a node of its own, and what it says."""
 
-    def __init__(self, folder: Path, registry: str, *, alone_s: float = 3600.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        registry: str,
+        *,
+        alone_s: float = 3600.0,
+        plan_engines: tuple[PlanEngine, ...] | None = None,
+    ) -> None:
         self.folder = folder
         self.socket = str(folder / "s")
         config = WorkerConfig(
@@ -82,7 +91,7 @@ class World:
         self.said: list[BuildReport] = []
         self.is_linked = False
         self.upgrades = Upgrades(
-            Devices.of([OptimizedEngine()]),
+            Devices.of([OptimizedEngine()] if plan_engines is None else plan_engines),
             self.shelf,
             self.loader.local,
             bring=self.loader.bring,
@@ -139,6 +148,13 @@ class World:
     def answer(self) -> Any:
         assert self.slot.loaded is not None
         return self.slot.loaded.session.infer({"x": INPUT})["y"]
+
+    async def explains(self, start: str) -> str:
+        """Return why nothing better serves, once that is for such a reason."""
+        why = self.upgrades.why
+        return await self.until(
+            lambda: why(self.slot) if why(self.slot).startswith(start) else "", start
+        )
 
     def states(self) -> list[str]:
         """Return what was said, without saying again."""
@@ -536,6 +552,7 @@ async def test_wrong_plan_with_a_right_mac_never_serves_and_the_report_is_kept(
     record = plans.read_gate(fleet.store.read(f"{fleet.place}/gate.json", 0, 1 << 20))
     plans.check_mac(record, SECRETS.current.key)
     assert record.report.verdict == "failed"
+    assert 'output "y" is off by' in await world.explains("optimized: its plan is refused")
     # Who comes later goes by that report.
     other = await fleet.world("b")
     other.led()
@@ -565,6 +582,7 @@ async def test_plan_that_the_device_refuses_leaves_the_portable_engine_serving(
     report = await world.says("refused")
     assert "this device does not like it" in report.reason
     assert (world.engine, world.shelf.refused) == ("onnxruntime", 1)
+    assert "this device does not like it" in await world.explains("optimized: its plan is refused")
 
 
 async def test_gated_plan_that_the_device_refuses_later_falls_back(fleet: Fleet) -> None:
@@ -583,6 +601,44 @@ async def test_gated_plan_that_the_device_refuses_later_falls_back(fleet: Fleet)
 
 
 # --- wishes ---
+
+
+@pytest.mark.parametrize("name", ["acme", "tensorrt"])
+async def test_engine_that_is_named_and_not_here_is_said_while_another_serves(
+    fleet: Fleet, name: str
+) -> None:
+    fleet.publish()
+    world = await fleet.world("a", plan_engines=find_plan_engines())
+    await world.warm()
+    world.led(name=name)
+    assert world.engine == "onnxruntime"
+    why = await world.explains(f"{name}: ")
+    assert "not installed" in why if name == "tensorrt" else 'runs "onnx"' in why
+    world.wish(name="onnxruntime")
+    await world.until(lambda: not world.upgrades.why(world.slot), "nothing is amiss")
+
+
+async def test_nothing_is_amiss_where_no_engine_is_named_and_while_a_plan_is_wanted(
+    fleet: Fleet,
+) -> None:
+    fleet.publish()
+    world = await fleet.world(plan_engines=(*find_plan_engines(), OptimizedEngine()))
+    world.led()
+    await world.warm()
+    await world.says("wanted")
+    assert world.upgrades.why(world.slot) == ""
+
+
+async def test_wish_to_compile_where_no_compiler_is_says_so(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.graph = pt2.scaled(fleet.folder / "m.pt2")
+    fleet.publish()
+    monkeypatch.setenv("PATH", str(fleet.folder))
+    world = await fleet.world(plan_engines=find_plan_engines())
+    world.led(ahead_of_time=True)
+    await world.warm()
+    assert "no C++ compiler: install g++" in await world.explains("torch: it has no plan")
 
 
 async def test_wish_for_the_portable_engine_brings_it_back(fleet: Fleet) -> None:

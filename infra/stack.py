@@ -27,6 +27,8 @@ from registry_sync.config import SyncConfig
 
 RUN_PATH_BYTES_MAX = 80  # leaves room for a socket's name within the 108 bytes of sun_path
 
+AUTO = "auto"  # of devices: the GPUs in turn, the CPU where there are none
+
 STAGE_CONTROLLER, STAGE_SYNC, STAGE_WORKER, STAGE_EDGE = 0, 1, 2, 3
 
 
@@ -209,13 +211,20 @@ def worker_processes(
     lame_duck_s: float = 0.0,
     drain_s_max: float = 30.0,
     plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT,
+    on: str = AUTO,
 ) -> list[ProcessSpec]:
-    """Return the node's workers: on unix sockets, or on TCP from `port` on."""
+    """Return the node's workers: on unix sockets, or on TCP from `port` on.
+
+    Args:
+        on: the device of all of them, "cpu", "cuda:0", …; "auto": see `devices_for`.
+
+    Raises:
+        CannotStart: there is no such device.
+    """
     threads = max(1, (os.cpu_count() or 1) // count)
     name = node.id()
-    gpus = [gpu.name for gpu in device.gpus().devices]
     specs = []
-    for slot, on in enumerate(devices_for(count, gpus)):
+    for slot, device_name in enumerate(_devices(count, on)):
         listen = f"unix:{node.run / f'worker-{slot}.sock'}"
         advertise = ""
         if listen_host:
@@ -231,7 +240,7 @@ def worker_processes(
             sync_socket=node.sync_socket,
             threads=threads,
             engines=engines,
-            device=on,
+            device=device_name,
             lame_duck_s=lame_duck_s,
             drain_s_max=drain_s_max,
             plans_bytes_max=plans_bytes_max,
@@ -250,6 +259,17 @@ def worker_processes(
             )
         )
     return specs
+
+
+def _devices(workers: int, on: str) -> list[str]:
+    if on == AUTO:
+        return devices_for(workers, [gpu.name for gpu in device.gpus().devices])
+    if not on:  # which `find` takes for "any"
+        raise CannotStart("--device: expected auto, cpu or cuda:N")
+    try:
+        return [device.find(on).name] * workers
+    except device.NoSuchDevice as error:
+        raise CannotStart(f"--device: {error}") from None
 
 
 def devices_for(workers: int, gpus: Sequence[str]) -> list[str]:

@@ -90,6 +90,14 @@ PlansMax = Annotated[
     typer.Option("--plans-bytes-max", min=1, help="Built plans kept on this node, all together."),
 ]
 
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="On which all workers serve: cpu or cuda:N; auto: the GPUs in turn, else the CPU.",
+    ),
+]
+
 NO_SECRET = "TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET, or put one into DATA/secrets"
 WILDCARDS = ("0.0.0.0", "::")  # good to listen on, impossible to dial
 
@@ -124,6 +132,7 @@ def up_command(
     cache_memory_bytes: MemoryMax = 256 << 20,
     cache_disk_bytes: DiskMax = 1 << 30,
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
+    device: Device = stack.AUTO,
     log_level: LogLevel = "warning",
 ) -> None:
     """Run the whole system on this machine until Ctrl-C or SIGTERM."""
@@ -147,6 +156,7 @@ def up_command(
         cache_memory_bytes=cache_memory_bytes,
         cache_disk_bytes=cache_disk_bytes,
         plans_bytes_max=plans_bytes_max,
+        device=device,
         log_level=log_level,
     )
     with said():
@@ -225,6 +235,7 @@ def pool_command(
     engine: Engines = None,
     lame_duck_s: LameDuck = 5.0,
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
+    device: Device = stack.AUTO,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only workers, with the sync process that brings their artifacts."""
@@ -250,6 +261,7 @@ def pool_command(
             engines=tuple(engine or ()),
             lame_duck_s=lame_duck_s,
             plans_bytes_max=plans_bytes_max,
+            on=device,
         ),
     ]
     _run(TierOptions(node, tuple(processes), "pool"), log_level)

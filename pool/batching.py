@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias
+
+import msgspec
 
 from pool.ticket import Ticket
 
@@ -20,8 +21,7 @@ from pool.ticket import Ticket
 SCAN_BATCHES_MAX: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What an engine allows."""
 
     rows_max: int
@@ -29,15 +29,13 @@ class Limits:
     run_s: Callable[[int], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Shed:
+class Shed(msgspec.Struct, frozen=True):
     """Give up the first `count` tickets of the head's shape: they cannot be on time."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """Run the first `count` tickets of the head's shape together, now."""
 
     count: int

@@ -34,6 +34,7 @@ from pool.engines.base import (
     Session,
     reason_of,
 )
+from pool.engines.local_caches import caches_of
 from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
 from pool.engines.trial import try_out
 from registry_sync.documents import Manifest
@@ -174,13 +175,6 @@ def run(config: BuilderConfig) -> BuilderResult:
         # A framework may raise anything; whoever waits is to hear what it was.
         _log.exception("bug", key=config.key)
         return BuilderResult(state="failed", reason=_bounded(reason_of(error)))
-
-
-def caches_of(data: Path) -> Path:
-    """Return the node's folder for what makes later builds and loads quicker, making it."""
-    folder = data / "store" / "engine-caches"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
 
 
 def _digest_of(path: Path) -> tuple[str, int]:

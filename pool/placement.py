@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from pool.wire.control import UNLOADED, EngineRoute, EngineState
 from registry_sync.documents import EndpointSpec
@@ -22,8 +23,7 @@ UNWANTED_IDLE_S = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerView:
+class WorkerView(msgspec.Struct, frozen=True):
     """A registered worker as its last heartbeat showed it."""
 
     id: str
@@ -31,8 +31,7 @@ class WorkerView:
     engines: Mapping[Ref, EngineState]
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True):
     """What the endpoints want of one version of a model.
 
     `idle_s` is None where some endpoint keeps it awake; else the longest time that any of them
@@ -44,16 +43,14 @@ class Demand:
     idle_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """Let `worker` load `ref`."""
 
     worker: str
     ref: Ref
 
 
-@dataclass(frozen=True, slots=True)
-class Unload:
+class Unload(msgspec.Struct, frozen=True):
     """Let `worker` drain and drop `ref`."""
 
     worker: str

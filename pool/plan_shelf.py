@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from pool import building
-from pool.builder import caches_of
 from pool.building import Bench, BuildFailed
 from pool.engines import gate
 from pool.engines.choice import Option
 from pool.engines.covering import covering
+from pool.engines.local_caches import caches_of
 from pool.load_guard import LoadGuard
 from pool.slots import CannotLoad, Loaded, load_session
 from pool.wire.handshake import Secrets
@@ -38,30 +38,26 @@ from registry_sync.plans import BadPlan, GateRecord, signed_gate
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True):
     """A plan is here, its numbers agree, and it may be loaded."""
 
     plan: LocalPlan
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(msgspec.Struct, frozen=True):
     """There is no plan, or only one that must be built anew; then `reason` says why."""
 
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """There is a plan, and this worker must not or cannot load it."""
 
     reason: str
     is_final: bool = False  # it will not get better on this device
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(msgspec.Struct, frozen=True):
     """The registry cannot be asked now."""
 
     reason: str

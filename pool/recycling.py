@@ -6,8 +6,9 @@ engines and its calls account for comes back only with a new process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 SLACK_BYTES: Final = 512 << 20
 # What an engine says of its memory are its weights; its activations and the arena they lie in may
@@ -19,8 +20,7 @@ INTERVAL_S: Final = 1800.0  # that a process lives at least; see `next_interval_
 INTERVAL_S_MAX: Final = 24 * 3600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker holds, and what accounts for it; in bytes."""
 
     now_s: float
@@ -42,8 +42,7 @@ class Sample:
         return self.base + ENGINE_FACTOR * self.engines
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """What is remembered from one look to the next."""
 
     over_since_s: float | None = None

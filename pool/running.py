@@ -12,16 +12,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from pool.engines.base import DeviceLost, Session, Tensors, reason_of
 from pool.ticket import Failed, Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(msgspec.Struct, frozen=True):
     """The outcome of `run_tickets`, one result for each ticket, in order."""
 
     results: list[Tensors | Failed]

@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from pool.engine_queue import EngineQueue
@@ -36,8 +36,7 @@ class CannotLoad(Exception):
     """Why a version cannot be had in this worker; the text is for the caller."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(msgspec.Struct, frozen=True):
     """What came of a load."""
 
     manifest: Manifest

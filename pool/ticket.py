@@ -9,14 +9,15 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import msgspec
+
 from pool.engines.base import Tensors
 from registry_sync.documents import PRIORITY_DEFAULT
 
 ROWS_UNBOUNDED = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The model answered; of a stream, it ended well."""
 
     outputs: Tensors  # what the ticket asked for, in its order; empty for a stream
@@ -25,29 +26,25 @@ class Answer:
     batch_rows: int  # of the whole run
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The model raised, or the queue would not take the ticket; an HTTP status and a text."""
 
     status: int
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Overdue:
+class Overdue(msgspec.Struct, frozen=True):
     """The deadline passed while the ticket waited, or it could no longer be met."""
 
     waited_s: float
     was_shed: bool  # True: given up before the deadline, because no run would meet it
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(msgspec.Struct, frozen=True):
     """The queue closed before the ticket's turn; it never ran, and another worker may have it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True):
     """The caller went away; nobody waits for an answer."""
 
 

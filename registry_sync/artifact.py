@@ -10,9 +10,10 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from registry_sync.documents import FILES_MAX, Precision
 from registry_sync.names import BadName
@@ -43,8 +44,7 @@ def graph_of(precision: Precision) -> str:
     return GRAPH if precision == "fp32" else f"model.{precision}.onnx"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """One file of an artifact-to-be."""
 
     path: str  # in the artifact

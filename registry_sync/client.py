@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from registry_sync.leader import LeaderRecord
+from registry_sync.leader_record import LeaderRecord
 from registry_sync.messages import (
     LINE_BYTES_MAX,
     AskLeader,

@@ -22,7 +22,8 @@ import msgspec
 import structlog
 
 from registry_sync.config import SyncConfig
-from registry_sync.leader import LeaderRecord, look
+from registry_sync.leader import look
+from registry_sync.leader_record import LeaderRecord
 from registry_sync.local import LocalStore
 from registry_sync.local_plans import LocalPlans
 from registry_sync.messages import (

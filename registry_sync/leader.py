@@ -25,12 +25,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
 import structlog
 
+from registry_sync.leader_record import LeaderRecord
 from registry_sync.stores import Conflict, NotFound, Store, StoreError
 
 LEADER_KEY = "control/leader.json"
@@ -40,49 +40,34 @@ ACT_S = 15.0  # the difference to TAKEOVER_S is for clocks that drift and for wo
 RETRY_S = 1.0  # after a write or a read that failed
 
 
-class LeaderRecord(msgspec.Struct, frozen=True):
-    """What the store says of the leader; unknown fields are ignored."""
-
-    epoch: int
-    url: str  # where the controller listens
-    holder: str  # the node it runs on
-    nonce: str  # new with every write, so that a renewal always changes the etag
-    resigned: bool = False  # the holder acts no more: whoever sees this may take over at once
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """What a look at the store showed: no object (no etag), or one (unreadable: no record)."""
 
     etag: str | None
     record: LeaderRecord | None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """Become the leader by writing the record over this etag (None: create it)."""
 
     record: LeaderRecord
     etag: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(msgspec.Struct, frozen=True):
     """Stay the leader by writing the record over this etag."""
 
     record: LeaderRecord
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Nothing to do before this time."""
 
     until_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class StandDown:
+class StandDown(msgspec.Struct, frozen=True):
     """Stop acting as the leader now; then step again at once."""
 
     reason: str
@@ -91,8 +76,7 @@ class StandDown:
 Decision: TypeAlias = Claim | Renew | Wait | StandDown
 
 
-@dataclass(frozen=True, slots=True)
-class Reign:
+class Reign(msgspec.Struct, frozen=True):
     """A leadership that is held."""
 
     epoch: int

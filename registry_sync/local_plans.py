@@ -22,9 +22,10 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from registry_sync.names import check_digest, check_name
 from registry_sync.plan_eviction import Held, to_evict
@@ -45,8 +46,7 @@ _REFUSED = ".refused"
 _REFUSED_MAX = 16  # remembered of one key and secret
 
 
-@dataclass(frozen=True, slots=True)
-class LocalPlan:
+class LocalPlan(msgspec.Struct, frozen=True):
     """A plan that may be loaded as far as its bytes go; `gate` says whether its numbers agree."""
 
     key: str
@@ -56,8 +56,7 @@ class LocalPlan:
     gate: GateReport  # of the build, else of the device that came later; else `NOT_RUN`
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(msgspec.Struct, frozen=True):
     """A plan's files as they lie here, vouched for by nobody: for sending them on."""
 
     folder: Path

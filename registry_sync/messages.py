@@ -25,7 +25,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from registry_sync.leader import LeaderRecord
+from registry_sync.leader_record import LeaderRecord
 
 LINE_BYTES_MAX = 64 << 10  # asyncio's own default for a line
 

@@ -13,9 +13,10 @@ its own nonce or revision number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 KEY_BYTES_MAX = 1024  # S3's limit on a key, prefix included
 SEGMENT_BYTES_MAX = 255  # NAME_MAX of Linux file systems
@@ -74,16 +75,14 @@ class BadStore(StoreError):
     """The store itself is wrong: a malformed URL, no such bucket, no credentials."""
 
 
-@dataclass(frozen=True, slots=True)
-class Object:
+class Object(msgspec.Struct, frozen=True):
     """An object's whole content."""
 
     data: bytes
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """An object as a listing shows it."""
 
     key: str

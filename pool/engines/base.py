@@ -12,10 +12,10 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -61,8 +61,7 @@ class DeviceLost(EngineError):
     """The device answers nobody in this process any more: only a new process can use it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """What an engine can do in this process; made without loading its framework."""
 
     name: str
@@ -156,8 +155,7 @@ class Engine(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class BuildSpec:
+class BuildSpec(msgspec.Struct, frozen=True):
     """What is to be built: one artifact for one kind of device."""
 
     manifest: Manifest
@@ -167,8 +165,7 @@ class BuildSpec:
     device_class: str
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """What came of a build, besides the plan in its file."""
 
     inspector: bytes = b""  # JSON: what the engine says of its layers; empty if nothing

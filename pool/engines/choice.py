@@ -7,9 +7,9 @@ each other one needs a plan, and says under which key.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from pool.engines.base import BuildSpec, CannotBuild, Engine, EngineError, PlanEngine, Probe
@@ -18,8 +18,7 @@ from registry_sync.documents import Manifest
 from registry_sync.plans import PlanIdentity
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(msgspec.Struct, frozen=True):
     """An engine that could run a version, once its plan is there."""
 
     engine: PlanEngine

@@ -13,10 +13,11 @@ import importlib
 import platform
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
+
+import msgspec
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
@@ -40,8 +41,7 @@ class NoSuchDevice(ValueError):
     """A device is named that is not there; the text says which are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """One device of this machine."""
 
     name: str  # "cpu", "cuda:0", …
@@ -51,8 +51,7 @@ class Device:
     memory_bytes: int = 0  # of the device; 0: the machine's
 
 
-@dataclass(frozen=True, slots=True)
-class Gpus:
+class Gpus(msgspec.Struct, frozen=True):
     """What the driver says: the GPUs, or why there are none."""
 
     devices: tuple[Device, ...] = ()

@@ -7,9 +7,9 @@ same plan gets the same verdict everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from pool.engines.base import NUMPY_DTYPES, Array, Tensors
@@ -24,8 +24,7 @@ DISTRIBUTION_OFF_MAX: Final = 1e-2  # of a row's sum from 1, in half precision
 SIZES: Final = (8, 16, 4, 32, 2, 64, 1, 128, 3, 224, 7, 256, 5, 10, 100, 512)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """How far a built engine may be from the artifact's own outputs."""
 
     relative_error_max: float
@@ -56,8 +55,7 @@ def limits_of(gate: GateLimits | None, precision: Precision) -> Limits:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(msgspec.Struct, frozen=True):
     """One run's shape: rows along open first axes, and which end of the other axes' ranges."""
 
     rows: int

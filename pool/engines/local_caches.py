@@ -11,6 +11,13 @@ from typing import Any, Final
 FILES_MAX: Final = 64  # of a kind (a suffix) in one folder; the oldest go
 
 
+def caches_of(data: Path) -> Path:
+    """Return the node's folder for what makes later builds and loads quicker, making it."""
+    folder = data / "store" / "engine-caches"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 def read_cache(path: Path, bytes_max: int) -> bytes:
     """Read a file; one that is not there, too large or not to be read is empty."""
     try:

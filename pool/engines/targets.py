@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 # The first of a row that is installed is the engine's; the names differ by CUDA and by where the
 # package comes from.
@@ -42,8 +43,7 @@ class BadTarget(ValueError):
     """A device class for which nothing can ever build; the text says what can, and for what."""
 
 
-@dataclass(frozen=True, slots=True)
-class Toolkit:
+class Toolkit(msgspec.Struct, frozen=True):
     """What an installed package can build.
 
     >>> Toolkit("tensorrt", "11.4", frozenset({"onnx"}), sm_min=75).covers("sm_90")

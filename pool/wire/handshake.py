@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -30,8 +29,7 @@ class HandshakeFailed(WireError):
     """The peer does not hold the fleet secret, or does not speak this handshake."""
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(msgspec.Struct, frozen=True):
     """One fleet secret and the public id by which peers name it."""
 
     id: str
@@ -53,8 +51,7 @@ class Secret:
         return cls(hashlib.sha256(b"tidepool fleet id\0" + key).hexdigest()[:12], key)
 
 
-@dataclass(frozen=True, slots=True)
-class Secrets:
+class Secrets(msgspec.Struct, frozen=True):
     """What this process holds: `current` is used to dial, both are accepted."""
 
     current: Secret

@@ -13,9 +13,10 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from pool.wire import handshake
 from pool.wire.frames import (
@@ -38,8 +39,7 @@ _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 UNIX_PATH_BYTES_MAX = 100  # sun_path holds 108 on Linux, 104 on macOS
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """Where to listen or dial: "unix:/path" or "tcp://host:port"."""
 
     path: str = ""
@@ -254,8 +254,7 @@ class Peer(asyncio.BufferedProtocol):
         self._on_frame, self._on_lost = self._keep, None
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLimits:
+class PeerLimits(msgspec.Struct, frozen=True):
     """The bounds of a connection's frames."""
 
     header_bytes_max: int = HEADER_BYTES_MAX

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import os
 import signal
@@ -211,7 +210,7 @@ def test_builder_gives_way_to_everything_that_serves(
 ) -> None:
     monkeypatch.setenv(PATIENT, "yes")
     node.studio.hold("begun")
-    node.bench = dataclasses.replace(node.bench, gives_way=True)
+    node.bench = msgspec.structs.replace(node.bench, gives_way=True)
     option = node.option()
 
     async def look() -> set[tuple[int, int]]:

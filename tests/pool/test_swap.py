@@ -6,10 +6,10 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from pool.engines.base import Tensors
 from pool.slots import CannotLoad, EngineSlot, Loaded

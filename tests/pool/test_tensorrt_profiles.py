@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -93,7 +93,7 @@ def test_open_first_axis_that_does_not_count_rows_is_1_unless_somebody_says(othe
     (profile,) = profiles_of(spec)
     assert {profile["x"].min[0], profile["x"].max[0]} == {1}
     wish = replace(spec.wish, axes={"x:0": AxisRange(1, 2, 3)})
-    (profile,) = profiles_of(dataclasses.replace(spec, wish=wish))
+    (profile,) = profiles_of(msgspec.structs.replace(spec, wish=wish))
     assert (profile["x"].min[0], profile["x"].opt[0], profile["x"].max[0]) == (1, 2, 3)
 
 

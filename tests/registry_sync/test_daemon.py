@@ -23,7 +23,8 @@ import pytest
 from registry_sync.client import SyncError, fetch_via, leader_via, ping_via
 from registry_sync.config import SyncConfig
 from registry_sync.directory import DirectoryStore
-from registry_sync.leader import LEADER_KEY, LeaderRecord
+from registry_sync.leader import LEADER_KEY
+from registry_sync.leader_record import LeaderRecord
 from registry_sync.local import LocalStore
 from registry_sync.open import open_store
 from registry_sync.stores import Store

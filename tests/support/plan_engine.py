@@ -8,13 +8,13 @@ process of its own: see `Studio`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
+import msgspec
 import onnxruntime as ort
 
 from pool.engines import device
@@ -167,7 +167,7 @@ class HopefulRtx(TensorRtEngine):
             take_part()
 
     def probe(self) -> Probe:
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             super().probe(), available=True, reason="", device="cuda:0", device_class=ELSEWHERE
         )
 

@@ -19,6 +19,7 @@ from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
 from pool.engines.tensorrt_engine import TensorRtEngine
 from pool.engines.torch_engine import TorchCompiledEngine, TorchEngine
 from registry_sync.documents import AxisRange, EngineWish, Manifest
+from tests.support.compiled import Compiled
 from tests.support.twins import FOUND, MIXED, OPEN, TWINS, Twin
 
 Load = Callable[[Twin], Session]
@@ -42,12 +43,15 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def load(engine: str, shelf: Path) -> Iterator[Load]:
+def load(request: pytest.FixtureRequest, engine: str, shelf: Path) -> Iterator[Load]:
     """Load a twin with the engine, warm; closed at the end."""
     sessions: list[Session] = []
 
     def loaded(twin: Twin) -> Session:
-        session = _load(engine, twin, shelf)
+        if engine == "compiled-cpu" and twin is MIXED:
+            session = _compiled(request.getfixturevalue("compiled"), shelf)
+        else:
+            session = _load(engine, twin, shelf)
         sessions.append(session)
         session.warmup()
         return session
@@ -76,6 +80,11 @@ def _load(engine: str, twin: Twin, shelf: Path) -> Session:
         else TensorRtEngine(engine, device)
     )
     return _from_plan(maker, engine, twin, shelf, (folder, manifest))
+
+
+def _compiled(given: Compiled, shelf: Path) -> Session:
+    maker = TorchCompiledEngine("cpu")
+    return maker.load_plan(given.spec, maker.identity(given.spec), given.plan, shelf / "caches")
 
 
 def _artifact(shelf: Path, twin: Twin, format: str) -> tuple[Path, Manifest]:

@@ -24,7 +24,7 @@ from pool.engines.torch_session import TorchSession
 from registry_sync.documents import EngineWish, File, Manifest, TensorSpec
 from registry_sync.pt2_signature import publish_archive
 from tests.support import pt2
-from tests.support.twins import MIXED
+from tests.support.compiled import Compiled
 
 ROOT = Path(__file__).parents[2]
 # What torch cannot hold.
@@ -233,15 +233,10 @@ def spec_of(folder: Path, manifest: Manifest, **changed: Any) -> BuildSpec:
     return BuildSpec(**(fields | changed))
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildSpec, Path, Path]:
-    """A plan, what it was built from, and the node's caches."""
-    root = tmp_path_factory.mktemp("built")
-    (root / "artifact").mkdir()
-    MIXED.archive(root / "artifact")
-    spec = spec_of(root / "artifact", MIXED.manifest(root / "artifact", "torch-export"))
-    TorchCompiledEngine("cpu").build(spec, root / "plan", root / "caches")
-    return spec, root / "plan", root / "caches"
+@pytest.fixture
+def built(compiled: Compiled) -> tuple[BuildSpec, Path, Path]:
+    """A plan, what it was built from, and the builder's caches."""
+    return compiled.spec, compiled.plan, compiled.caches
 
 
 def test_a_plan_is_loaded_in_another_process(built: tuple[BuildSpec, Path, Path]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -47,12 +47,18 @@ class Listed:
     problem: str = ""  # why it must not be loaded; empty: nothing is known against it
 
 
-def plans(store: Store, secret_keys: Mapping[str, bytes] | None = None) -> list[Listed]:
+def plans(
+    store: Store,
+    secret_keys: Mapping[str, bytes] | None = None,
+    page: Callable[[list[Listed]], list[Listed]] = list,
+) -> list[Listed]:
     """Return every plan, by model, version, device class and engine; what cannot be read last.
 
-    Store calls: one list, and up to three reads for each plan.
+    Store calls: one list, one read for each plan, and up to two more for each that is returned.
 
     Args:
+        page: takes those that are wanted out of all, in order; of these it is told the key, the
+            secret and the metadata.
         secret_keys: by secret id; a plan under one of these whose MAC does not hold has a problem
             that says so.  Under other secrets a MAC cannot be judged here.
 
@@ -68,14 +74,17 @@ def plans(store: Store, secret_keys: Mapping[str, bytes] | None = None) -> list[
             used.add(found[1])
     known = secret_keys or {}
     with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+        listed = threads.map(lambda place: _listed(store, place, sizes[place]), sizes)
+        wanted = page(sorted(listed, key=_order))
+        used &= {one.key for one in wanted}
         days = dict(zip(used, threads.map(lambda key: _day(store, key), used), strict=True))
-        listed = threads.map(
-            lambda place: _listed(
-                store, place, sizes[place], days.get(place[0], ""), known.get(place[1])
-            ),
-            sizes,
-        )
-        return sorted(listed, key=_order)
+
+        def judged(one: Listed) -> Listed:
+            its_sizes = sizes[one.key, one.secret_id]
+            one = replace(one, used=days.get(one.key, ""))
+            return _judged(store, one, its_sizes, known.get(one.secret_id))
+
+        return list(threads.map(judged, wanted))
 
 
 def rows(found: Iterable[Listed]) -> list[dict[str, Any]]:
@@ -138,19 +147,24 @@ def _listed(
     store: Store,
     of: tuple[str, str],
     sizes: Mapping[str, int],
-    used: str,
-    secret_key: bytes | None,
 ) -> Listed:
     key, secret_id = of
-    place = place_of(key, secret_id)
-    bare = Listed(key, secret_id, sum(sizes.values()), used, None)
+    bare = Listed(key, secret_id, sum(sizes.values()), "", None)
     try:
-        meta = _meta(store, place, key, sizes)
+        return replace(bare, meta=_meta(store, place_of(key, secret_id), key, sizes))
     except BadPlan as error:
         return replace(bare, problem=str(error))
+
+
+def _judged(
+    store: Store, one: Listed, sizes: Mapping[str, int], secret_key: bytes | None
+) -> Listed:
+    meta = one.meta
+    if meta is None:
+        return one
     gate, problem = meta.gate, ""
     if gate.verdict == "not_run" and "gate.json" in sizes:
-        gate = _later_gate(store, place, meta, secret_key)
+        gate = _later_gate(store, place_of(one.key, one.secret_id), meta, secret_key)
     if sizes["plan"] != meta.bytes:
         problem = f"it has {sizes['plan']} bytes, its metadata say {meta.bytes}"
     if secret_key is not None:
@@ -158,7 +172,7 @@ def _listed(
             check_mac(meta, secret_key)
         except BadPlan as error:
             gate, problem = NOT_RUN, str(error)
-    return Listed(key, secret_id, bare.bytes, used, meta, gate, problem)
+    return replace(one, gate=gate, problem=problem)
 
 
 def _meta(store: Store, place: str, key: str, sizes: Mapping[str, int]) -> PlanMeta:

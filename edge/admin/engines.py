@@ -6,6 +6,7 @@ taken for any device class that can be one: a worker that can build may yet come
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -30,6 +31,7 @@ from pool.wire.handshake import Secrets
 from registry_sync import catalog, plan_catalog, wishes
 from registry_sync.builds import BuildWish
 from registry_sync.names import BadName, check_name
+from registry_sync.plan_catalog import Listed
 from registry_sync.rules import check_version
 from registry_sync.stores import NotFound, Store
 from registry_sync.wishes import check_device_class, new_wish
@@ -71,14 +73,20 @@ class Engines:
         """Every plan, by model and version; `?after=` the former page's `next`: the next page."""
         given = query(request, "model", "version", "limit", "after")
         limit = number(given, "limit", PAGE_DEFAULT, PAGE_MAX)
-        rows = await self._rows()
-        ids = [f"{row['key']}/{row['secret_id']}" for row in rows]
-        if "after" in given:
-            if given["after"] not in ids:
-                raise Problem(400, "bad-query", f"?after={given['after']!r:.80}: no such plan")
-            rows = rows[ids.index(given["after"]) + 1 :]
         wanted = {name: given[name] for name in ("model", "version") if name in given}
-        rows = [row for row in rows if all(row[name] == wanted[name] for name in wanted)]
+
+        def is_wanted(one: Listed) -> bool:
+            return all(getattr(one.meta, name, "") == wanted[name] for name in wanted)
+
+        def choose(found: list[Listed]) -> list[Listed]:
+            ids = [f"{one.key}/{one.secret_id}" for one in found]
+            if "after" in given:
+                if given["after"] not in ids:
+                    raise Problem(400, "bad-query", f"?after={given['after']!r:.80}: no such plan")
+                found = found[ids.index(given["after"]) + 1 :]
+            return [one for one in found if is_wanted(one)][: limit + 1]
+
+        rows = await self._rows(choose)
         page = rows[:limit]
         more = len(rows) > len(page)
         last = f"{page[-1]['key']}/{page[-1]['secret_id']}" if more else None
@@ -147,10 +155,12 @@ class Engines:
         )
         return answer_change(done, None, 204)
 
-    async def _rows(self) -> list[dict[str, Any]]:
+    async def _rows(
+        self, choose: Callable[[list[Listed]], list[Listed]] = list
+    ) -> list[dict[str, Any]]:
         keys = self._secret_keys
         return plan_catalog.rows(
-            await self._desk.read(lambda store: plan_catalog.plans(store, keys))
+            await self._desk.read(lambda store: plan_catalog.plans(store, keys, choose))
         )
 
 

@@ -12,7 +12,7 @@ from registry_sync import plans as documents
 from registry_sync.directory import DirectoryStore
 from registry_sync.plan_catalog import Listed, plans, rows
 from registry_sync.plans import NOT_RUN, GateReport
-from registry_sync.stores import Store
+from registry_sync.stores import Object, Store
 from tests.support.plans import FAILED, FLEET, PASSED, STRANGER, identity_of, put, put_gate
 
 KEYS = {FLEET.id: FLEET.key}
@@ -122,6 +122,36 @@ def test_plans_are_in_order_and_what_cannot_be_read_is_last(store: Store) -> Non
     ]
     assert found[-1]["bytes"] == 6
     assert "meta.json missing" in found[-1]["reason"]
+
+
+class Counted(DirectoryStore):
+    """A registry that notes what is read of it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reads: list[str] = []
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        self.reads.append(key.rpartition("/")[2])
+        return super().read(key, offset, length)
+
+    def get(self, key: str) -> Object:
+        self.reads.append(key.rpartition("/")[2])
+        return super().get(key)
+
+
+def test_of_plans_that_are_not_on_the_page_only_the_metadata_are_read(tmp_path: Path) -> None:
+    store = Counted(tmp_path / "registry")
+    for at in range(5):
+        meta = put(store, identity_of(runtime=f"1.{at}"), model="m", version=str(at))
+        put_gate(store, meta, FAILED)
+    store.reads.clear()
+    every = plans(store, KEYS)
+    assert len(store.reads) == 15
+    store.reads.clear()
+    assert plans(store, KEYS, lambda found: found[1:3]) == every[1:3]
+    counts = {name: store.reads.count(name) for name in set(store.reads)}
+    assert counts == {"meta.json": 5, "gate.json": 2, "used.json": 2}
 
 
 META_KEY = f"engines/{identity_of().key}/{FLEET.id}/meta.json"

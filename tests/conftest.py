@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,12 +14,13 @@ import pytest
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import TEST_ENGINES, Stack, running_stack
 
-WORKERS = 2  # of a run of everything: most tests wait for processes
+WORKERS = 3  # of a run of everything, on two cores too: many tests wait for processes
+WAITING = ("tests/e2e/", "tests/infra/")  # more than they compute
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run everything in two processes; single files and figures (`-m slow`) in this one."""
+    """Run everything in three processes; single files and figures (`-m slow`) in this one."""
     is_everything = config.args_source is not pytest.Config.ArgsSource.ARGS
     return WORKERS if is_everything and "not slow" in config.option.markexpr else 0
 
@@ -32,6 +35,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(REAL_PROCESSES) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = _taking_turns(items)
+
+
+def _taking_turns(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Let files that wait and files that compute take turns, so that they run beside each other.
+
+    There are more of those that compute, and they are short: the processes end together.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.location[0], []).append(item)
+    waiting = [name for name in files if name.startswith(WAITING)]
+    computing = [name for name in files if not name.startswith(WAITING)]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(waiting, computing))
+    return [item for name in turns if name is not None for item in files[name]]
 
 
 @pytest.fixture(scope="session")

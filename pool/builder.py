@@ -40,13 +40,14 @@ from pool.engines.trial import try_out
 from registry_sync.documents import Manifest
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
+from registry_sync.parts import FULL
 from registry_sync.plans import NOT_RUN, REASON_CHARS_MAX, GateReport, PlanIdentity
 
 _PR_SET_PDEATHSIG: Final = 1
 _NICE: Final = 19
 _OOM_SCORE: Final = "800"  # of 1000: before anything that serves
 _CHUNK_BYTES: Final = 1 << 20
-_PASSING: Final = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO)  # others come again
+_PASSING: Final = (*FULL, errno.ENOMEM, errno.EIO)  # others come again
 
 _log = structlog.get_logger()
 
@@ -168,6 +169,8 @@ def run(config: BuilderConfig) -> BuilderResult:
         return BuilderResult(state="failed", reason="out of memory", retry=True)
     except OSError as error:
         text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        if error.errno in FULL:
+            text = f"{text}; the node's disk is full, or a limit on it is reached: {config.data}"
         return BuilderResult(state="failed", reason=_bounded(text), retry=error.errno in _PASSING)
     except (EngineError, BadEngineName) as error:
         return BuilderResult(state="failed", reason=_bounded(str(error)))

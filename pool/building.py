@@ -106,7 +106,8 @@ async def build(
         except BadPlan as error:
             raise BuildFailed(str(error), retry=False) from None
         except OSError as error:
-            text = f"the plan cannot be kept: {error.strerror or error}"
+            place = error.filename or bench.data
+            text = f"the plan cannot be kept: {error.strerror or error}: {place}"
             raise BuildFailed(text, retry=True) from error
 
 

@@ -262,9 +262,21 @@ def test_full_disk_fails_the_build_and_leaves_nothing(node: Node) -> None:
         with filled(engines), pytest.raises(BuildFailed, match="No space left") as caught:
             node.build(option)
         assert caught.value.retry
+        assert str(node.data) in str(caught.value)
         assert plans.find(option.key, KEYS) is None
         node.build(option)
         assert plans.find(option.key, KEYS) is not None
+
+
+def test_limit_on_the_size_of_files_is_a_full_disk_and_the_folder_is_named(node: Node) -> None:
+    option = node.option()
+    node.studio.limit()
+    with pytest.raises(BuildFailed, match="File too large") as caught:
+        node.build(option)
+    assert caught.value.retry
+    assert f"limit on it is reached: {node.data}" in str(caught.value)
+    node.studio.unlimit()
+    node.build(option)
 
 
 def test_plan_that_the_node_cannot_keep_fails_the_build(node: Node) -> None:

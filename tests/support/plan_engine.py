@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 import time
@@ -59,6 +60,13 @@ class Studio:
         """Let so many builders die of SIGKILL when the plan is half written."""
         (self.folder / "kill").write_text(str(times))
 
+    def limit(self) -> None:
+        """Let no builder write more than half a plan, as `ulimit -f` does."""
+        (self.folder / "limit").touch()
+
+    def unlimit(self) -> None:
+        (self.folder / "limit").unlink()
+
     def refuse(self) -> None:
         """Let every plan be refused by the device from now on."""
         (self.folder / "refuse").touch()
@@ -85,6 +93,13 @@ def _pass(point: str) -> None:
         file.write(f"{os.getpid()}\n")
     while (folder / f"hold-{point}").exists():
         time.sleep(0.01)
+
+
+def _limit(size: int) -> None:
+    folder = _studio()
+    if folder is not None and (folder / "limit").exists():
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, most))
 
 
 def _die_half_way(plan: Path) -> None:
@@ -131,7 +146,9 @@ class OptimizedEngine:
             raise CannotBuild("node 3 (Odd): no importer; node 7 (Odd): no importer")
         optimized = caches / f"{plan.parent.name}.onnx"
         build_plan(spec.folder / spec.manifest.files[0].path, optimized)
-        plan.write_bytes(optimized.read_bytes())
+        data = optimized.read_bytes()
+        _limit(len(data))
+        plan.write_bytes(data)
         optimized.unlink()
         _die_half_way(plan)
         _pass("written")

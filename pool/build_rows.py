@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +38,7 @@ def rows(
                 worker=worker,
                 wished=bool(job.wishes),
                 failures=job.failures + job.losses,
-                retry_s=max(0.0, job.not_before_s - now_s) if state == "failed" else 0.0,
+                retry_s=_pause_s(desk, job, now_s) if state == "failed" else 0.0,
             )
             for target in job.targets
         ]
@@ -91,9 +92,27 @@ def _state(desk: BuildDesk, job: Job, now_s: float) -> tuple[str, str, str]:
     if job.attempts:
         worker = next(iter(job.attempts))
         return "waiting", worker, _after(job, f"{worker} has been asked")
-    if now_s < job.not_before_s:
+    if _pause_s(desk, job, now_s) > 0:
         return "failed", "", job.error
     return "waiting", "", _after(job, missing(desk, job, now_s))
+
+
+def _pause_s(desk: BuildDesk, job: Job, now_s: float) -> float:
+    """Return for how long nobody tries again what failed; 0: it has not, or somebody may."""
+    until_s = job.not_before_s
+    able = _able(desk, job)
+    if job.failures and able:
+        until_s = max(until_s, min(job.held_s.get(worker, -inf) for worker in able))
+    return max(0.0, until_s - now_s)
+
+
+def _able(desk: BuildDesk, job: Job) -> list[str]:
+    """Return the workers that could build it, busy or not."""
+    return [
+        worker
+        for worker, seat in desk.seats.items()
+        if seat.gone_s is None and not seat.is_draining and seat.can_build(job.target)
+    ]
 
 
 def _after(job: Job, text: str) -> str:
@@ -102,14 +121,10 @@ def _after(job: Job, text: str) -> str:
 
 def missing(desk: BuildDesk, job: Job, now_s: float) -> str:
     """Say what a plan that waits is waiting for."""
-    seats = {
-        worker: seat
-        for worker, seat in desk.seats.items()
-        if seat.gone_s is None and not seat.is_draining
-    }
-    able = [worker for worker, seat in seats.items() if seat.can_build(job.target)]
+    able = _able(desk, job)
     if not able:
-        builds = sorted({one for seat in seats.values() for one in seat.builds})
+        seats = (one for one in desk.seats.values() if one.gone_s is None and not one.is_draining)
+        builds = sorted({build for seat in seats for build in seat.builds})
         known = ", ".join(builds[:NAMED_MAX]) + (", …" if len(builds) > NAMED_MAX else "")
         there = f"those here can build {known}" if known else "none here can build any"
         return f"no worker is here that can build {_named(job.target)}; {there}"

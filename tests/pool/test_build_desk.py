@@ -243,6 +243,22 @@ def test_worker_says_how_long_it_must_not_be_asked(desk: Desk) -> None:
     assert desk.asked(10.0) != []
 
 
+def test_failure_is_shown_with_its_reason_for_as_long_as_its_pause_lasts(desk: Desk) -> None:
+    desk.join("w1")
+    desk.join("w2", builds=())  # could not try either
+    desk.say("w1", "wanted")
+    desk.step()
+    report = Report(T, "failed", K, "no importer for node 3", retry_s=24 * 3600.0)
+    desk.desk.report("w1", report, desk.now_s)
+    for past_s in (0.0, BACKOFF_S + 1, BACKOFF_S_MAX - BACKOFF_S - 60):
+        assert desk.asked(past_s) == []
+        assert desk.row()["state"] == "failed"
+        assert desk.row()["reason"] == "w1: no importer for node 3"
+    assert desk.row()["retry_s"] == pytest.approx(59, abs=1)
+    desk.join("w3")  # may try
+    assert desk.asked() == ["w3"]
+
+
 def test_build_that_kills_its_builders_backs_off(desk: Desk) -> None:
     deaths_s = []
     for number in range(5):

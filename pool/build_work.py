@@ -51,8 +51,9 @@ class Reports:
         """Say how it stands, and again to whoever is dialled next."""
         target = (report.model, report.version, report.engine, report.device_class)
         self._last.pop(target, None)
-        # What is built the registry says from now on; `other` answers one order.
-        if report.state not in ("built", "other"):
+        # A controller that begins after the plan has come knows of none: no worker wants it any
+        # more.  `other` answers one order.
+        if report.state != "other":
             self._last[target] = report
         if len(self._last) > REPORTS_MAX:
             del self._last[next(iter(self._last))]

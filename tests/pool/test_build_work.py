@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any, cast
 
-from pool.build_work import BuildWork, Reports, Target
+from pool.build_work import BuildWork, Reports, Target, report_of
 from pool.engines import choice
 from pool.engines.choice import Option
 from pool.plan_shelf import PlanShelf
@@ -44,3 +44,15 @@ async def test_order_for_another_key_is_answered_and_nothing_is_built() -> None:
     said.clear()
     reports.again()
     assert not said  # it holds for no other controller
+
+
+def test_controller_that_begins_after_a_plan_was_built_hears_of_it() -> None:
+    said: list[BuildReport] = []
+    reports = Reports(said.append)
+    built = report_of(option(), "built")
+    reports.say(report_of(option(), "building"))
+    reports.say(built)
+    reports.forget(built.key)  # it serves: nobody here wants it any more
+    said.clear()
+    reports.again()
+    assert said == [built]

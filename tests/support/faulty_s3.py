@@ -31,6 +31,8 @@ _REFUSALS = {
 class FaultyS3:
     """A proxy and its list of coming faults; `requests` counts what came in.
 
+    `answers` has those that reached the server, with the status that it gave them.
+
     Only requests whose text holds `match` take a fault: ``"/audit/"``, ``"PUT "``.
     """
 
@@ -38,6 +40,7 @@ class FaultyS3:
         self.target = urllib.parse.urlsplit(target)
         self.faults: list[str | None] = []
         self.requests: list[str] = []
+        self.answers: list[tuple[str, int]] = []
         self.match = ""
         self.release = threading.Event()
         self._lock = threading.Lock()
@@ -97,6 +100,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == HOLD:
             self.faulty.release.wait()
         status, headers, data = self._forward(body)
+        self.faulty.answers.append((f"{self.command} {self.path}", status))
         if fault == LOSE_ANSWER:
             return
         # Who asked may have been killed since.

@@ -25,6 +25,7 @@ from pool.build_jobs import (
     BACKOFF_S_MAX,
     Ask,
     Attempt,
+    Drop,
     Job,
     Ref,
     Report,
@@ -38,6 +39,7 @@ ANSWER_S_MAX: Final = 30.0  # who was asked so long ago and has said nothing nev
 SILENCE_S_MAX: Final = 45.0  # who builds is asked now and then; three questions unanswered
 ASK_AGAIN_S: Final = 2.0  # until it has answered for the first time
 QUESTION_S: Final = 15.0  # how it goes
+UNSURE_S: Final = 75.0  # who wants a plan and has dialled says so every 30 s
 LOST_S_MAX: Final = 10.0  # a worker that lost its connection dials again before, and builds on
 OTHER_KEY_S: Final = 60.0  # for whom it is another key is asked again after this
 CALM_S: Final = 2 * BACKOFF_S_MAX  # after so long, what failed before is forgotten
@@ -45,6 +47,7 @@ LOOK_AGAIN_S: Final = 3600.0  # a wished plan is looked for again: it may have b
 STALL_S: Final = 5.0  # rounds that come so late say nothing about who was silent meanwhile
 JOBS_MAX: Final = 4096
 TEXT_CHARS_MAX: Final = 1000
+_ENDS: Final = ("other", "dropped", "unwanted")  # reports that make nothing known
 
 
 class BuildDesk:
@@ -71,7 +74,7 @@ class BuildDesk:
             self._lose(worker, "its process has ended", now_s)
         self.seats[worker] = Seat(incarnation, device_class, frozenset(builds))
         for job in self.jobs.values():
-            _unseat(job, worker)
+            _unseat(job, worker, now_s)
             if attempt := job.attempts.get(worker):
                 job.attempts[worker] = Attempt(attempt.target, now_s, -inf)
 
@@ -113,7 +116,7 @@ class BuildDesk:
         if job is None:
             return
         job.used_s = now_s
-        if report.key and report.state != "other":
+        if report.key and report.state not in _ENDS:
             job.targets.setdefault(report.target)
         self._take(job, worker, report, now_s)
 
@@ -137,6 +140,10 @@ class BuildDesk:
                 self._fail(job, worker, report, now_s)
             case "other" if worker in job.attempts:
                 _put_off(job, worker, now_s)
+            case "dropped":
+                job.attempts.pop(worker, None)
+            case "unwanted":
+                job.wanters.discard((worker, report.target.ref))
             case "refused" if report.key:
                 self.outcomes["refused"] += worker not in job.refused
                 job.refused[worker] = report.reason[:TEXT_CHARS_MAX]
@@ -171,7 +178,7 @@ class BuildDesk:
     def _lose(self, worker: str, why: str, now_s: float) -> None:
         """Take everything from a worker that is gone."""
         for job in self.jobs.values():
-            _unseat(job, worker)
+            _unseat(job, worker, now_s)
             if worker in job.attempts:
                 self._lose_attempt(job, worker, why, now_s)
 
@@ -194,9 +201,11 @@ class BuildDesk:
             self.jobs[name] = Job("", {target: None}, now_s, wishes={target})
 
     def _make(self, report: Report, now_s: float) -> Job | None:
-        if not report.key or report.state == "other" or not self._has_room():
+        if not report.key or report.state in _ENDS or not self._has_room():
             return None
         job = self.jobs[report.key] = Job(report.key, {report.target: None}, now_s)
+        if report.state == "building":
+            job.unsure_s = now_s + UNSURE_S
         return job
 
     def _has_room(self) -> bool:
@@ -217,7 +226,7 @@ class BuildDesk:
         of_key = self.jobs.get(report.key)
         if of_key is not None and worker in of_key.attempts:
             return of_key
-        if report.state in ("wanted", "refused", "other"):
+        if report.state in ("wanted", "unwanted", "refused", "other"):
             return None
         for job in self.jobs.values():
             attempt = job.attempts.get(worker)
@@ -245,7 +254,7 @@ class BuildDesk:
 
     # rounds
 
-    def step(self, now_s: float) -> list[Ask | Tell]:
+    def step(self, now_s: float) -> list[Ask | Drop | Tell]:
         """Return what is to be sent now; call it again after reports, and every second."""
         self._pardon(now_s)
         for worker, seat in list(self.seats.items()):
@@ -294,9 +303,15 @@ class BuildDesk:
                 # What failed stays for a while: its worker comes back and wants it again.
                 del self.jobs[name]
 
-    def _questions(self, now_s: float) -> Iterator[Ask]:
+    def _questions(self, now_s: float) -> Iterator[Ask | Drop]:
         for job in self.jobs.values():
+            is_over = not (job.is_needed or job.is_built) and now_s >= job.unsure_s
             for worker, attempt in job.attempts.items():
+                if is_over:
+                    if now_s - attempt.dropped_s >= ASK_AGAIN_S:
+                        attempt.dropped_s = now_s
+                        yield Drop(worker, attempt.target, job.key)
+                    continue
                 pause_s = ASK_AGAIN_S if attempt.said_s is None else QUESTION_S
                 if self.seats[worker].gone_s is None and now_s - attempt.asked_s >= pause_s:
                     attempt.asked_s = now_s
@@ -309,7 +324,8 @@ class BuildDesk:
             for worker, seat in self.seats.items()
             if worker not in busy and seat.gone_s is None and not seat.is_draining
         }
-        for job in self.jobs.values():
+        # What serves already and could serve better goes before what only may be of use one day.
+        for job in sorted(self.jobs.values(), key=lambda job: not job.wanters):
             if not free:
                 return
             if not job.is_due(now_s) or self.rival(job) is not None:
@@ -374,8 +390,10 @@ def _put_off(job: Job, worker: str, now_s: float) -> None:
     job.error = f"{worker} has another runtime, or other wishes for this version"
 
 
-def _unseat(job: Job, worker: str) -> None:
+def _unseat(job: Job, worker: str, now_s: float) -> None:
     """Forget what a worker said and was told over a connection that is over."""
+    if any(one == worker for one, _ in job.wanters):
+        job.unsure_s = now_s + UNSURE_S
     job.wanters = {one for one in job.wanters if one[0] != worker}
     job.told = {one for one in job.told if one[0] != worker}
     job.refused.pop(worker, None)

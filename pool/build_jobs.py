@@ -41,7 +41,7 @@ class Report:
     """What a worker says of one plan; see `pool.wire.control.BuildReport`."""
 
     target: Target
-    state: str  # wanted | building | built | failed | refused | other
+    state: str  # wanted | building | built | failed | refused | other | dropped | unwanted
     key: str = ""  # empty: not known yet
     reason: str = ""
     retry_s: float = 0.0
@@ -50,6 +50,15 @@ class Report:
 @dataclass(frozen=True, slots=True)
 class Ask:
     """Let `worker` build, or say how its build goes."""
+
+    worker: str
+    target: Target
+    key: str  # empty: not known yet
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Let `worker` give its build up: nobody wants it any more."""
 
     worker: str
     target: Target
@@ -95,6 +104,7 @@ class Attempt:
     since_s: float  # when it was first asked, or has dialled again
     asked_s: float
     said_s: float | None = None  # when it last said that it builds; None: not yet
+    dropped_s: float = -inf  # when it was last told to give up
 
 
 @dataclass(slots=True)
@@ -117,6 +127,7 @@ class Job:
     failed_at: Counter[str] = field(default_factory=Counter)
     refused: dict[str, str] = field(default_factory=dict)  # worker → why
     told: set[tuple[str, Ref]] = field(default_factory=set)
+    unsure_s: float = -inf  # until then, who wants it may not have said so yet
     error: str = ""  # what went wrong last
 
     @property

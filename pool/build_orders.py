@@ -15,7 +15,7 @@ import structlog
 
 from pool import build_rows
 from pool.build_desk import BuildDesk
-from pool.build_jobs import Ask, Ref, Report, Target
+from pool.build_jobs import Ask, Drop, Ref, Report, Target
 from pool.registry_watch import Snapshot
 from pool.wanted import wanted
 from pool.wire import control
@@ -159,6 +159,9 @@ class BuildOrders:
             if isinstance(order, Ask):
                 _log.debug("build_asked", worker=order.worker, key=order.key, **target._asdict())
                 peer.send(control.encode(control.Build(epoch, *target, order.key)))
+            elif isinstance(order, Drop):
+                _log.info("build_dropped", worker=order.worker, key=order.key, **target._asdict())
+                peer.send(control.encode(control.Build(epoch, *target, order.key, is_over=True)))
             else:
                 peer.send(control.encode(control.PlanReady(epoch, order.key, *target)))
 

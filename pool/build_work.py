@@ -8,6 +8,7 @@ registry yet is used on this node meanwhile, and put there later.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -52,8 +53,8 @@ class Reports:
         target = (report.model, report.version, report.engine, report.device_class)
         self._last.pop(target, None)
         # A controller that begins after the plan has come knows of none: no worker wants it any
-        # more.  `other` answers one order.
-        if report.state != "other":
+        # more.  The others answer one order, or take back one word.
+        if report.state not in ("other", "dropped", "unwanted"):
             self._last[target] = report
         if len(self._last) > REPORTS_MAX:
             del self._last[next(iter(self._last))]
@@ -117,10 +118,15 @@ class BuildWork:
         self._held_s: dict[Target, float] = {}
         self._failures: dict[Target, int] = {}
         self._turn = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()  # given up; their builders end
 
     def take(self, order: Build) -> None:
         """Take an order, or the question how it goes; it is answered at once."""
         target = (order.model, order.version, order.engine, order.device_class)
+        if order.is_over:
+            self._drop(target, order.key)
+            self._reports.say(BuildReport(order.key, *target, "dropped"))
+            return
         self.begin(target, order.key)
         self._reports.say(self._said[target])
 
@@ -135,7 +141,7 @@ class BuildWork:
         self._said[target] = BuildReport(key, *target, "building")
         task = asyncio.get_running_loop().create_task(self._work(target, key))
         self._tasks[target] = task
-        task.add_done_callback(lambda _: self._tasks.pop(target, None))
+        task.add_done_callback(functools.partial(self._leave, target))
 
     def is_under_way(self, target: Target) -> bool:
         """Tell whether this worker builds, or has a plan that waits for the registry."""
@@ -143,10 +149,25 @@ class BuildWork:
 
     async def close(self) -> None:
         """Give everything up; the builders end."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._ending]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _drop(self, asked: Target, key: str) -> None:
+        """Give a build up, under whichever name it was begun."""
+        for target, task in list(self._tasks.items()):
+            if target == asked or (key and self._said[target].key == key):
+                _log.info("build_dropped", target=target, key=key)
+                del self._tasks[target]
+                self._reports.say(replace(self._said[target], state="dropped"))
+                self._ending.add(task)
+                task.cancel()
+
+    def _leave(self, target: Target, task: asyncio.Task[None]) -> None:
+        self._ending.discard(task)
+        if self._tasks.get(target) is task:
+            del self._tasks[target]
 
     def _is_held(self, target: Target) -> bool:
         """Tell whether a failure still holds; what is said of it then is how long."""

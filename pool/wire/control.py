@@ -266,6 +266,8 @@ class Build(msgspec.Struct, array_like=True, frozen=True, tag=18):
     # As somebody reported it.  A worker for which this version has another key builds nothing and
     # says `other`.  Empty: nobody has said it yet; the first report does.
     key: _Short = ""
+    # Nobody wants it any more: the build is given up, its builder ends, the answer is `dropped`.
+    is_over: bool = False
 
 
 class BuildReport(msgspec.Struct, array_like=True, frozen=True, tag=19):
@@ -275,6 +277,7 @@ class BuildReport(msgspec.Struct, array_like=True, frozen=True, tag=19):
     and must be built anew.  `building` (with an empty key until it is known), then `built`: it is
     in the registry, whoever has built it; or `failed`.  `refused`: the plan is there, and this
     worker must not or cannot load it.  `other`: it was to build this key, and has another one.
+    `dropped`: it does not build it any more, as it was told.  `unwanted`: `wanted` is taken back.
     What holds is said again after every registration.
     """
 
@@ -283,7 +286,7 @@ class BuildReport(msgspec.Struct, array_like=True, frozen=True, tag=19):
     version: _Short
     engine: _Short
     device_class: _Short
-    state: _Short  # wanted | building | built | failed | refused | other
+    state: _Short  # wanted | building | built | failed | refused | other | dropped | unwanted
     reason: _Text = ""
     retry_ms: _Count = 0  # failed: it may be tried again after this
 

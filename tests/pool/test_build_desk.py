@@ -17,9 +17,10 @@ from pool.build_desk import (
     QUESTION_S,
     SILENCE_S_MAX,
     STALL_S,
+    UNSURE_S,
     BuildDesk,
 )
-from pool.build_jobs import BACKOFF_S, BACKOFF_S_MAX, Ask, Ref, Report, Target, Tell
+from pool.build_jobs import BACKOFF_S, BACKOFF_S_MAX, Ask, Drop, Ref, Report, Target, Tell
 from pool.build_rows import rows
 
 T = Target("m", "1", "rtx", "sm_86")
@@ -50,7 +51,7 @@ class Desk:
     ) -> None:
         self.desk.report(worker, Report(target, state, key, reason), self.now_s)
 
-    def step(self, after_s: float = 0.0) -> list[Ask | Tell]:
+    def step(self, after_s: float = 0.0) -> list[Ask | Drop | Tell]:
         """Let time pass, in steps short enough to be no stall; return all that was sent."""
         sent = []
         while after_s > STALL_S / 2:
@@ -209,6 +210,67 @@ def test_plan_that_nobody_wants_any_more_is_not_built(desk: Desk) -> None:
     assert desk.step() == [Ask("w1", T, "k2")]
     desk.build("w1", "k2")
     assert desk.asked(60.0) == []
+
+
+def test_build_that_nobody_wants_any_more_is_given_up_and_not_begun_again(desk: Desk) -> None:
+    desk.desk.wish([ANY], {})
+    desk.join("w1", refs=())
+    desk.step()
+    desk.say("w1", "building")
+    desk.desk.wish([], {})
+    assert desk.step() == [Drop("w1", ANY, K)]
+    assert desk.step(ASK_AGAIN_S / 2) == []
+    assert desk.step(ASK_AGAIN_S / 2) == [Drop("w1", ANY, K)]  # until it answers
+    desk.say("w1", "dropped", target=ANY)
+    assert desk.step(600.0) == []
+    assert not rows(desk.desk, desk.now_s)
+    desk.desk.wish([ANY], {})
+    assert desk.asked() == ["w1"]
+
+
+def test_order_whose_key_nobody_has_said_is_given_up_as_well(desk: Desk) -> None:
+    desk.desk.wish([ANY], {})
+    desk.join("w1", refs=())
+    desk.step()
+    desk.desk.wish([], {})
+    assert desk.step() == [Drop("w1", ANY, "")]
+    desk.say("w1", "dropped", "", ANY)
+    assert desk.step(60.0) == []
+    assert not desk.desk.jobs
+
+
+def test_build_of_a_withdrawn_wish_goes_on_for_whoever_runs_the_version(desk: Desk) -> None:
+    desk.desk.wish([T], {})
+    desk.join("w1")
+    desk.step()
+    desk.say("w1", "building")
+    desk.say("w1", "wanted")
+    desk.desk.wish([], {})
+    assert desk.step() == []
+    desk.say("w1", "unwanted")
+    assert desk.step() == [Drop("w1", T, K)]
+
+
+def test_who_has_dialled_has_time_to_say_what_it_wants(desk: Desk) -> None:
+    desk.join("w1")
+    desk.say("w1", "building")  # to a controller that knows nothing yet
+    assert not any(isinstance(order, Drop) for order in desk.step(UNSURE_S - 1))
+    desk.say("w1", "wanted")
+    desk.say("w1", "building")
+    assert not any(isinstance(order, Drop) for order in desk.step(5.0))
+    desk.join("w1")
+    desk.say("w1", "building")
+    assert not any(isinstance(order, Drop) for order in desk.step(UNSURE_S / 2))
+    desk.say("w1", "building")
+    assert Drop("w1", T, K) in desk.step(UNSURE_S / 2 + 1)
+
+
+def test_what_serves_already_is_built_before_what_is_only_wished(desk: Desk) -> None:
+    desk.desk.wish([T._replace(model="n")], {})
+    desk.step()
+    desk.join("w1")
+    desk.say("w1", "wanted")
+    assert desk.step() == [Ask("w1", T, K)]
 
 
 # failures

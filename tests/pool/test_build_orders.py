@@ -229,6 +229,19 @@ async def test_wish_is_taken_when_the_controller_is_poked(stack: Stack) -> None:
     await one.until(lambda: [True] if rows(stack)[0][2] == "built" else [])
 
 
+async def test_build_whose_wish_is_withdrawn_is_given_up(stack: Stack) -> None:
+    await stack.controller.poll()
+    one = await stack.joined(builder("w1"))
+    wish(stack)
+    await poke(stack)
+    stack.go(stack.controller.tick_forever())
+    await one.hear(Build)
+    one.say(report("building"))
+    wishes.withdraw(stack.store, "m", "1", "sm_86")
+    await poke(stack)
+    await one.until(lambda: [order for order in one.all(Build) if order.is_over])
+
+
 async def test_wish_that_nobody_can_build_is_shown_with_what_is_missing(stack: Stack) -> None:
     wish(stack, device_class="sm_120")
     await poke(stack)

@@ -145,6 +145,10 @@ class World:
     def order(self, key: str = "", device_class: str = HERE, engine: str = "optimized") -> None:
         self.upgrades.on_message(Build(1, "m", "1", engine, device_class, key))
 
+    def drop(self, key: str) -> None:
+        order = Build(1, "m", "1", "", HERE, key, is_over=True)
+        self.upgrades.on_message(order)
+
     def answer(self) -> Any:
         assert self.slot.loaded is not None
         return self.slot.loaded.session.infer({"x": INPUT})["y"]
@@ -468,6 +472,28 @@ async def test_builder_that_keeps_dying_is_told_with_a_pause_before_the_next_try
     report = await world.says("failed")
     assert "its builder died 3 times, the last time of SIGKILL" in report.reason
     assert 0 < report.retry_ms <= 60_000
+
+
+async def test_build_that_is_dropped_ends_its_builder_and_can_be_ordered_again(
+    fleet: Fleet,
+) -> None:
+    fleet.publish()
+    fleet.studio.hold("begun")
+    world = await fleet.world()
+    world.led()
+    world.order()
+    await world.until(lambda: fleet.builds, "begun")
+    world.drop(fleet.identity().key)
+    assert world.states()[-1] == "dropped"
+    builder = Path(f"/proc/{fleet.studio.at('begun')[0]}")
+    await world.until(lambda: not builder.exists(), "the builder has ended")
+    heard = len(world.said)
+    world.led()  # nothing of it holds any more
+    assert world.said[heard:] == []
+    assert fleet.builds == 1
+    fleet.studio.release("begun")
+    world.order()
+    await world.says("built")
 
 
 async def test_worker_that_ends_ends_its_builder(fleet: Fleet) -> None:

@@ -120,8 +120,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     (QuotaShares(5, 9, (PARTS, PARTS)), [16, 5, 9, [PARTS_ARRAY] * 2], 2),
     (Wishes(5, {"digits/3": b"{}"}), [17, 5, {"digits/3": b"{}"}], 2),
     (
-        Build(5, "digits", "3", "tensorrt_rtx", "sm_86", "ab" * 32),
-        [18, 5, "digits", "3", "tensorrt_rtx", "sm_86", "ab" * 32],
+        Build(5, "digits", "3", "tensorrt_rtx", "sm_86", "ab" * 32, True),
+        [18, 5, "digits", "3", "tensorrt_rtx", "sm_86", "ab" * 32, True],
         5,
     ),
     (
@@ -182,7 +182,7 @@ FIELDS = {
     QuotaAck: "epoch seq",
     QuotaShares: "epoch seq parts",
     Wishes: "epoch wishes",
-    Build: "epoch model version engine device_class key",
+    Build: "epoch model version engine device_class key is_over",
     BuildReport: "key model version engine device_class state reason retry_ms",
     PlanReady: "epoch key model version engine device_class",
     QuotaParts: "key requests rows concurrent",

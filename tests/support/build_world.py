@@ -15,7 +15,7 @@ from math import inf
 from random import Random
 
 from pool.build_desk import ASK_AGAIN_S, BuildDesk
-from pool.build_jobs import Ask, Ref, Report, Target, Tell
+from pool.build_jobs import Ask, Drop, Ref, Report, Target, Tell
 
 STEP_S = 0.5
 NOTICE_S = 1.5  # until a controller notices that a worker is silent
@@ -209,7 +209,7 @@ class World:
             worker.said_s = at_s
             self.after(at_s - self.now_s, arrive)
 
-    def _send(self, order: Ask | Tell) -> None:
+    def _send(self, order: Ask | Drop | Tell) -> None:
         worker = self.workers[order.worker]
         connection = worker.connection
 
@@ -236,10 +236,14 @@ class World:
         else:
             self._say(worker, "wanted", key, news.target)
 
-    def _answer(self, worker: SimWorker, order: Ask) -> None:
+    def _answer(self, worker: SimWorker, order: Ask | Drop) -> None:
         target = order.target._replace(engine=order.target.engine or "rtx")
         key = self.key_of(worker, target)
-        if order.key and order.key != key:
+        if isinstance(order, Drop):
+            if worker.build is not None and worker.build.key == key:
+                worker.build = None
+            self._say(worker, "dropped", order.key, order.target)
+        elif order.key and order.key != key:
             self._say(worker, "other", order.key, target)
         elif key in self.registry:
             self._say(worker, "built", key, target)

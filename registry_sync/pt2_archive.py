@@ -33,6 +33,14 @@ SAMPLES: Final = "data/sample_inputs/model.pt"
 JSON_BYTES_MAX: Final = 256 * 1024**2
 ENTRIES_MAX: Final = 200_000
 _ALIGN_BYTES: Final = 64  # as torch lays its records
+# Of an element, by the number in torch's schema of archives (`ScalarType`).
+_ITEM_BYTES: Final = {
+    **dict.fromkeys((1, 2, 12, 29, 30, 31, 32, 33), 1),  # UINT8, INT8, BOOL, all of FP8
+    **dict.fromkeys((3, 6, 13, 28), 2),  # INT16, FP16, BF16, UINT16
+    **dict.fromkeys((4, 7, 9, 34), 4),  # INT32, FP32, two FP16 as a complex number, UINT32
+    **dict.fromkeys((5, 8, 10, 35), 8),  # INT64, FP64, two FP32, UINT64
+    11: 16,  # two FP64
+}
 _PLAIN: Final = ("archive_format", "archive_version", "byteorder", ".data/version")
 _PAYLOAD: Final = re.compile(r"data/(weights/weight|constants/tensor)_[0-9]{1,9}")
 _DROPPED: Final = re.compile(r"extra/.*|\.data/serialization_id")
@@ -185,6 +193,7 @@ class Pt2Archive:
         payloads = config.get("config") if isinstance(config, dict) else None
         if not isinstance(payloads, dict):
             raise BadModel(f"{self._name}: the list of {folder} is not one")
+        item_types: dict[str, int] = {}
         for fqn, payload in payloads.items():
             where = f"{self._name}: {fqn!r:.200}"
             if not isinstance(payload, dict) or payload.get("use_pickle") is not False:
@@ -194,9 +203,44 @@ class Pt2Archive:
                 raise BadModel(f"{where} lies in {file!r:.200}, which is no file of tensors")
             if folder + file not in self._entries:
                 raise BadModel(f"{where} lies in {file}, which is not there")
+            try:
+                item_bytes, items = _extent(payload["tensor_meta"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise BadModel(f"{where}: its shape cannot be read: {error!r:.200}") from None
+            size = self._size(folder + file)
+            # It may be a part of a larger one.  Of an empty file torch would make zeros.
+            if items * item_bytes > size or size % item_bytes:
+                raise BadModel(
+                    f"{where} takes {items * item_bytes} bytes by its shape and type, but {file} "
+                    f"has {size}: it is damaged, or was exported without its weights"
+                )
+            item_type = payload["tensor_meta"]["dtype"]
+            if item_types.setdefault(file, item_type) != item_type:
+                raise BadModel(f"{where} shares {file} with one of another type")
 
 
 _AGAIN: Final = "publish it with `tidepool publish MODEL FILE.pt2`, which takes them out"
+
+
+def _extent(meta: Any) -> tuple[int, int]:
+    """Return the bytes of an element, and how many elements a tensor's file must have at least.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not a description of a tensor.
+    """
+    sizes = [_count(size) for size in meta["sizes"]]
+    steps = [_count(step) for step in meta["strides"]]
+    offset = _count(meta["storage_offset"])
+    item_bytes = _ITEM_BYTES[meta["dtype"]]
+    spans = [(size - 1) * step for size, step in zip(sizes, steps, strict=True)]
+    return item_bytes, offset + sum(spans) + 1 if all(sizes) else 0
+
+
+def _count(plain: Any) -> int:
+    found = plain["as_int"]
+    if type(found) is not int or not 0 <= found < 2**63:
+        raise ValueError(f"{found!r:.40} is not a size")
+    return found
 
 
 def _text(plain: Any) -> bytes:

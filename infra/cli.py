@@ -12,6 +12,7 @@ import sys
 
 import typer
 
+from infra.printable import printable
 from infra.stack import CannotStart
 
 COMMANDS = {
@@ -61,7 +62,8 @@ def main() -> None:
     try:
         app()
     except CannotStart as error:
-        print(f"tidepool: {error}", file=sys.stderr)
+        lines = [printable(line) for line in str(error).split("\n")]
+        print("tidepool: " + "\n".join(lines), file=sys.stderr)
         sys.exit(1)
 
 

@@ -12,7 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from infra.status_view import UNKNOWN, shown_bytes
+from infra.printable import printable
+from infra.status_view import UNKNOWN, add_row, shown_bytes
 
 Row = Mapping[str, Any]
 
@@ -23,7 +24,7 @@ _KEY_CHARS = 12
 def lines(rows: Sequence[Row]) -> list[str]:
     """Return plans as lines, each with what its gate says against it below."""
     found = []
-    for row in rows:
+    for row in printable(rows):
         words = [row["key"][:_KEY_CHARS], _of(row), row["device"] or UNKNOWN, _engine(row)]
         words += [row["precision"] or UNKNOWN, shown_bytes(row["bytes"]), _gate(row)]
         found.append("  ".join([*words, f"used {row['used'] or UNKNOWN}"]))
@@ -36,11 +37,12 @@ def table(rows: Sequence[Row]) -> RenderableType:
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("key", "model", "device", "engine", "precision", "size", "gate", "used"):
         made.add_column(column, overflow="fold")
-    for row in rows:
+    for row in printable(rows):
         gate = Text(_gate(row), _STYLES.get(row["gate"], ""))
         for text in _against(row):
             gate.append(f"\n{text}", "red")
-        made.add_row(
+        add_row(
+            made,
             *(row["key"][:_KEY_CHARS], _of(row), row["device"] or UNKNOWN, _engine(row)),
             *(row["precision"] or UNKNOWN, shown_bytes(row["bytes"]), gate),
             row["used"] or UNKNOWN,

@@ -116,7 +116,7 @@ class Workshop:
             CannotBuild: nothing here builds it.
         """
         folder = self._local.folder_of(manifest)
-        spec = choice.spec_of(manifest, folder, _wanted(self._store, manifest), device_class)
+        spec = choice.spec_of(manifest, folder, wanted_here(self._store, manifest), device_class)
         return choice.option_for(self._engines, self._probes, spec, engine)
 
     def find(self, option: Option) -> LocalPlan | None:
@@ -182,7 +182,7 @@ def make(
         raise NotMade(f"{error}; what was built here is kept: try again") from error
 
 
-def _wanted(store: Store, manifest: Manifest) -> Wanted:
+def wanted_here(store: Store, manifest: Manifest) -> Wanted:
     """Return what the endpoints that name a version want of its engine, or else its manifest."""
     ref = (manifest.model, manifest.version)
     specs = []

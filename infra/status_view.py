@@ -13,6 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from infra.printable import printable
+
 Document = Mapping[str, Any]
 
 UNKNOWN = "–"
@@ -23,6 +25,7 @@ _STYLES = {"ready": "green", "warm": "green", "draining": "yellow", "loading": "
 
 def lines(status: Document) -> list[str]:
     """Return `status` as lines."""
+    status = printable(status)
     found = [*_controller(status)]
     for worker in status["workers"]:
         found.append(
@@ -53,6 +56,7 @@ def lines(status: Document) -> list[str]:
 
 def tables(status: Document) -> RenderableType:
     """Return `status` as tables for a terminal."""
+    status = printable(status)
     parts: list[RenderableType] = [Text(line, "red") for line in _controller(status)]
     parts += [_workers(status), _edges(status), _endpoints(status)]
     if status.get("builds"):
@@ -73,7 +77,8 @@ def _workers(status: Document) -> Table:
     table = _table("worker", "device", "state", "pid", "calls", "wait ms", "engines", "memory")
     for worker in status["workers"]:
         engines = worker["engines"]
-        table.add_row(
+        add_row(
+            table,
             worker["id"],
             worker["device"],
             _state(worker["state"]),
@@ -97,7 +102,7 @@ def _engine(engine: Document) -> Text:
 def _edges(status: Document) -> Table:
     table = _table("edge", "pid", "in flight")
     for edge in status["edges"]:
-        table.add_row(edge["id"], str(edge["pid"]), str(edge.get("in_flight", UNKNOWN)))
+        add_row(table, edge["id"], str(edge["pid"]), str(edge.get("in_flight", UNKNOWN)))
     return table
 
 
@@ -107,20 +112,21 @@ def _endpoints(status: Document) -> Table:
         "hits",
     )  # fmt: skip
     for endpoint in status["endpoints"]:
-        table.add_row(
-            f"{endpoint['name']} r{endpoint['revision']}", "", "", "", "", *_recent(endpoint)
+        add_row(
+            table, f"{endpoint['name']} r{endpoint['revision']}", "", "", "", "", *_recent(endpoint)
         )
         for v in endpoint["variants"]:
             version = f"{v['model']}/{v['version']}"
             weight, warm = f"{v['weight']:g} %", str(v["replicas"])
-            table.add_row("", v["name"], version, weight, warm, *_recent(v))
+            add_row(table, "", v["name"], version, weight, warm, *_recent(v))
     return table
 
 
 def _builds(status: Document) -> Table:
     table = _table("build", "device", "engine", "state", "worker", "reason")
     for build in status["builds"]:
-        table.add_row(
+        add_row(
+            table,
             f"{build['model']}/{build['version']}",
             build["device_class"],
             build["engine"] or UNKNOWN,
@@ -142,6 +148,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def add_row(table: Table, *cells: str | Text) -> None:
+    """Add a row whose texts are shown as they are: rich would take brackets for markup."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 def _state(state: str) -> Text:

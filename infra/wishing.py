@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from infra.changes import recorded
 from infra.client import NoController, ask
 from infra.commands.options import controller_address, node_of
 from infra.stack import CannotStart
+from pool.engines.base import CannotBuild
+from pool.engines.choice import spec_of
+from pool.engines.registry import find_plan_engines
 from pool.engines.targets import BadTarget, check_targets, installed
-from registry_sync import wishes
-from registry_sync.builds import BuildWish
-from registry_sync.documents import Manifest
+from registry_sync import artifact, wishes
+from registry_sync.builds import BuildWish, Wanted
+from registry_sync.documents import File, Manifest
 from registry_sync.stores import NotFound, Store, StoreError
 from registry_sync.wishes import check_device_class, new_wish
 
@@ -34,32 +39,45 @@ def parse_targets(text: str) -> list[str]:
 
 
 def check(
-    data: Path, store: Store, manifest: Manifest, device_classes: Sequence[str], engine: str = ""
+    data: Path,
+    store: Store,
+    manifest: Manifest,
+    wanted: Wanted,
+    device_classes: Sequence[str],
+    engine: str = "",
 ) -> None:
     """Refuse device classes for which nothing can ever build a plan of this version.
 
     What is installed here counts, and what the live workers of a running stack say they can build.
+    Whether an engine has all of a model's operators, only a build tells.
 
     Args:
         data: the folder of the stack.
         store: the registry.
-        manifest: of the version.
+        manifest: of the version; that of one which is not published yet will do.
+        wanted: of its engine.
         device_classes: that are asked for.
         engine: that is asked for; empty: the manifest's, if it names one.
 
     Raises:
-        BadTarget: see `check_targets`.
+        BadTarget: see `check_targets`; or each engine that builds for one says that there can be
+            no plan, e.g. because an axis may have any size.
     """
     if not device_classes:
         return
     named = manifest.engine.name if manifest.engine is not None else "auto"
-    wanted = engine or ("" if named == "auto" else named)
+    name = engine or ("" if named == "auto" else named)
     toolkits = installed()
     try:
-        check_targets(device_classes, manifest.format, toolkits, engine=wanted)
+        check_targets(device_classes, manifest.format, toolkits, engine=name)
     except BadTarget:
         announced = _announced(data, store)
-        check_targets(device_classes, manifest.format, toolkits, announced, wanted)
+        check_targets(device_classes, manifest.format, toolkits, announced, name)
+    for device_class in device_classes:
+        builders = {toolkit.engine for toolkit in toolkits if toolkit.covers(device_class)}
+        said = _objections(manifest, wanted, device_class, {name} & builders if name else builders)
+        if said and not _others(_announced(data, store), device_class, name, builders):
+            raise BadTarget(f"{device_class}: {said}")
 
 
 def write(
@@ -118,6 +136,40 @@ def _written(wish: BuildWish, _: bool) -> tuple[str, str]:
 
 def _withdrawn(version: str, device_class: str, _: None) -> tuple[str, str]:
     return f"version {version} {device_class}", ""
+
+
+def _objections(
+    manifest: Manifest, wanted: Wanted, device_class: str, builders: AbstractSet[str]
+) -> str:
+    """Return why none of some engines can have a plan; empty if one can, or there is none."""
+    precision = wanted.engine.precision or manifest.precision
+    graph = artifact.graph_of(precision)
+    if precision != "fp32" and all(file.path != graph for file in manifest.files):
+        # Of a draft: it will be converted.
+        manifest = replace(manifest, files=(*manifest.files, File(graph, "0" * 64, 0)))
+    spec = spec_of(manifest, Path(), wanted, device_class)
+    said = []
+    for engine in find_plan_engines():
+        if engine.name in builders and manifest.format in engine.formats:
+            try:
+                engine.identity(spec)
+            except CannotBuild as error:
+                said.append(f"{engine.name}: {error}")
+            else:
+                return ""
+    return "; ".join(said)
+
+
+def _others(
+    announced: Sequence[str], device_class: str, name: str, builders: AbstractSet[str]
+) -> list[str]:
+    """Return the engines of live workers that build for a device class and cannot be asked here."""
+    found = [pair.partition("/") for pair in announced]
+    return [
+        engine
+        for engine, _, where in found
+        if where == device_class and engine not in builders and name in ("", engine)
+    ]
 
 
 def _announced(data: Path, store: Store) -> list[str]:

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from infra.commands.options import DATA_DEFAULT, Data, Json, Registry, said, store_of
+from infra.printable import printable
 from registry_sync import audit
 from registry_sync.audit import Found, Query
 
@@ -50,7 +51,7 @@ def audit_command(
         typer.echo(msgspec.json.encode([audit.row(one) for one in found]).decode())
         return
     for one in found:
-        typer.echo(_line(one))
+        typer.echo(printable(_line(one)))
     if before:
         typer.echo(f"there are more; see them with --until or --limit {limit * 10}", err=True)
 

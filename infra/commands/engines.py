@@ -27,6 +27,8 @@ from infra.commands.options import (
     said,
     store_of,
 )
+from infra.plan_builds import wanted_here
+from infra.printable import printable
 from infra.status_view import UNKNOWN, shown_bytes
 from pool.wire.fleet_secret import load_secrets
 from registry_sync import catalog, plan_catalog
@@ -86,7 +88,7 @@ def wish_command(
                 manifest = catalog.load_manifest(store, model, version)
             except NotFound:
                 raise ValueError(f"{model} version {version} is not published") from None
-            wishing.check(data, store, manifest, targets, engine)
+            wishing.check(data, store, manifest, wanted_here(store, manifest), targets, engine)
             wishing.write(store, reason, model, version, targets, engine)
         poke(data, store, says_if_nobody=True)
     verb = "withdrawn" if withdraw else "wished for"
@@ -122,7 +124,8 @@ def gc_command(
         print_json([_gone_row(one) for one in gone])
         return
     for one in gone:
-        typer.echo(f"{one.key}  {_of(one)}  {shown_bytes(one.bytes)}  used {one.used}")
+        line = f"{one.key}  {_of(one)}  {shown_bytes(one.bytes)}  used {one.used}"
+        typer.echo(printable(line))
     verb = "would go" if dry_run else "removed"
     typer.echo(f"{len(gone)} {verb}, {shown_bytes(sum(one.bytes for one in gone))}", err=True)
 

@@ -24,6 +24,7 @@ from infra.commands.options import (
     store_of,
 )
 from infra.plan_builds import Made, NotMade, Workshop, fleet_secrets, make
+from infra.printable import printable
 from infra.stack import CannotStart
 from infra.status_view import shown_bytes
 from registry_sync.audit import check_reason
@@ -79,7 +80,7 @@ def build_command(
         print_json([_made_row(one) for one in made])
     else:
         for one in made:
-            typer.echo(_made_line(one))
+            typer.echo(printable(_made_line(one)))
     if failed:
         raise CannotStart("\n".join(failed))
 

@@ -6,6 +6,7 @@ import msgspec
 import typer
 
 from infra.commands.options import DATA_DEFAULT, Data, Json, Registry, said, store_of
+from infra.printable import printable
 from registry_sync import catalog
 
 
@@ -23,4 +24,4 @@ def models_command(data: Data = DATA_DEFAULT, registry: Registry = "", json: Jso
         typer.echo(msgspec.json.encode(rows).decode())
         return
     for model, versions in found.items():
-        typer.echo(f"{model}  {' '.join(versions)}")
+        typer.echo(printable(f"{model}  {' '.join(versions)}"))

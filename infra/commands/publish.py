@@ -12,6 +12,7 @@ from infra.changes import recorded
 from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, poke, said, store_of
 from infra.exporting import artifact_of
 from infra.terms import converting, terms_of
+from pool.wanted import wanted_of
 from registry_sync.documents import Precision
 from registry_sync.publish import VersionExists, publish
 
@@ -51,14 +52,16 @@ def publish_command(
         float | None, typer.Option(help="Rows of 1 that must choose the same as the artifact.")
     ] = None,
     build_for: Annotated[
-        str, typer.Option(help="Device classes to build plans for, such as sm_86,sm_120.")
-    ] = "",
+        str | None, typer.Option(help="Device classes to build plans for, such as sm_86,sm_120.")
+    ] = None,
     reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
 ) -> None:
     """Publish a version of a model; the last line of stdout is the version."""
     labels = _labels(label or [])
+    if build_for is not None and not build_for.strip():
+        raise typer.BadParameter("--build-for: no device class is named, such as sm_86")
     terms = terms_of(
         precision=precision,
         engine=engine,
@@ -81,7 +84,9 @@ def publish_command(
                     nondeterministic=nondeterministic,
                     golden=golden,
                     rows_max=rows_max,
-                    check=lambda draft: wishing.check(data, store, draft, targets),
+                    check=lambda draft: wishing.check(
+                        data, store, draft, wanted_of(draft), targets
+                    ),
                     terms=terms,
                     convert=convert,
                 ),
@@ -91,6 +96,12 @@ def publish_command(
             raise ValueError(str(error)) from None
         wishing.write(store, reason, model, made, targets)
         poke(data, store)
+    if targets:
+        typer.echo(
+            f"wished for: plans for {', '.join(targets)}; whether the engine has all of the "
+            "model's operators, the build will tell (`tidepool status`)",
+            err=True,
+        )
     typer.echo(made)
 
 

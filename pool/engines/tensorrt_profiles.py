@@ -189,8 +189,8 @@ def _ranges(
             ranges.append(ONE)  # a model that is not batched is mostly called with one row
         else:
             problems.append(
-                f'input "{spec.name}": axis {axis} may have any size; say which in the endpoint '
-                f'or at publish, e.g. engine: {{axes: {{"{name}": '
+                f'input "{spec.name}": axis {axis} may have any size; say which at publish, e.g. '
+                f'`--axis {name}=1,128,512`, or in the endpoint: engine: {{axes: {{"{name}": '
                 "{min: 1, opt: 128, max: 512}}}"
             )
     return ranges

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx.parser
 import pytest
 
 from infra.wishing import parse_targets
@@ -90,6 +92,62 @@ def test_what_nothing_can_ever_build_is_refused_before_anything_is_published(
     assert why in ended.stderr
     assert catalog.models(node.store) == {}
     assert node.store.list("blobs") == node.store.list("builds") == []
+
+
+GRAPHS = {
+    "open": (
+        "g (float[n,s,2] x) => (float[n,s,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"
+    ),
+    "double": "g (double[n,2] x) => (double[n,2] y) { y = Add(x, x) }",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("open", (), r'sm_86: tensorrt_rtx: input "x": axis 1 may have any size'),
+        ("open", ("--precision", "fp16"), r"--axis x:1=1,128,512"),
+        ("double", (), r'input "x" is FP64, which TensorRT does not have'),
+    ],
+)
+def test_a_plan_that_could_have_no_identity_is_refused_before_anything_is_published(
+    node: Node, tmp_path: Path, kind: str, options: tuple[str, ...], why: str
+) -> None:
+    path = graph(tmp_path, kind)
+    ended = node("publish", "odd", path, "--build-for", "sm_86", *options)
+    assert (ended.code, ended.stdout) == (1, ""), ended
+    assert why in ended.stderr
+    assert node.store.list("models") == node.store.list("blobs") == []
+    node("publish", "odd", path)
+    ended = node("engines", "wish", "odd", "1", "--for", "sm_86")
+    assert (ended.code, node.wished()) == (1, []), ended
+    assert "sm_86: tensorrt_rtx: " in ended.stderr
+
+
+def test_an_open_axis_with_a_range_is_wished_for(node: Node, tmp_path: Path) -> None:
+    path = graph(tmp_path, "open")
+    words = ("--axis", "x:1=1,2,4", "--precision", "fp16", "--build-for", "sm_86")
+    ended = node("publish", "odd", path, *words)
+    assert (ended.code, ended.stdout) == (0, "1\n"), ended
+    assert "the build will tell" in ended.stderr
+    assert node.wished() == [("odd", "1", "sm_86", "")]
+
+
+@pytest.mark.parametrize("targets", ["", " "])
+def test_no_target_at_all_is_bad_usage(node: Node, targets: str) -> None:
+    ended = node("publish", "m", node.model, "--build-for", targets)
+    assert (ended.code, ended.stdout) == (2, ""), ended
+    assert "no device class is named, such as sm_86" in ended.stderr
+    assert node.store.list("models") == []
+
+
+def graph(folder: Path, kind: str) -> str:
+    """Write one of `GRAPHS`."""
+    path = folder / f"{kind}.onnx"
+    onnx.save(
+        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> {GRAPHS[kind]}'), path
+    )
+    return str(path)
 
 
 def test_a_wish_is_written_and_withdrawn_later_too(node: Node) -> None:

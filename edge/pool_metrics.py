@@ -148,9 +148,11 @@ def _engines(status: _Status) -> Iterator[Metric]:
 def _builds(status: _Status) -> Iterator[Metric]:
     found = Counter(build.state for build in status.builds)
     plans = GaugeMetricFamily(
-        "tidepool_plans", "Plans of versions that are wished, wanted or there.", labels=("state",)
+        "tidepool_plans",
+        "Plans of versions that are wished, wanted, there or refused.",
+        labels=("state",),
     )
-    for state in ("waiting", "building", "built", "failed"):
+    for state in ("waiting", "building", "built", "failed", "refused"):
         plans.add_metric((state,), found[state])
     yield plans
     outcomes = CounterMetricFamily(

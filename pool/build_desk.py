@@ -144,6 +144,7 @@ class BuildDesk:
                 job.attempts.pop(worker, None)
             case "unwanted":
                 job.wanters.discard((worker, report.target.ref))
+                job.refused.pop(worker, None)
             case "refused" if report.key:
                 self.outcomes["refused"] += worker not in job.refused
                 job.refused[worker] = report.reason[:TEXT_CHARS_MAX]
@@ -295,7 +296,7 @@ class BuildDesk:
 
     def _forget(self, now_s: float) -> None:
         for name, job in list(self.jobs.items()):
-            if job.is_needed:
+            if job.is_needed or job.refused:
                 job.used_s = now_s
             elif job.is_built or job.attempts:
                 continue

@@ -26,7 +26,8 @@ def rows(
         for target, reason in unknown.items()
     ]
     for job in desk.jobs.values():
-        if not (job.is_needed or job.is_built or job.attempts) or _is_second_look(desk, job):
+        is_known = job.is_needed or job.is_built or job.attempts or job.refused
+        if not is_known or _is_second_look(desk, job):
             continue
         state, worker, reason = _state(desk, job, now_s)
         found += [
@@ -88,12 +89,14 @@ def _state(desk: BuildDesk, job: Job, now_s: float) -> tuple[str, str, str]:
     if builders := ", ".join(sorted(job.builders())):
         return "building", builders, job.error
     if job.is_built:
-        return "built", "", "; ".join(f"{w} refused it: {r}" for w, r in job.refused.items())
+        return "built", "", _refusals(job)
     if job.attempts:
         worker = next(iter(job.attempts))
         return "waiting", worker, _after(job, f"{worker} has been asked")
     if _pause_s(desk, job, now_s) > 0:
         return "failed", "", job.error
+    if job.refused and not job.is_needed:
+        return "refused", ", ".join(sorted(job.refused)), _refusals(job)
     return "waiting", "", _after(job, missing(desk, job, now_s))
 
 
@@ -113,6 +116,10 @@ def _able(desk: BuildDesk, job: Job) -> list[str]:
         for worker, seat in desk.seats.items()
         if seat.gone_s is None and not seat.is_draining and seat.can_build(job.target)
     ]
+
+
+def _refusals(job: Job) -> str:
+    return "; ".join(f"{worker} refused it: {why}" for worker, why in job.refused.items())
 
 
 def _after(job: Job, text: str) -> str:

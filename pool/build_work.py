@@ -45,32 +45,49 @@ class Reports:
 
     def __init__(self, send: Callable[[BuildReport], object]) -> None:
         self._send = send
-        # The whole mutable state: the last word on each plan for each version.
+        # The whole mutable state: the last word on each plan for each version, and what is refused:
+        # who has built a plan may refuse it.
         self._last: dict[Target, BuildReport] = {}
+        self._refused: dict[Target, BuildReport] = {}
 
     def say(self, report: BuildReport) -> None:
         """Say how it stands, and again to whoever is dialled next."""
         target = (report.model, report.version, report.engine, report.device_class)
+        if report.state == "refused":
+            self._keep(self._refused, target, report)
+            self._send(report)
+            return
+        if report.state == "wanted":
+            self._refused.pop(target, None)
         self._last.pop(target, None)
         # A controller that begins after the plan has come knows of none: no worker wants it any
         # more.  The others answer one order, or take back one word.
         if report.state not in ("other", "dropped", "unwanted"):
-            self._last[target] = report
-        if len(self._last) > REPORTS_MAX:
-            del self._last[next(iter(self._last))]
+            self._keep(self._last, target, report)
         self._send(report)
+
+    @staticmethod
+    def _keep(known: dict[Target, BuildReport], target: Target, report: BuildReport) -> None:
+        known.pop(target, None)
+        known[target] = report
+        if len(known) > REPORTS_MAX:
+            del known[next(iter(known))]
 
     def forget(self, key: str) -> None:
         """Take back that a plan is wanted or refused."""
         self._last = {
             target: report
             for target, report in self._last.items()
-            if report.key != key or report.state not in ("wanted", "refused")
+            if report.key != key or report.state != "wanted"
         }
+        for target, report in list(self._refused.items()):
+            if report.key == key:
+                del self._refused[target]
+                self._send(replace(report, state="unwanted", reason=""))
 
     def again(self) -> None:
         """Say what holds to a controller that does not know us."""
-        for report in self._last.values():
+        for report in [*self._last.values(), *self._refused.values()]:
             self._send(report)
 
 

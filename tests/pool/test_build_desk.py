@@ -489,6 +489,17 @@ def test_refused_plan_is_neither_told_nor_built_again_and_the_reason_is_shown(de
     assert desk.desk.outcomes["refused"] == 1
 
 
+def test_plan_that_is_refused_and_that_nobody_here_built_has_a_row(desk: Desk) -> None:
+    desk.join("w1")
+    desk.say("w1", "refused", reason="the gate: 0.3 is more than 0.01")
+    assert desk.step(3 * BACKOFF_S_MAX) == []
+    row = desk.row()
+    assert (row["state"], row["worker"]) == ("refused", "w1")
+    assert row["reason"] == "w1 refused it: the gate: 0.3 is more than 0.01"
+    desk.say("w1", "unwanted")  # it loads it now
+    assert not rows(desk.desk, desk.now_s)
+
+
 # bounds
 
 

@@ -25,6 +25,22 @@ def option() -> Option:
     return choice.option_for([engine], {engine.name: engine.probe()}, spec, "")
 
 
+def test_refusal_holds_beside_what_was_built_until_the_plan_is_loaded() -> None:
+    said: list[BuildReport] = []
+    reports = Reports(said.append)
+    reports.say(report_of(option(), "refused", "the gate: 0.3 is more than 0.01"))
+    reports.say(report_of(option(), "built"))
+    for _ in range(2):  # to every controller that is dialled
+        said.clear()
+        reports.again()
+        assert [one.state for one in said] == ["built", "refused"]
+    assert "0.3" in said[-1].reason
+    said.clear()
+    reports.forget(option().key)
+    reports.again()
+    assert [one.state for one in said] == ["unwanted", "built"]
+
+
 async def test_order_for_another_key_is_answered_and_nothing_is_built() -> None:
     said: list[BuildReport] = []
 

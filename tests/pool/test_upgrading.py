@@ -609,6 +609,15 @@ async def test_plan_that_the_device_refuses_leaves_the_portable_engine_serving(
     assert "this device does not like it" in report.reason
     assert (world.engine, world.shelf.refused) == ("onnxruntime", 1)
     assert "this device does not like it" in await world.explains("optimized: its plan is refused")
+    await world.stop()
+    fleet.worlds.remove(world)
+    again = await fleet.world()  # its next process
+    again.led()
+    await again.warm()
+    await again.says("refused")
+    heard = len(again.said)
+    again.led()  # by the next controller
+    assert "this device does not like it" in again.said[heard:][-1].reason
 
 
 async def test_gated_plan_that_the_device_refuses_later_falls_back(fleet: Fleet) -> None:

@@ -77,7 +77,7 @@ def test_plan_takes_over_without_a_failed_request(tmp_path: Path) -> None:
             until(lambda: plan_of(stack, "same"), 60.0, "the plan serves", 0.05)
             load.more(50)
         load.assert_clean()
-        (meta,) = metas(stack)
+        (meta,) = until(lambda: metas(stack), 60.0, "the plan is in the registry", 0.1)
         assert meta.key == plan_of(stack, "same")
         until(lambda: stack.status()["build_outcomes"]["built"] == 1, 30.0, "it is counted", 0.1)
 

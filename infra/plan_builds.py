@@ -123,7 +123,7 @@ class Workshop:
         """Bring the plan from the registry, if it has one that may be loaded."""
         with contextlib.suppress(BadPlan):
             if bring_plan(self._store, self._plans, option.key, tuple(self._keys)) is not None:
-                return self._plans.find(option.key, self._keys)
+                return self._plans.find(option.key, self._keys, option.spec.manifest.golden)
         return None
 
     def build(self, option: Option) -> PlanMeta:
@@ -147,7 +147,7 @@ class Workshop:
         day = datetime.now(UTC).date().isoformat()
         secret = self._secrets.current
         is_ours = put_plan(self._store, self._plans, option.key, secret.id, day)
-        plan = self._plans.find(option.key, self._keys)
+        plan = self._plans.find(option.key, self._keys, option.spec.manifest.golden)
         if plan is None:
             raise BadPlan("it has left this node")
         return Made("built" if is_ours else "overtaken", option, plan)

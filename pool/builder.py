@@ -38,6 +38,7 @@ from pool.engines.local_caches import caches_of
 from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
 from pool.engines.trial import try_out
 from registry_sync.documents import Manifest
+from registry_sync.golden import BadGolden
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
 from registry_sync.parts import FULL
@@ -128,12 +129,15 @@ class _Job:
             except PlanRefused as error:
                 # There may be no memory beside what serves here; others may have it.
                 report = GateReport("not_run", _bounded(f"its builder could not load it: {error}"))
+            except BadGolden as error:
+                # The version's fault; the plan may be as good for others as any.
+                report = GateReport("not_run", _bounded(str(error)))
         return BuilderResult(
             state="built", plan_sha256=sha256, bytes=size, build_s=build_s, gate=report
         )
 
     def try_out(self) -> GateReport:
-        """Run the plan beside the portable engine; raises `PlanRefused`."""
+        """Run the plan beside the portable engine; raises `PlanRefused`, `BadGolden`."""
         config = self.config
         engines = find_engines(config.engines, config.device)
         reference = choice.portable(engines, self.manifest.format, "")
@@ -172,7 +176,7 @@ def run(config: BuilderConfig) -> BuilderResult:
         if error.errno in FULL:
             text = f"{text}; the node's disk is full, or a limit on it is reached: {config.data}"
         return BuilderResult(state="failed", reason=_bounded(text), retry=error.errno in _PASSING)
-    except (EngineError, BadEngineName) as error:
+    except (EngineError, BadEngineName, BadGolden) as error:
         return BuilderResult(state="failed", reason=_bounded(str(error)))
     except Exception as error:
         # A framework may raise anything; whoever waits is to hear what it was.

@@ -120,7 +120,8 @@ async def try_out(
         The verdict, never "not_run".
 
     Raises:
-        BuildFailed: this device does not load it, or something else prevents a verdict.
+        BuildFailed: this device does not load it, or something else prevents a verdict, such as
+            recorded inputs that are none of the model's.
     """
     config = bench.task("gate", option, plan.plan, golden)
     result = await _until_result(lambda: _run(config, TRIAL_S_MAX), bench.pause_s)

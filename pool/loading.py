@@ -56,7 +56,10 @@ class Loader:
         """
         if manifest.golden is not None and golden_path(self.local, manifest) is None:
             await fetch_golden_via(self._sync_socket, manifest.model, manifest.version)
-        return golden_path(self.local, manifest)
+        path = golden_path(self.local, manifest)
+        if path is None and manifest.golden is not None:
+            raise SyncError(f"blob {manifest.golden} was brought and is not there", retry=True)
+        return path
 
     async def load(
         self,

@@ -116,7 +116,7 @@ class PlanShelf:
         """
         for option in options:
             try:
-                plan = self.plans.find(option.key, self._keys)
+                plan = self.plans.find(option.key, self._keys, option.spec.manifest.golden)
                 if plan is not None and not self._why_not(option, plan):
                     return self.load(option, plan)
             except CannotLoad as error:
@@ -259,10 +259,11 @@ class PlanShelf:
         return plan
 
     async def _find_here(self, option: Option) -> LocalPlan | None:
-        return await asyncio.to_thread(self.plans.find, option.key, self._keys)
+        golden = option.spec.manifest.golden
+        return await asyncio.to_thread(self.plans.find, option.key, self._keys, golden)
 
     async def _tried(self, option: Option, plan: LocalPlan) -> LocalPlan:
-        """Return the plan with its verdict, which the registry is told as well."""
+        """Return the plan with its verdict; the registry is told of one on drawn inputs."""
         async with self._trying:
             again = await self._find_here(option)  # another slot may have done it meanwhile
             if again is None:
@@ -276,8 +277,9 @@ class PlanShelf:
                 self._keys[again.secret_id],
             )
             await asyncio.to_thread(self.plans.put_gate, option.key, again.secret_id, record)
-        with contextlib.suppress(SyncError, BadPlan):
-            await put_gate_via(self._sync_socket, option.key, again.secret_id)
+        if not report.golden:
+            with contextlib.suppress(SyncError, BadPlan):
+                await put_gate_via(self._sync_socket, option.key, again.secret_id)
         _log.info("plan_tried_out", key=option.key, verdict=report.verdict, reason=report.reason)
         return LocalPlan(again.key, again.secret_id, again.meta, again.plan, report)
 

@@ -18,7 +18,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 import structlog
@@ -42,6 +42,9 @@ REFUSED_S: Final = 300.0  # before a plan that this device refused is tried agai
 REFUSED_S_MAX: Final = 24 * 3600.0
 UNKNOWN_S: Final = 10.0  # before a registry that did not answer is asked again
 WISHES: Final = "engine-wishes.last"
+
+# Plan key, model, version: another version of the same artifact may allow what this one does not.
+_HeldFor: TypeAlias = tuple[str, str, str]
 
 _log = structlog.get_logger()
 _wishes_of = msgspec.msgpack.Decoder(dict[str, bytes])
@@ -98,7 +101,7 @@ class Upgrades:
         self._wishes = self._last_wishes()
         self._tasks: dict[EngineSlot, asyncio.Task[None]] = {}
         self._news: dict[EngineSlot, asyncio.Event] = {}
-        self._held: dict[str, _Held] = {}
+        self._held: dict[_HeldFor, _Held] = {}
         self._whys: dict[EngineSlot, str] = {}
         self._unloadable: list[tuple[Option, str]] = []  # by threads that load
         self._asked_s: dict[str, float] = {}
@@ -121,7 +124,7 @@ class Upgrades:
         """Load the best engine whose plan is on this node; None if that is none.  Blocks."""
         options, _ = self._options(manifest)
         now_s = time.monotonic()
-        due = [option for option in options if self._is_due(option.key, now_s)]
+        due = [option for option in options if self._is_due(option, now_s)]
         return self._shelf.best_here(due, lambda *refused: self._unloadable.append(refused))
 
     def engine_name(self, manifest: Manifest) -> str:
@@ -232,8 +235,8 @@ class Upgrades:
     async def _try(self, slot: EngineSlot, option: Option) -> float | None:
         """Let an option serve if it can; return None if it does, else when to try again."""
         now_s = time.monotonic()
-        held = self._held.get(option.key)
-        if held is not None and not self._is_due(option.key, now_s):
+        held = self._held.get(_held_for(option))
+        if held is not None and not self._is_due(option, now_s):
             return held.until_s - now_s
         ask = now_s >= self._asked_s.get(option.key, 0.0) + ASK_S
         if ask:
@@ -247,7 +250,7 @@ class Upgrades:
                 except CannotLoad as error:
                     self._shelf.refuse(option, str(error))
                     return self._hold(option, str(error))
-                self._held.pop(option.key, None)
+                self._held.pop(_held_for(option), None)
                 return None
             case Refused(reason, is_final):
                 return self._hold(option, reason, is_final=is_final)
@@ -276,10 +279,10 @@ class Upgrades:
         return LOOK_S
 
     def _hold(self, option: Option, reason: str, *, is_final: bool = False) -> float:
-        held = self._held.get(option.key)
+        held = self._held.get(_held_for(option))
         pause_s = REFUSED_S_MAX if is_final else REFUSED_S if held is None else 2 * held.pause_s
         pause_s = min(pause_s, REFUSED_S_MAX)
-        self._held[option.key] = _Held(time.monotonic() + pause_s, pause_s, reason)
+        self._held[_held_for(option)] = _Held(time.monotonic() + pause_s, pause_s, reason)
         self._reports.say(report_of(option, "refused", reason))
         return pause_s
 
@@ -293,7 +296,7 @@ class Upgrades:
 
     def _why_not(self, option: Option) -> list[str]:
         """Say why an option does not serve that nobody need wait for."""
-        held, probe = self._held.get(option.key), self._devices.probes[option.engine.name]
+        held, probe = self._held.get(_held_for(option)), self._devices.probes[option.engine.name]
         if held is not None:
             return [f"{probe.name}: its plan is refused: {held.reason}"]
         if option.spec.device_class in probe.builds_for:
@@ -359,15 +362,15 @@ class Upgrades:
     def _on_plan(self, key: str) -> None:
         """A plan has come: to this node, or to the registry."""
         self._asked_s.pop(key, None)
-        self._held.pop(key, None)
+        self._held = {one: held for one, held in self._held.items() if one[0] != key}
         self._wake()
 
     def _wake(self) -> None:
         for news in self._news.values():
             news.set()
 
-    def _is_due(self, key: str, now_s: float) -> bool:
-        held = self._held.get(key)
+    def _is_due(self, option: Option, now_s: float) -> bool:
+        held = self._held.get(_held_for(option))
         return held is None or now_s >= held.until_s
 
     def _leave(self, slot: EngineSlot, _: asyncio.Task[None]) -> None:
@@ -387,6 +390,11 @@ class Upgrades:
     def _keep_wishes(self) -> None:
         with contextlib.suppress(OSError):  # costs the copy, not the service
             self._local.save_document(WISHES, msgspec.msgpack.encode(self._wishes))
+
+
+def _held_for(option: Option) -> _HeldFor:
+    manifest = option.spec.manifest
+    return (option.key, manifest.model, manifest.version)
 
 
 def _target_of(option: Option) -> Target:

@@ -2,6 +2,7 @@
 
     <key>/<secret id>/<sha256 of meta.json>/   a plan's files, there whole or not at all
         plan  meta.json  inspector.json  gate.json
+        gate-<digest>.json                 the verdict on a version's recorded inputs; stays here
         stored                             the etag of this plan in the registry, once it lies there
     <key>/<secret id>/<sha256>.refused         a pair whose MAC did not hold: not brought again
     .scratch/<random>/                         where files are made before they are taken over
@@ -30,10 +31,11 @@ import msgspec
 from registry_sync.names import check_digest, check_name
 from registry_sync.plan_eviction import Held, to_evict
 from registry_sync.plan_files import (
-    FILES,
     digest_of,
     fsync_folder,
+    gate_name,
     gate_of,
+    is_kept,
     read_folder,
     settle_files,
     write_durably,
@@ -53,7 +55,7 @@ class LocalPlan(msgspec.Struct, frozen=True):
     secret_id: str
     meta: PlanMeta
     plan: Path  # read-only; these bytes or, once evicted, nothing
-    gate: GateReport  # of the build, else of the device that came later; else `NOT_RUN`
+    gate: GateReport  # on the inputs asked for: of the build, else of a later device
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -144,7 +146,9 @@ class LocalPlans:
             trash = self._throw_away(gone)
         _remove(trash)
 
-    def find(self, key: str, secret_keys: Mapping[str, bytes]) -> LocalPlan | None:
+    def find(
+        self, key: str, secret_keys: Mapping[str, bytes], golden: str | None = None
+    ) -> LocalPlan | None:
         """Return the plan of a key whose MAC, bytes and key hold; this counts as a use of it.
 
         Reads the whole plan once.  One that must not be loaded has left the folder when this
@@ -152,6 +156,7 @@ class LocalPlans:
 
         Args:
             secret_keys: by secret id, the preferred one first; others are not looked at.
+            golden: of the version; a verdict on other inputs is none for it.
 
         Raises:
             BadName: the key cannot be one.
@@ -162,7 +167,7 @@ class LocalPlans:
         for secret_id, secret_key in secret_keys.items():
             for folder in _pairs_in(self._place(key, secret_id)):
                 try:
-                    return self._checked(key, secret_id, secret_key, folder)
+                    return self._checked(key, secret_id, secret_key, folder, golden or "")
                 except FileNotFoundError:
                     continue  # evicted or replaced meanwhile
                 except BadPlan as error:
@@ -178,7 +183,7 @@ class LocalPlans:
         _remove(trash)
 
     def put_gate(self, key: str, secret_id: str, record: GateRecord) -> None:
-        """Keep the verdict of this node's device beside the plan that it is about.
+        """Keep the verdict of this node's device beside the plan, one for each golden.
 
         Raises:
             BadPlan: that plan is not here (any more).
@@ -187,7 +192,7 @@ class LocalPlans:
         pair = self.pair(key, secret_id)
         if pair is None or (record.key, record.plan_sha256) != (key, pair.meta.plan_sha256):
             raise BadPlan("the plan that the gate's record is about is not here")
-        self.save_beside(pair, "gate.json", write(record))
+        self.save_beside(pair, gate_name(record.report.golden), write(record))
 
     def pair(self, key: str, secret_id: str) -> Pair | None:
         """Return the files under a key, unchecked but for what they say of themselves."""
@@ -204,7 +209,7 @@ class LocalPlans:
             BadPlan: the plan has left meanwhile.
             OSError: the disk is full or broken.
         """
-        assert name in FILES
+        assert is_kept(name)
         with self.scratch() as scratch:
             made = scratch / name
             write_durably(made, data)
@@ -222,7 +227,9 @@ class LocalPlans:
         """Return the bytes of all plans together."""
         return sum(one.bytes for one in self._held())
 
-    def _checked(self, key: str, secret_id: str, secret_key: bytes, folder: Path) -> LocalPlan:
+    def _checked(
+        self, key: str, secret_id: str, secret_key: bytes, folder: Path, golden: str
+    ) -> LocalPlan:
         """Return what the folder holds.
 
         Raises:
@@ -246,9 +253,8 @@ class LocalPlans:
             # Not damaged here: it came so, and would come so again.
             self._refuse(folder, folder.name)
             raise
-        return LocalPlan(
-            key, secret_id, meta, folder / "plan", gate_of(folder, meta, key, secret_key)
-        )
+        report = gate_of(folder, meta, key, secret_key, golden)
+        return LocalPlan(key, secret_id, meta, folder / "plan", report)
 
     def _refuse(self, folder: Path, digest: str) -> None:
         with self._locked():

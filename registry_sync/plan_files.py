@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -24,6 +25,7 @@ from registry_sync.plans import (
 )
 
 FILES: Final = ("plan", "meta.json", "inspector.json", "gate.json", "stored")
+_GOLDEN_GATE: Final = re.compile(r"gate-[0-9a-f]{64}\.json")
 META_BYTES_MAX: Final = 1 << 20  # 64 profiles of some ten inputs are 50 KB
 SIDE_BYTES_MAX: Final = 16 << 20  # of inspector.json and of gate.json
 
@@ -53,25 +55,41 @@ def read_folder(folder: Path, key: str) -> tuple[PlanMeta, bytes]:
     return meta, data
 
 
-def gate_of(folder: Path, meta: PlanMeta, key: str, secret_key: bytes) -> GateReport:
-    """Return the verdict about a plan: that of its build, else a later one whose MAC holds."""
-    if meta.gate.verdict != "not_run":
+def gate_name(golden: str) -> str:
+    """Return the name of the record of a trial on recorded inputs (by digest; empty: on drawn)."""
+    return f"gate-{check_digest(golden)}.json" if golden else "gate.json"
+
+
+def is_kept(name: str) -> bool:
+    """Tell whether a file of this name belongs to a plan."""
+    return name in FILES or _GOLDEN_GATE.fullmatch(name) is not None
+
+
+def gate_of(
+    folder: Path, meta: PlanMeta, key: str, secret_key: bytes, golden: str = ""
+) -> GateReport:
+    """Return the verdict about a plan: that of its build, else a later one whose MAC holds.
+
+    Args:
+        golden: digest of the recorded inputs on which it must have been tried; empty: on drawn.
+    """
+    if meta.gate.verdict != "not_run" and meta.gate.golden == golden:
         return meta.gate
     try:
-        record = read_gate(read_small(folder / "gate.json", SIDE_BYTES_MAX))
+        record = read_gate(read_small(folder / gate_name(golden), SIDE_BYTES_MAX))
         check_mac(record, secret_key)
     except (FileNotFoundError, BadPlan):
         # A verdict that nobody vouches for is none: the gate runs again.
         return NOT_RUN
     fits = (record.key, record.plan_sha256) == (key, meta.plan_sha256)
-    return record.report if fits else NOT_RUN
+    return record.report if fits and record.report.golden == golden else NOT_RUN
 
 
 def settle_files(folder: Path) -> int:
     """Make a plan's files durable and read-only, remove everything else; return their bytes."""
     total = 0
     for entry in list(os.scandir(folder)):
-        if entry.name not in FILES:
+        if not is_kept(entry.name):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
             else:

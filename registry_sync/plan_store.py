@@ -392,7 +392,7 @@ def _put_anyhow(store: Store, key: str, data: bytes) -> None:
 
 def _stored_gate(store: Store, place: str, meta: PlanMeta) -> bytes:
     """Return the record of a later device; empty if there is none about this plan."""
-    if meta.gate.verdict != "not_run":
+    if meta.gate.verdict != "not_run" and not meta.gate.golden:
         return b""
     with contextlib.suppress(NotFound):
         data = store.read(f"{place}/gate.json", 0, SIDE_BYTES_MAX)
@@ -401,12 +401,16 @@ def _stored_gate(store: Store, place: str, meta: PlanMeta) -> bytes:
 
 
 def _gate_fitting(data: bytes, meta: PlanMeta) -> GateRecord | None:
-    """Return the record if it can be read and is about this plan; its MAC is not looked at."""
+    """Return the record if it can be read and is about this plan; its MAC is not looked at.
+
+    What recorded inputs showed is one version's business, and stays on its nodes.
+    """
     try:
         record = read_gate(data)
     except BadPlan:
         return None
-    return record if (record.key, record.plan_sha256) == (meta.key, meta.plan_sha256) else None
+    fits = (record.key, record.plan_sha256) == (meta.key, meta.plan_sha256)
+    return record if fits and not record.report.golden else None
 
 
 def _read_if_there(path: Path) -> bytes:

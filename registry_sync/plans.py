@@ -7,7 +7,8 @@ plan looks under the same key.
     engines/<key>/<secret id>/plan            the engine's own bytes
     engines/<key>/<secret id>/meta.json       `PlanMeta`; written after the plan, create-only
     engines/<key>/<secret id>/inspector.json  what the engine says of its layers, if anything
-    engines/<key>/<secret id>/gate.json       `GateRecord`, where the device came after the build
+    engines/<key>/<secret id>/gate.json       `GateRecord` on drawn inputs, by a device that came
+                                              after the build
     engines/<key>/used.json                   when it was last loaded, to the day
 
 A plan is code for a GPU: only one whose metadata carries a MAC under the fleet's secret is loaded.
@@ -34,6 +35,7 @@ _Short = Annotated[str, Meta(max_length=512)]
 _Reason = Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Golden = Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")]
 _Shape = Annotated[tuple[_Count, ...], Meta(max_length=16)]
 
 Verdict = Literal["passed", "failed", "not_run"]
@@ -76,7 +78,10 @@ class OutputReport(msgspec.Struct, frozen=True):
 
 
 class GateReport(msgspec.Struct, frozen=True):
-    """The outcome of comparing a built engine with the portable one."""
+    """The outcome of comparing a built engine with the portable one.
+
+    It holds for the versions whose recorded inputs are those of `golden`, and for no other.
+    """
 
     verdict: Verdict
     reason: _Reason = ""
@@ -85,6 +90,7 @@ class GateReport(msgspec.Struct, frozen=True):
     outputs: Annotated[tuple[OutputReport, ...], Meta(max_length=1024)] = ()
     reference: _Short = ""  # the engine that it was compared with, and its version
     device: _Short = ""  # where it ran
+    golden: _Golden = ""  # `Manifest.golden` of the inputs; empty: they were drawn
 
 
 NOT_RUN: Final = GateReport("not_run", "no device of this class has run it yet")

@@ -7,7 +7,6 @@ that has no endpoint yet gets one.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Final
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 from msgspec.structs import replace
 
@@ -35,6 +33,7 @@ from registry_sync.documents import (
     Variant,
 )
 from registry_sync.engine_wishes import wish_problems
+from registry_sync.golden import find_golden
 from registry_sync.names import check_name
 from registry_sync.onnx_signature import BadModel, read_signature
 from registry_sync.plain import TEXT_BYTES_MAX
@@ -43,7 +42,6 @@ from registry_sync.rules import WEIGHTS_TOTAL, check_version
 from registry_sync.stores import Conflict, NotFound, OutcomeUnknown, Store
 
 ROWS_MAX_DEFAULT: Final = 32
-GOLDEN_BYTES_MAX: Final = 64 * 1024**2
 SIDECAR_BYTES_MAX: Final = TEXT_BYTES_MAX
 TRIES_MAX: Final = 1_000  # each lost try means that another publish of the model went through
 
@@ -111,7 +109,7 @@ def publish(
         version: None takes the one after the highest.
         labels: any words, for people.
         nondeterministic: answers are not to be cached, though no random operator was found.
-        golden: an ``.npz`` with recorded inputs and outputs.
+        golden: an ``.npz`` with recorded inputs, perhaps outputs, under the names of the model's.
         rows_max: of a batch; 1 for a model whose rows depend on one another, which no graph says.
             None takes the sidecar's, or 32 where the graph has a batch axis, else 1.
         check: sees what is about to be published, without digests, and raises to refuse it.
@@ -121,7 +119,7 @@ def publish(
     Raises:
         VersionExists: `version` is taken.
         BadName: the model's name or the version is not one.
-        BadArtifact: see `artifact.find_sources`; or the golden file is not one.
+        BadArtifact: see `artifact.find_sources`; or the golden file does not fit.
         BadModel: see `onnx_signature.read_signature` and `pt2_signature.publish_archive`.
         BadDocument: the sidecar, the signature, the labels or the terms do not fit.
     """
@@ -130,7 +128,6 @@ def publish(
     if version is not None and check_version(version) in catalog.versions(store, model):
         raise VersionExists(model, version)
     with _read_sources(path) as (sources, says):
-        recorded = None if golden is None else _golden(golden)
         draft = Manifest(
             model=model,
             version=version or "1",  # the next one is taken when everything else is there
@@ -147,6 +144,7 @@ def publish(
             gate=terms.gate,
         )
         _check_draft(draft)  # before gigabytes are hashed and sent
+        recorded = None if golden is None else find_golden(golden, draft)
         check(draft)
         if draft.precision != "fp32":
             if convert is None:
@@ -228,29 +226,6 @@ def _rows_max(says: Sidecar) -> int:
     # Outputs as well: rows that come back without an axis of their own cannot be told apart.
     firsts = {tensor.shape[:1] for tensor in (*says.inputs, *says.outputs)}
     return ROWS_MAX_DEFAULT if says.inputs and firsts == {(-1,)} else 1
-
-
-def _golden(path: Path) -> Source:
-    """Check that a file holds arrays, not pickles, and is small enough to keep."""
-    source = artifact.find_file(path)
-    try:
-        with path.open("rb") as file:
-            with zipfile.ZipFile(file) as archive:
-                unpacked_bytes = sum(member.file_size for member in archive.infolist())
-            if unpacked_bytes > GOLDEN_BYTES_MAX:
-                raise BadArtifact(
-                    f"{path.name}: {unpacked_bytes} bytes unpacked; at most {GOLDEN_BYTES_MAX}"
-                )
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                shapes = {name: arrays[name].shape for name in arrays.files}
-    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, BadArtifact):
-            raise
-        raise BadArtifact(f"{path.name}: not an .npz file without pickles: {error}") from None
-    if not shapes:
-        raise BadArtifact(f"{path.name}: holds no arrays")
-    return source
 
 
 def _upload(store: Store, source: Source) -> File:

@@ -21,6 +21,7 @@ from pool.engines.trial import try_out
 from pool.engines.widening import widen
 from registry_sync.artifact import GRAPH, Source, find_file, graph_of
 from registry_sync.documents import EngineWish, File, Manifest, Precision
+from registry_sync.golden import BadGolden
 from registry_sync.onnx_checks import BadModel
 from registry_sync.onnx_precision import Converted, convert, element_types
 from registry_sync.onnx_signature import read_signature
@@ -200,7 +201,7 @@ def _passed(original: Path, graph: Path, draft: Manifest, golden: Source | None)
                 reference_name=f"{engine.name} {engine.probe().version}",
                 device="cpu",
             )
-    except EngineError as error:
+    except (EngineError, BadGolden) as error:
         raise BadModel(f"in {draft.precision}: {error}") from error
     if report.verdict != "passed":
         raise NotExact(draft.precision, report.reason)

@@ -6,25 +6,23 @@ For a process of its own: two engines are loaded at once, and one of them is not
 
 from __future__ import annotations
 
+import hashlib
 import io
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
 
 from pool.engines import gate
-from pool.engines.base import NUMPY_DTYPES, Array, BuildSpec, Session, Tensors, reason_of
+from pool.engines.base import Array, BuildSpec, Session, Tensors, reason_of
 from pool.engines.gate import Draw
 from registry_sync.documents import TensorSpec
+from registry_sync.golden import BadGolden, fitting_inputs, read_arrays
 from registry_sync.plans import REASON_CHARS_MAX, GateReport, OutputReport
 
 TRIES: Final = 32  # of drawn inputs for one run, until the artifact takes some
 GOLDEN_RUNS_MAX: Final = 64
-
-
-class BadGolden(ValueError):
-    """The recorded inputs do not fit the signature; the text says how, and the way out."""
+_WAY_OUT: Final = "; publish the model with another --golden"
 
 
 def try_out(
@@ -47,25 +45,26 @@ def try_out(
 
     Returns:
         A verdict, never "not_run".
+
+    Raises:
+        BadGolden: the recorded inputs are none of this model's, whatever the candidate is worth;
+            the text says how, and the way out.
     """
     manifest = spec.manifest
     limits = gate.limits_of(manifest.gate, spec.wish.precision or manifest.precision)
     expected: list[Tensors] = []
     got: list[Tensors] = []
     problem = ""
-    try:
-        runs = _drawn(reference, spec) if golden is None else _golden(reference, spec, golden)
-        for inputs, answer in runs:
-            expected.append(_copied(answer))
-            try:
-                got.append(_copied(candidate.infer(inputs)))
-            except Exception as error:
-                # An engine may raise anything; whatever it was, it must not serve.
-                shapes = ", ".join(f'"{name}" {list(one.shape)}' for name, one in inputs.items())
-                problem = f"the built engine fails on {shapes}: {reason_of(error)}"
-                break
-    except BadGolden as error:
-        problem = str(error)
+    runs = _drawn(reference, spec) if golden is None else _golden(reference, spec, golden)
+    for inputs, answer in runs:
+        expected.append(_copied(answer))
+        try:
+            got.append(_copied(candidate.infer(inputs)))
+        except Exception as error:
+            # An engine may raise anything; whatever it was, it must not serve.
+            shapes = ", ".join(f'"{name}" {list(one.shape)}' for name, one in inputs.items())
+            problem = f"the built engine fails on {shapes}: {reason_of(error)}"
+            break
     if not expected and not problem:
         problem = (
             f"none of {gate.RUNS * TRIES} random inputs is one that this model takes; publish it "
@@ -84,6 +83,7 @@ def try_out(
         outputs,
         reference_name,
         device,
+        "" if golden is None else hashlib.sha256(golden).hexdigest(),
     )
 
 
@@ -120,7 +120,7 @@ def _golden(reference: Session, spec: BuildSpec, data: bytes) -> Iterator[tuple[
         except Exception as error:
             # As above, but somebody has vouched for these.
             raise BadGolden(
-                f"the artifact itself fails on the golden inputs: {reason_of(error)}"
+                f"the artifact itself fails on the golden inputs: {reason_of(error)}{_WAY_OUT}"
             ) from error
 
 
@@ -136,45 +136,11 @@ def _parts(tensors: Tensors, spec: BuildSpec, batches: bool) -> Iterator[Tensors
 
 
 def read_golden(data: bytes, inputs: tuple[TensorSpec, ...]) -> Tensors:
-    """Read the inputs out of a golden npz, by their names.
-
-    Raises:
-        BadGolden: see there.
-    """
-    found: dict[str, Array] = {}
-    again = "; publish the model with another --golden"
+    """Read the inputs out of a golden npz, by their names; raises `BadGolden`."""
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            for spec in inputs:
-                if spec.name not in arrays:
-                    raise BadGolden(f'the golden file has no "{spec.name}"{again}')
-                found[spec.name] = _as_declared(arrays[spec.name], spec, again)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, BadGolden):
-            raise
-        raise BadGolden(f"the golden file cannot be read: {error}{again}") from None
-    return found
-
-
-def _as_declared(array: Array, spec: TensorSpec, again: str) -> Array:
-    dtype = NUMPY_DTYPES[spec.datatype]
-    fits = array.ndim == len(spec.shape) and all(
-        size in (-1, found) for size, found in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise BadGolden(
-            f'golden "{spec.name}" has shape {list(array.shape)}, the signature says '
-            f"{list(spec.shape)}{again}"
-        )
-    if dtype.hasobject and array.dtype.kind in "SU":
-        strings = np.empty(array.size, dtype=object)
-        strings[:] = [one if isinstance(one, bytes) else str(one).encode() for one in array.ravel()]
-        return strings.reshape(array.shape)
-    if array.dtype != dtype:
-        raise BadGolden(
-            f'golden "{spec.name}" is {array.dtype}, the signature says {spec.datatype}{again}'
-        )
-    return array
+        return fitting_inputs(read_arrays(io.BytesIO(data)), inputs)
+    except BadGolden as error:
+        raise BadGolden(f"the golden file does not fit: {error}{_WAY_OUT}") from None
 
 
 def _copied(answer: Mapping[str, Array]) -> Tensors:

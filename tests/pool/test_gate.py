@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from pool.engines import gate
 from pool.engines.base import Array, BuildSpec, EngineError, Tensors
 from pool.engines.gate import DEFAULTS, Limits, compare, drawn, draws, judge, limits_of, why_not
 from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
-from pool.engines.trial import BadGolden, read_golden, try_out
+from pool.engines.trial import read_golden, try_out
 from registry_sync.documents import AxisRange, EngineWish, GateLimits, Manifest, TensorSpec
+from registry_sync.golden import BadGolden
 from registry_sync.open import open_store
 from registry_sync.plans import NOT_RUN, GateReport, OutputReport
 from registry_sync.publish import publish
@@ -262,20 +264,34 @@ def test_engine_that_raises_fails_and_names_the_shapes(model: tuple[Path, Manife
 
 
 def test_golden_inputs_are_taken_instead_of_drawn_ones(model: tuple[Path, Manifest]) -> None:
-    report = trial(model, golden=npz(x=np.ones((20, 16), np.float32)))
+    golden = npz(x=np.ones((20, 16), np.float32))
+    report = trial(model, golden=golden)
     assert (report.verdict, report.inputs, report.runs) == ("passed", "golden", 3)
+    assert report.golden == hashlib.sha256(golden).hexdigest()
+    assert trial(model).golden == ""
 
 
-def test_golden_file_that_does_not_fit_fails_the_gate(model: tuple[Path, Manifest]) -> None:
-    report = trial(model, golden=npz(z=np.ones((1, 16), np.float32)))
-    assert (report.verdict, report.inputs) == ("failed", "none")
-    assert report.reason == 'the golden file has no "x"; publish the model with another --golden'
+def test_golden_file_that_does_not_fit_is_no_verdict(model: tuple[Path, Manifest]) -> None:
+    with pytest.raises(BadGolden, match='has no "x"; publish the model with another --golden'):
+        trial(model, golden=npz(z=np.ones((1, 16), np.float32)))
+
+
+def test_golden_inputs_that_the_artifact_itself_does_not_take_are_no_verdict(
+    model: tuple[Path, Manifest],
+) -> None:
+    folder, manifest = model
+    wide = msgspec.structs.replace(manifest, inputs=(TensorSpec("x", "FP32", (-1, 3)),))
+    session = OnnxRuntimeEngine().load(folder, manifest, 1)
+    spec = BuildSpec(wide, folder, EngineWish(precision="fp32"), 8, "cpu")
+    golden = npz(x=np.ones((1, 3), np.float32))
+    with pytest.raises(BadGolden, match="the artifact itself fails on the golden inputs"):
+        try_out(session, session, spec, golden, reference_name="ort", device="cpu")
 
 
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"no zip", "cannot be read"),
+        (b"no zip", "not an .npz file"),
         (npz(x=np.ones((1, 3), np.float32)), r"has shape \[1, 3\], the signature says \[-1, 2\]"),
         (npz(x=np.ones((1, 2), np.int64)), "is int64, the signature says FP32"),
     ],

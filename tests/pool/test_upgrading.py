@@ -34,11 +34,11 @@ from pool.wire.handshake import Secrets
 from registry_sync import plan_store, plans
 from registry_sync.builds import Wanted
 from registry_sync.daemon import Daemon, Registry
-from registry_sync.documents import EngineWish, Manifest
+from registry_sync.documents import EngineWish, GateLimits, Manifest
 from registry_sync.local_plans import LocalPlans
 from registry_sync.open import open_store
-from registry_sync.plans import PlanMeta, signed
-from registry_sync.publish import publish
+from registry_sync.plans import GateReport, PlanMeta, signed
+from registry_sync.publish import Terms, publish
 from registry_sync.stores import Store, StoreUnavailable
 from tests.support import pt2
 from tests.support.models import mlp
@@ -101,6 +101,7 @@ class World:
             alone_s=alone_s,
         )
         self.slot = EngineSlot("m", "1", self._load, self._changed)
+        self.others: list[EngineSlot] = []
         self.server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -123,7 +124,12 @@ class World:
         return await self.loader.load(model, version, upgrades.best_here, upgrades.engine_name)
 
     def _changed(self) -> None:
-        self.upgrades.look([self.slot])
+        self.upgrades.look([self.slot, *self.others])
+
+    def slot_of(self, model: str) -> EngineSlot:
+        """Return a further slot, of another model's version 1."""
+        self.others.append(EngineSlot(model, "1", self._load, self._changed))
+        return self.others[-1]
 
     @property
     def engine(self) -> str:
@@ -594,6 +600,60 @@ async def test_plan_without_a_verdict_is_tried_out_before_it_serves(fleet: Fleet
     await world.serves("optimized")
     record = plans.read_gate(fleet.store.read(f"{fleet.place}/gate.json", 0, 1 << 20))
     assert record.report.verdict == "passed"
+
+
+async def test_verdict_on_another_versions_golden_is_none_and_the_own_one_stays_here(
+    fleet: Fleet,
+) -> None:
+    golden = fleet.folder / "golden.npz"
+    np.savez(golden, x=INPUT)
+    fleet.publish(golden=golden)
+    fleet.put_plan(fleet.graph, gate=GateReport("failed", "too far off", golden="1" * 64))
+    world = await fleet.world()
+    await world.warm()
+    await world.serves("optimized")
+    (record,) = (world.folder / "store" / "engines").glob("*/*/*/gate*.json")
+    assert record.name == f"gate-{fleet.manifest().golden}.json"
+    assert plans.read_gate(record.read_bytes()).report.inputs == "golden"
+    assert not [one for one in fleet.store.list("engines/") if one.key.endswith("/gate.json")]
+
+
+async def test_golden_that_does_not_fit_is_no_verdict_on_the_plan(fleet: Fleet) -> None:
+    # As releases before this one have published them.
+    publish(fleet.store, "n", fleet.graph)
+    file = fleet.folder / "golden.npz"
+    np.savez(file, z=INPUT)
+    golden = hashlib.sha256(file.read_bytes()).hexdigest()
+    fleet.store.put_new(f"blobs/sha256/{golden}", file.read_bytes())
+    data = fleet.store.read("models/n/1/manifest.json", 0, 1 << 20)
+    manifest = msgspec.json.decode(data, type=Manifest)
+    odd = msgspec.structs.replace(manifest, model="m", golden=golden)
+    fleet.store.put_new("models/m/1/manifest.json", msgspec.json.encode(odd))
+    world = await fleet.world(alone_s=0.0)
+    await world.warm()
+    why = await world.explains("optimized: its plan is refused")
+    assert 'has no "x"; publish the model with another --golden' in why
+    await world.until(fleet.has_plan, "uploaded")
+    assert fleet.meta().gate.verdict == "not_run"
+    other = world.slot_of("n")
+    other.ensure()
+    await world.until(lambda: other.loaded and other.loaded.engine == "optimized", "n is served")
+    assert world.engine == "onnxruntime"
+    await other.close()
+
+
+async def test_plan_that_one_version_refuses_serves_another_that_allows_more(fleet: Fleet) -> None:
+    fleet.publish()
+    fleet.put_plan(mlp(fleet.folder / "other.onnx", seed=7))
+    world = await fleet.world()
+    await world.warm()
+    await world.explains("optimized: its plan is refused")
+    limits = GateLimits(relative_error_max=10.0, top1_agreement_min=0.0)
+    publish(fleet.store, "n", fleet.graph, terms=Terms(gate=limits))
+    other = world.slot_of("n")
+    other.ensure()
+    await world.until(lambda: other.loaded and other.loaded.engine == "optimized", "n is served")
+    await other.close()
 
 
 async def test_plan_that_the_device_refuses_leaves_the_portable_engine_serving(

@@ -191,6 +191,31 @@ def test_what_is_no_key_does_not_touch_a_path(local: LocalPlans, bad: str) -> No
 # --- the gate ---
 
 
+def verdict_on(local: LocalPlans, golden: str | None) -> str:
+    found = local.find(KEY, KEYS, golden)
+    assert found is not None
+    return found.gate.verdict
+
+
+def test_verdict_holds_for_the_recorded_inputs_on_which_it_was_found_and_no_others(
+    local: LocalPlans,
+) -> None:
+    one, other, third = "1" * 64, "2" * 64, "3" * 64
+    add(local, PLAN, meta=meta_of(PLAN, gate=GateReport("failed", golden=one)))
+    assert [verdict_on(local, golden) for golden in (one, other, None)] == [
+        *("failed", "not_run", "not_run")
+    ]
+    local.put_gate(KEY, SECRET[0], gate_record(PLAN, "passed", golden=other))
+    local.put_gate(KEY, SECRET[0], gate_record(PLAN, "passed"))
+    assert [verdict_on(local, golden) for golden in (one, other, None, third)] == [
+        *("failed", "passed", "passed", "not_run")
+    ]
+    # Nor does a record count under another's name.
+    folder = folder_of(local)
+    (folder / f"gate-{other}.json").rename(folder / f"gate-{third}.json")
+    assert verdict_on(local, third) == "not_run"
+
+
 @pytest.mark.parametrize("verdict", ["passed", "failed"])
 def test_a_later_devices_verdict_holds(local: LocalPlans, verdict: Verdict) -> None:
     add(local, PLAN)

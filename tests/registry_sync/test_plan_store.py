@@ -649,6 +649,28 @@ def test_a_record_that_cannot_be_read_is_replaced(
     assert read_gate(directory.get(f"{PLACE}/gate.json").data).report.verdict == "passed"
 
 
+def test_verdicts_on_recorded_inputs_stay_on_their_nodes(
+    directory: DirectoryStore, local: LocalPlans
+) -> None:
+    golden = "1" * 64
+    failed = replace(gate_record(PLAN, "failed").report, golden=golden)
+    put_pair(directory, PLAN, write(meta_of(PLAN, gate=failed)))
+    directory.put_new(f"{PLACE}/gate.json", write(gate_record(PLAN, "failed", golden="2" * 64)))
+    bring_plan(directory, local, KEY, IDS)
+    local.put_gate(KEY, SECRET[0], gate_record(PLAN, "passed", golden="2" * 64))
+    with pytest.raises(BadPlan, match="no verdict about the plan"):
+        put_gate(directory, local, KEY, SECRET[0])
+    local.put_gate(KEY, SECRET[0], gate_record(PLAN, "passed"))
+    put_gate(directory, local, KEY, SECRET[0])
+    assert read_gate(directory.get(f"{PLACE}/gate.json").data) == gate_record(PLAN, "passed")
+    # Another node gets the one on drawn inputs, though the build came with one of its own.
+    local.drop(KEY, SECRET[0])
+    bring_plan(directory, local, KEY, IDS)
+    found = local.find(KEY, KEYS)
+    assert found is not None
+    assert found.gate.verdict == "passed"
+
+
 def test_this_nodes_own_verdict_is_not_replaced_by_the_registrys(
     directory: DirectoryStore, local: LocalPlans
 ) -> None:

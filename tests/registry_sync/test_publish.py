@@ -10,24 +10,29 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 from registry_sync import artifact, catalog, endpoints
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import BadDocument, Cache, File, TensorSpec, Variant
+from registry_sync.golden import find_golden
 from registry_sync.names import BadName
 from registry_sync.open import open_store
 from registry_sync.publish import BadArtifact, BadModel, VersionExists, publish
 from registry_sync.stores import NotFound, OutcomeUnknown, StoreUnavailable
 from tests.support import models
+from tests.support.artifacts import manifest_of
 
 X = models.tensor("x", TensorProto.FLOAT, ["N", 4])
 Y = models.tensor("y", TensorProto.FLOAT, ["N", 4])
@@ -379,7 +384,7 @@ def test_recorded_inputs_and_outputs_become_a_blob(
     store: DirectoryStore, model: Path, tmp_path: Path
 ) -> None:
     golden = tmp_path / "golden.npz"
-    np.savez(golden, x=np.zeros((1, 16), np.float32))
+    np.savez(golden, x=np.zeros((50, 16), np.float32), y=np.zeros((50, 3), np.float32))
     publish(store, "digits", model, golden=golden)
     assert catalog.load_manifest(store, "digits", "1").golden == sha256(golden)
     assert store.size(f"blobs/sha256/{sha256(golden)}") == golden.stat().st_size
@@ -395,6 +400,25 @@ def single_array(path: Path) -> None:
         np.save(file, np.zeros(3))
 
 
+ROWS = np.ones((2, 16), np.float32)
+
+
+def recording(**arrays: Any) -> Callable[[Path], None]:
+    return lambda path: np.savez(path, **arrays)
+
+
+def text_inside(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", "no array")
+
+
+def damaged(path: Path) -> None:
+    np.savez_compressed(path, x=ROWS)
+    data = bytearray(path.read_bytes())
+    data[50:80] = b"\xff" * 30
+    path.write_bytes(data)
+
+
 def bomb(path: Path) -> None:
     np.savez_compressed(path, x=np.zeros(65 * 1024**2, np.uint8))
 
@@ -407,6 +431,15 @@ def bomb(path: Path) -> None:
         (lambda path: path.write_bytes(b"PK\x05\x06" + b"\0" * 18), "holds no arrays"),
         (lambda path: path.write_bytes(b"x"), "not an .npz file without pickles"),
         (bomb, "bytes unpacked; at most 67108864"),
+        (recording(z=ROWS), 'golden.npz: it has no "x"'),
+        (recording(x=ROWS, z=ROWS), '"z" is neither an input nor an output'),
+        (recording(x=ROWS[:, :15]), r"has shape \[2, 15\], the signature says \[-1, 16\]"),
+        (recording(x=ROWS[0]), r"has shape \[16\]"),
+        (recording(x=ROWS[:0]), '"x" has no row'),
+        (recording(x=ROWS.astype(np.float64)), "is float64, the signature says FP32"),
+        (recording(x=ROWS * np.float32("nan")), '"x" holds NaN'),
+        (text_inside, '"x" is no array'),
+        (damaged, "not an .npz file without pickles"),
     ],
 )
 def test_golden_file_that_is_none_is_refused(
@@ -417,6 +450,26 @@ def test_golden_file_that_is_none_is_refused(
     with pytest.raises(BadArtifact, match=text):
         publish(store, "digits", model, golden=golden)
     assert keys(store) == set()
+
+
+@pytest.mark.parametrize(
+    ("datatype", "arrays", "text"),
+    [
+        ("FP32", {"b": np.ones((3, 2), np.float32)}, 'numbers of rows: 2 of "a", 3 of "b"'),
+        ("BF16", {"b": np.full((2, 2), 0x7F81, np.uint16)}, '"b" holds NaN'),
+        ("BF16", {"b": np.full((2, 2), 0xFF80, np.uint16)}, ""),  # -inf, as masks have it
+        ("BYTES", {"b": np.full((2, 2), "é")}, ""),
+        ("BYTES", {"b": np.ones((2, 2))}, "is float64, the signature says BYTES"),
+    ],
+)
+def test_golden_inputs_fit_one_another_and_their_datatypes(
+    tmp_path: Path, datatype: str, arrays: dict[str, Any], text: str
+) -> None:
+    inputs = (TensorSpec("a", "FP32", (-1, 2)), TensorSpec("b", datatype, (-1, 2)))
+    manifest = replace(manifest_of({"a": b"a"}), inputs=inputs, rows_max=4)
+    np.savez(tmp_path / "golden.npz", a=np.ones((2, 2), np.float32), **arrays)
+    with pytest.raises(BadArtifact, match=text) if text else nullcontext():
+        find_golden(tmp_path / "golden.npz", manifest)
 
 
 # --- faults ---

@@ -62,9 +62,11 @@ def meta_of(
     return signed(meta, secret[1])
 
 
-def gate_record(plan: bytes, verdict: Verdict, name: str = "m") -> GateRecord:
+def gate_record(plan: bytes, verdict: Verdict, name: str = "m", golden: str = "") -> GateRecord:
     """Return a signed verdict about a plan."""
-    report = GateReport(verdict, reference="onnxruntime 1.23", inputs="random", runs=3)
+    report = GateReport(
+        verdict, reference="onnxruntime 1.23", inputs="random", runs=3, golden=golden
+    )
     record = GateRecord(
         key=key_of(name), plan_sha256=hashlib.sha256(plan).hexdigest(), report=report
     )

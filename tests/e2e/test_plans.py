@@ -162,7 +162,7 @@ def test_builder_dies_with_its_worker_and_another_worker_builds(tmp_path: Path) 
             return len(engines) == 2 and all(one["plan"] for one in engines)
 
         until(all_swapped, 60.0, "both workers run the plan", 0.1)
-        assert len(metas(stack)) == 1
+        until(lambda: len(metas(stack)) == 1, 60.0, "the plan is in the registry", 0.1)
 
 
 def test_wrong_plan_with_a_right_mac_is_refused_and_the_report_is_shown(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_wrong_plan_with_a_right_mac_is_refused_and_the_report_is_shown(tmp_path
     with running_stack(data, engines=(OPTIMIZED,), env=studio.env) as stack:
         stack.publish("digits", mlp(tmp_path / "m.onnx"))
         until(lambda: plan_of(stack, "digits"), 60.0, "the plan serves", 0.1)
-        (meta,) = metas(stack)
+        (meta,) = until(lambda: metas(stack), 60.0, "the plan is in the registry", 0.1)
         stack.stop()
         shutil.rmtree(data / "store" / "engines")
         forge(stack, meta, mlp(tmp_path / "other.onnx", seed=7))
@@ -192,7 +192,7 @@ def test_plan_that_tensorrt_does_not_load_leaves_the_portable_engine_serving(
     with running_stack(tmp_path / "stack", engines=(RTX,)) as stack:
         stack.publish("digits", mlp(tmp_path / "m.onnx"))
         until(lambda: refused_by(stack), BUILT_S_MAX, "the plan is refused", 0.1)
-        (meta,) = metas(stack)
+        (meta,) = until(lambda: metas(stack), 60.0, "the plan is in the registry", 0.1)
         assert (meta.identity.engine, meta.identity.device) == ("tensorrt_rtx", ELSEWHERE)
         assert meta.gate.verdict == "not_run"
         refusal = events(stack, "plan_refused")[-1]["reason"]

@@ -346,6 +346,10 @@ def load_session(load: Callable[[], Session]) -> Session:
         why = str(error)
     except MemoryError:
         why = "there is not enough memory for it"
+    except Exception as error:
+        # A library may raise anything: that engine is not to be had, and another may be.
+        _log.exception("bug")
+        why = reason_of(error)
     # Only now is nothing left that refers to what was half loaded.
     give_back()
     raise CannotLoad(why)

@@ -23,6 +23,7 @@ from pool.engines.targets import Toolkit, installed
 from pool.engines.tensorrt_log import Said
 from pool.engines.tensorrt_plan import inspected
 from pool.engines.tensorrt_profiles import NAMES, OLDEST, RTX, flags_of, graph_of, profiles_of
+from pool.engines.torch_lock import TORCH_LOCK
 from registry_sync.plans import PlanIdentity
 
 
@@ -126,7 +127,8 @@ class TensorRtEngine:
         self._check(identity)
         try:
             trt = importlib.import_module(self.name)
-            running = importlib.import_module("pool.engines.tensorrt_session")  # and with it torch
+            with TORCH_LOCK:  # torch comes with it
+                running = importlib.import_module("pool.engines.tensorrt_session")
         except (ImportError, OSError) as error:
             raise PlanRefused(
                 f"{reason_of(error)}: {self.name} runs on torch's streams and memory; install "
@@ -196,6 +198,7 @@ def _on(probe: Probe) -> contextlib.AbstractContextManager[object]:
     """Make the probe's GPU the current one, on which TensorRT measures, if it can be used."""
     if not probe.available:
         return contextlib.nullcontext()
-    torch: Any = importlib.import_module("torch")
+    with TORCH_LOCK:
+        torch: Any = importlib.import_module("torch")
     place: contextlib.AbstractContextManager[object] = torch.cuda.device(probe.device)
     return place

@@ -11,7 +11,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import shutil
-import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from pool.engines.base import (
     Probe,
     Session,
 )
+from pool.engines.torch_lock import TORCH_LOCK
 from registry_sync.documents import Manifest
 from registry_sync.plans import GateReport, PlanIdentity
 
@@ -33,8 +33,6 @@ FORMATS: Final = frozenset({"torch-export"})
 COMPILERS: Final = ("g++", "clang++")
 # Of what is compiled; another number makes other plans.
 COMPILE_FLAGS: Final = ("aot_inductor", "weights=artifact")
-# torch reads one archive at a time: what it reads is in variables of the process.
-_reading = threading.Lock()
 
 
 class TorchEngine:
@@ -59,8 +57,8 @@ class TorchEngine:
         probe = self.probe()
         if not probe.available:
             raise EngineError(probe.reason)
-        sessions: Any = importlib.import_module("pool.engines.torch_session")
-        with _reading:
+        with TORCH_LOCK:
+            sessions: Any = importlib.import_module("pool.engines.torch_session")
             session: Session = sessions.load(folder, manifest, threads, probe.device)
         return session
 
@@ -105,8 +103,9 @@ class TorchCompiledEngine:
                 f"torch here cannot compile for {spec.device_class}: "
                 + (probe.reason or f"{probe.device} is {probe.device_class}")
             )
-        compiler: Any = importlib.import_module("pool.engines.torch_compile")
-        built: Built = compiler.build(spec, plan, caches, probe.device)
+        with TORCH_LOCK:
+            compiler: Any = importlib.import_module("pool.engines.torch_compile")
+            built: Built = compiler.build(spec, plan, caches, probe.device)
         return built
 
     def load_plan(
@@ -122,8 +121,8 @@ class TorchCompiledEngine:
             raise PlanRefused(
                 f"compiled for {identity.device}, {probe.device} is {probe.device_class}"
             )
-        compiler: Any = importlib.import_module("pool.engines.torch_compile")
-        with _reading:
+        with TORCH_LOCK:
+            compiler: Any = importlib.import_module("pool.engines.torch_compile")
             session: Session = compiler.load(spec, plan, caches, probe.device, self._threads)
         return session
 
@@ -138,7 +137,8 @@ def export_onnx(archive: Path, folder: Path) -> GateReport:
         ValueError: it cannot be exported, or computes something else as ONNX.
     """
     try:
-        exporter: Any = importlib.import_module("pool.engines.onnx_export")
+        with TORCH_LOCK:
+            exporter: Any = importlib.import_module("pool.engines.onnx_export")
     except ImportError as error:
         raise ValueError(f"{archive.name}: {error}; pip install 'tidepool[torch]'") from None
     report: GateReport = exporter.export(archive, folder)

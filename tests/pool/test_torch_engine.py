@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from registry_sync.documents import EngineWish, File, Manifest, TensorSpec
 from registry_sync.pt2_signature import publish_archive
 from tests.support import pt2
 from tests.support.compiled import Compiled
+from tests.support.loads_at_once import ARCHIVES
 
 ROOT = Path(__file__).parents[2]
 # What torch cannot hold.
@@ -211,6 +214,17 @@ def test_its_probe_says_which_torch_there_is_without_loading_it() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.strip() == str([version("torch")] * 2), done.stderr
+
+
+def test_a_new_process_loads_a_plan_and_archives_at_once(compiled: Compiled) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.loads_at_once", str(compiled.plan.parent)],
+        cwd=ROOT,
+        input=msgspec.json.encode(compiled.spec.manifest),
+        capture_output=True,
+        timeout=120,
+    )
+    assert json.loads(done.stdout or b"null") == [""] * (1 + ARCHIVES), done.stderr.decode()
 
 
 def test_a_gpu_that_is_not_there_is_said() -> None:

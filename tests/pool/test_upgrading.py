@@ -17,10 +17,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from pool import upgrading
 from pool.building import Bench
 from pool.config import WorkerConfig
 from pool.engines import choice, device
-from pool.engines.base import PlanEngine
+from pool.engines.base import PlanEngine, Session
 from pool.engines.probes import Devices
 from pool.engines.registry import find_engines, find_plan_engines
 from pool.load_guard import LoadGuard
@@ -303,6 +304,39 @@ async def test_plan_on_the_node_serves_from_the_first_call_on(fleet: Fleet) -> N
     again.registry.is_down = True
     await again.warm()
     assert again.engine == "optimized"
+    await again.upgrades.close()
+    await again.slot.close()
+
+
+class StumblingEngine(OptimizedEngine):
+    """Raises once what no engine should."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads = 0
+
+    def load_plan(self, *args: Any) -> Session:
+        self.loads += 1
+        if self.loads == 1:
+            raise AttributeError("partially initialized module has no attribute 'utils'")
+        return super().load_plan(*args)
+
+
+async def test_portable_engine_serves_if_loading_a_plan_raises_anything_and_it_is_tried_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrading, "REFUSED_S", 0.2)
+    fleet.publish()
+    first = await fleet.world("a", alone_s=0.0)
+    await first.warm()
+    await first.serves("optimized")
+    engine = StumblingEngine()
+    again = World(first.folder, fleet.registry, plan_engines=(engine,))
+    again.registry.is_down = True
+    await again.warm()
+    assert (again.engine, again.upgrades.refused) == ("onnxruntime", 1)
+    await again.serves("optimized")
+    assert engine.loads == 2
     await again.upgrades.close()
     await again.slot.close()
 

@@ -570,9 +570,9 @@ async def test_plan_with_an_altered_byte_is_refused_counted_and_brought_again(
     flip(plan)
     again = await fleet.world("a")
     await again.warm()
-    assert (again.engine, again.shelf.refused) == ("onnxruntime", 1)
+    assert again.shelf.refused == 1  # another may have been brought by now
     await again.serves("optimized")
-    assert fleet.builds == 1
+    assert (again.shelf.refused, fleet.builds) == (1, 1)
 
 
 @pytest.mark.parametrize("fault", ["altered", "stranger", "identity"])

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pool.engines.base import Engine, EngineError, PlanEngine
+from pool.engines.base import Engine, PlanEngine
 from pool.engines.onnxruntime_engine import OnnxRuntimeEngine
 from pool.engines.tensorrt_engine import TensorRtEngine
 from pool.engines.tensorrt_profiles import NAMES as TENSORRT_NAMES
@@ -58,19 +58,6 @@ def find_plan_engines(
     for engine in (*named, *tensorrt, TorchCompiledEngine(device, threads)):
         found.setdefault(engine.name, engine)  # plans name their engine: there is one of a name
     return tuple(found.values())
-
-
-def engine_for(engines: Sequence[Engine], format: str) -> Engine:
-    """Pick the first engine that runs artifacts of this format.
-
-    Raises:
-        EngineError: no engine here runs it.
-    """
-    for engine in engines:
-        if format in engine.formats:
-            return engine
-    known = ", ".join(sorted(frozenset().union(*(engine.formats for engine in engines))))
-    raise EngineError(f'no engine of this worker runs the format "{format}"; it runs: {known}')
 
 
 def _needs_plan(engine: Any) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pool.engines.base import EngineError, reason_of, without_paths
-from pool.engines.registry import BadEngineName, engine_for, find_engines, find_plan_engines
+from pool.engines.choice import portable
+from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
 
 
 def test_onnxruntime_is_always_there() -> None:
@@ -14,18 +15,18 @@ def test_onnxruntime_is_always_there() -> None:
 
 def test_an_engine_is_found_by_its_name() -> None:
     engines = find_engines(["tests.support.counting_engine:CountingEngine"])
-    assert engine_for(engines, "counter").name == "counter"
-    assert engine_for(engines, "onnx").name == "onnxruntime"
+    assert portable(engines, "counter", "auto").name == "counter"
+    assert portable(engines, "onnx", "auto").name == "onnxruntime"
 
 
 def test_an_engine_that_the_operator_names_comes_first() -> None:
     engines = find_engines(["tests.pool.test_engine_registry:OtherOnnx"])
-    assert engine_for(engines, "onnx").name == "other"
+    assert portable(engines, "onnx", "auto").name == "other"
 
 
 def test_a_format_that_nothing_runs_is_refused_with_those_that_are_run() -> None:
     with pytest.raises(EngineError, match=r'no engine .* "plan"; it runs: onnx'):
-        engine_for(find_engines(), "plan")
+        portable(find_engines(), "plan", "auto")
 
 
 @pytest.mark.parametrize(

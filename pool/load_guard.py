@@ -26,6 +26,7 @@ import structlog
 
 from pool.deaths import Deaths, What, after_death, is_suspect, pause_s, refusal
 from pool.slots import CannotLoad
+from registry_sync.locks import locked
 
 RECORD: Final = "deaths.json"
 JOURNAL_BYTES_MAX: Final = 1 << 20  # of a predecessor's; it is emptied whenever nothing is loading
@@ -64,7 +65,8 @@ class LoadGuard:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._journal = _create_locked(folder / f"{incarnation}.journal")
-            with _locked(folder):
+            # Another process of the same worker, which drains, may be writing.
+            with locked(folder):
                 self._record = self._learn(_read(folder / RECORD))
         except OSError as error:
             _log.warning("loads_not_guarded", error=error.strerror or str(error))
@@ -150,7 +152,7 @@ class LoadGuard:
 
     def _forget(self, what: What) -> None:
         try:
-            with _locked(self._folder):
+            with locked(self._folder):
                 record = _read(self._folder / RECORD)
                 record.pop(what, None)
                 _store(self._folder / RECORD, record)
@@ -167,17 +169,6 @@ def _create_locked(path: Path) -> int:
     fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return fd
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep another process of the same worker, which drains, from writing at the same time."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _left_behind(journal: Path) -> frozenset[What] | None:

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from registry_sync.documents import BadDocument, Manifest, read_manifest, write
+from registry_sync.locks import locked
 from registry_sync.names import check_digest, check_name, check_version
 from registry_sync.stores import check_key
 
@@ -105,7 +104,7 @@ class LocalStore:
             for file in manifest.files:
                 _put(self.blob_path(file.sha256), building, file.path)
             _fsync(building)
-            with _locked(folder.parent):
+            with locked(folder.parent):
                 # Meanwhile another process may have been quicker with the same files.
                 if not self._is_whole(folder, manifest):
                     # A folder that lost a part is moved aside, since it cannot be replaced.
@@ -131,16 +130,6 @@ class LocalStore:
             if not stat.S_ISREG(found.st_mode) or found.st_size != file.bytes:
                 return False
         return True
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _check_path(path: str) -> None:

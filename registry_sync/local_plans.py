@@ -28,6 +28,7 @@ from typing import Final
 
 import msgspec
 
+from registry_sync.locks import locked
 from registry_sync.names import check_digest, check_name
 from registry_sync.plan_eviction import Held, to_evict
 from registry_sync.plan_files import (
@@ -94,7 +95,7 @@ class LocalPlans:
         when the next one asks for a folder.
         """
         folder = self._root / _SCRATCH / uuid.uuid4().hex
-        with self._locked():
+        with locked(self._root):
             self._sweep()
             folder.mkdir(mode=0o700)
             # Held for as long as its user lives: that is how a sweep tells.
@@ -130,7 +131,7 @@ class LocalPlans:
             )
         place = self._place(key, secret_id)
         target = place / hashlib.sha256(data).hexdigest()
-        with self._locked():
+        with locked(self._root):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not target.is_dir():
                 os.rename(folder, target)
@@ -178,7 +179,7 @@ class LocalPlans:
 
     def drop(self, key: str, secret_id: str) -> None:
         """Remove a plan from this node; none there is no error."""
-        with self._locked():
+        with locked(self._root):
             trash = self._throw_away(_pairs_in(self._place(key, secret_id)))
         _remove(trash)
 
@@ -257,7 +258,7 @@ class LocalPlans:
         return LocalPlan(key, secret_id, meta, folder / "plan", report)
 
     def _refuse(self, folder: Path, digest: str) -> None:
-        with self._locked():
+        with locked(self._root):
             if digest:
                 (folder.parent / f"{digest}{_REFUSED}").touch(mode=0o600)
                 marks = sorted(folder.parent.glob(f"*{_REFUSED}"), key=_mtime_ns)
@@ -316,15 +317,6 @@ class LocalPlans:
                 pass
             finally:
                 os.close(descriptor)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def _pairs_in(place: Path) -> list[Path]:

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from pool.engines.base import Array, EngineError, Probe, Tensors, without_paths
-from pool.engines.rows import can_join, run_zeros
+from pool.engines.rows import warmed
 from registry_sync.artifact import GRAPH, graph_of
 from registry_sync.documents import Manifest, TensorSpec
 
@@ -139,16 +139,14 @@ class OnnxRuntimeSession:
 
     def warmup(self) -> None:
         """Run with zeros, and find out whether rows can be joined and told apart again."""
-        if self._may_batch:
-            self.batches = can_join(
-                self.infer,
-                self.inputs,
-                self.outputs,
-                deterministic=self._deterministic,
-                believed=self.batches,
-            )
-        else:
-            run_zeros(self.infer, self.inputs)
+        self.batches = warmed(
+            self.infer,
+            self.inputs,
+            self.outputs,
+            may_batch=self._may_batch,
+            deterministic=self._deterministic,
+            believed=self.batches,
+        )
 
     def close(self) -> None:
         """Free the weights and the arena."""

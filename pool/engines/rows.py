@@ -52,6 +52,26 @@ def can_join(
     return _are_independent(infer, inputs, {spec.name: spec for spec in outputs}, drawn)
 
 
+def warmed(
+    infer: Infer,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    may_batch: bool,
+    deterministic: bool,
+    believed: bool,
+) -> bool:
+    """Pay for the first run, and tell whether calls can be joined; see `can_join`.
+
+    Args:
+        may_batch: whether the manifest lets them be; else it stays at what is believed.
+    """
+    if may_batch:
+        return can_join(infer, inputs, outputs, deterministic=deterministic, believed=believed)
+    run_zeros(infer, inputs)
+    return believed
+
+
 def run_zeros(infer: Infer, inputs: Sequence[TensorSpec], tails: Tails | None = None) -> bool:
     """Pay for a first run of one row; tell whether the model takes zeros."""
     return _firsts_of_zeros(infer, inputs, 1, tails) is not None

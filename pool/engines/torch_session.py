@@ -18,7 +18,7 @@ from torch.export.passes import move_to_device_pass
 from pool.engines import torch_program
 from pool.engines.base import NUMPY_DTYPES, Array, EngineError, Session, Tensors
 from pool.engines.cuda_lanes import LANES, CudaSession
-from pool.engines.rows import can_join, run_zeros
+from pool.engines.rows import warmed
 from pool.engines.torch_program import Run
 from pool.engines.torch_types import TORCH_DTYPES, engine_error
 from registry_sync.documents import Manifest, TensorSpec
@@ -180,16 +180,14 @@ class TorchSession:
 
     def warmup(self) -> None:
         """Run with zeros, and find out whether rows can be joined and told apart again."""
-        if self._may_batch:
-            self.batches = can_join(
-                self.infer,
-                self.inputs,
-                self.outputs,
-                deterministic=self._deterministic,
-                believed=self.batches,
-            )
-        else:
-            run_zeros(self.infer, self.inputs)
+        self.batches = warmed(
+            self.infer,
+            self.inputs,
+            self.outputs,
+            may_batch=self._may_batch,
+            deterministic=self._deterministic,
+            believed=self.batches,
+        )
 
     def close(self) -> None:
         """Free the weights."""

@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 import uvloop
 
-from infra.bench.processes import END_S_MAX, StartFailed, environment
+from infra.bench.processes import StartFailed, end, environment
 from pool.config import WorkerConfig
 from pool.engines import device as devices
 from pool.wire import data
@@ -158,12 +158,7 @@ def worker(folder: Path, device: str) -> Iterator[Address]:
             sys.stderr.write(log.read()[-4000:])
             raise
         finally:
-            process.terminate()
-            try:
-                process.wait(END_S_MAX)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
 
 
 async def _connected(address: Address, manifest: Manifest, clients: int) -> list[Client]:

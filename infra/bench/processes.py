@@ -68,12 +68,17 @@ def running(
                 raise StartFailed(f"{module} does not listen on port {port}: {text}")
             yield process.pid
         finally:
-            process.terminate()
-            try:
-                process.wait(END_S_MAX)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Tell a process to end, and kill it if it does not in time."""
+    process.terminate()
+    try:
+        process.wait(END_S_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _accepts(process: subprocess.Popen[bytes], port: int) -> bool:

@@ -98,21 +98,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield started
 
 
-@pytest.fixture(params=["directory", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "directory":
-        return str(tmp_path / "registry")
-    found: str = request.getfixturevalue("s3_url")
-    return found
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    opened = open_store(url)
-    yield opened
-    opened.close()
-
-
 async def test_a_plan_of_one_node_is_used_on_another(start: Start, url: str, store: Store) -> None:
     a, b = start("a", url), start("b", url)
     await asyncio.gather(a.ready(), b.ready())

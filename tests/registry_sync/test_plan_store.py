@@ -59,21 +59,6 @@ IDS = list(KEYS)
 PAUSE_S = 0.3
 
 
-@pytest.fixture(params=["directory", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "directory":
-        return str(tmp_path / "registry")
-    found: str = request.getfixturevalue("s3_url")
-    return found
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    opened = open_store(url)
-    yield opened
-    opened.close()
-
-
 @pytest.fixture
 def directory(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "registry")

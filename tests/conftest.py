@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.seaweed import BUCKET, S3Server, s3_server
-from tests.support.stack import TEST_ENGINES, Stack, running_stack
+from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
 
 WORKERS = 3  # of a run of everything, on two cores too: many tests wait for processes
 WAITING = ("tests/e2e/", "tests/infra/")  # more than they compute
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")
+
+
+def pytest_configure() -> None:
+    """Let processes that tests start find the engines of the tests, as an operator's are found."""
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -401,7 +401,6 @@ def test_a_wrong_log_level_is_named(tmp_path: Path) -> None:
         [sys.executable, "-m", "registry_sync", json.dumps(config)],
         capture_output=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
         check=False,
     )
     assert done.returncode == 2

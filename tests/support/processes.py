@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 @dataclass(frozen=True)
 class Ended:
@@ -49,7 +47,6 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     """Return this process's environment with changes, and without an operator's own key."""
     merged: dict[str, str | None] = {
         **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
         "TIDEPOOL_API_KEY": None,
         **(changes or {}),
     }

@@ -186,7 +186,7 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         """What commands and `up` run in; the operator's engines are found by PYTHONPATH."""
-        return {**os.environ, "TIDEPOOL_API_KEY": self.key, "PYTHONPATH": str(REPOSITORY)}
+        return {**os.environ, "TIDEPOOL_API_KEY": self.key}
 
     def cli(self, *arguments: str, stdin: bytes = b"", check: bool = True) -> str:
         """Run `tidepool ARGUMENTS --data DATA` and return its stdout."""

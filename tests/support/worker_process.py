@@ -26,7 +26,6 @@ from registry_sync.documents import File, Manifest, TensorSpec
 from registry_sync.local import LocalStore
 from tests.support.artifacts import manifest_of
 from tests.support.control import Member
-from tests.support.stack import REPOSITORY
 
 PATIENCE_S = 60.0
 
@@ -200,7 +199,7 @@ async def running_worker(
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(  # noqa: ASYNC220
             [sys.executable, "-P", "-m", "pool.worker", msgspec.json.encode(config).decode()],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})},
+            env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

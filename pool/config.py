@@ -33,6 +33,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     notice_fd: int = -1  # where to say that we drain, or want a successor
     go_fd: int = -1  # of an heir: its end says that it may take over
     slack_bytes: int = SLACK_BYTES  # memory that nothing accounts for, before it is replaced
+    memory_bytes_max: int = 0  # for engines, on the device; 0: what there is
+    asked_s: float = (
+        0.0  # when a process was asked for, by the machine's monotonic clock; 0: unknown
+    )
+    is_for_call: bool = False  # it is started because a call came
     log_level: str = "info"
 
 
@@ -46,6 +51,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     advertise: str = ""  # the url in the leader record; empty: the last of `listen`
     sync_interval_s: float = 0.0  # 0: 1 s for a directory, 10 s for S3
     workers_expected: int = 0  # ready only once so many workers have registered
+    time_scale: float = 1.0  # rehearsals: the scaling policies see time pass so many times faster
     log_level: str = "info"
 
 

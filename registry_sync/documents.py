@@ -192,6 +192,15 @@ class Scale(msgspec.Struct, frozen=True):
     replicas_max: Annotated[int, Meta(ge=1, le=1024)] = 4
     idle_s: Annotated[float, Meta(gt=0)] | Literal["auto"] = "auto"
     dedicated: bool = False
+    # When at least one replica is warm whatever the policy says:
+    # "Mon-Fri 08:00-18:00 Europe/Berlin", several separated by ";".
+    warm: Annotated[str, Meta(max_length=1024)] = ""
+    # `auto` alone: how long one replica may idle for the sake of one cold start that it spares.
+    cold_start_cost_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 3600.0
+    # Warm replicas, added up over any 24 hours; once it is spent nothing is warm but for calls.
+    replica_hours_per_day_max: Annotated[float, Meta(gt=0, le=24 * 1024)] | None = None
+    # What is foreseen: "act" upon it, only "observe" how well that would have done, or "off".
+    forecast: Literal["act", "observe", "off"] = "act"
 
 
 class EndpointSpec(msgspec.Struct, frozen=True):
@@ -231,6 +240,7 @@ class EndpointState(msgspec.Struct, frozen=True):
     # The same for one version; counts anew whenever `cache_epoch` rises.
     cache_epochs: Annotated[dict[_Version, _Count], Meta(max_length=CACHE_EPOCHS_MAX)] = {}
     reason: Annotated[str, Meta(max_length=65_536)] = ""
+    warm_until_unix_s: Annotated[float, Meta(ge=0)] = 0.0  # by request; 0: nobody has asked
     requires: _Requires = ()
 
 

@@ -67,6 +67,8 @@ PURE = (
     "pool.inline",
     "pool.recycling",
     "pool.lanes",
+    "pool.scaling.signals",
+    "pool.scaling.policy",
     "registry_sync.pt2_operators",
     "registry_sync.pt2_rules",
     "edge.variants",

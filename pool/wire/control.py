@@ -8,6 +8,8 @@
                           Resolved [14, …]  Answer [15, …]  QuotaShares [16, …]
     controller → worker   Wishes [17, …]  Build [18, …]  PlanReady [20, …]
     worker → controller   BuildReport [19, …]
+    node → controller     RegisterNode [21, …]  NodeReport [22, …]
+    controller → node     Places [23, …]
 
 Positional; fields are only ever appended, each with a default.  Everything from the controller
 carries the epoch of its leadership: whoever has seen a higher one ignores it.  Documents and routes
@@ -35,6 +37,9 @@ _Many = msgspec.Meta(max_length=1 << 16)  # of anything in one message
 _Ids = Annotated[tuple[_Short, ...], _Many]
 
 
+_Phases = Annotated[dict[_Short, _Count], msgspec.Meta(max_length=32)]  # name → µs
+
+
 class EngineState(msgspec.Struct, array_like=True, frozen=True):
     """One engine in one worker."""
 
@@ -52,6 +57,12 @@ class EngineState(msgspec.Struct, array_like=True, frozen=True):
     rows: _Count = 0  # in these runs
     run_us: _Count = 0  # that they took
     plan: _Short = ""  # the key of the plan that it was loaded from; empty: from the artifact alone
+    arrived: _Count = 0  # calls for it since the process began, also those that ended badly
+    arrived_rows: _Count = 0  # in them, as far as they were known
+    rows_per_s: _Seconds = 0.0  # that this replica can do, as measured; 0: not known yet
+    wake_us: _Count = 0  # learned: how long a call would wait if it slept; 0: not known yet
+    # The phases of its last load, in order; they add up to the time that the first call waited.
+    phases: _Phases = {}
 
 
 class RegisterWorker(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -66,6 +77,9 @@ class RegisterWorker(msgspec.Struct, array_like=True, frozen=True, tag=1):
     engines: Annotated[tuple[EngineState, ...], _Many] = ()
     device_class: _Short = ""  # as plans name it: "sm_90", …; empty: none
     builds: _Ids = ()  # what it can build: "engine/device class"
+    phases: _Phases = {}  # of the process's start, in order: spawn, import, context, …
+    is_for_call: bool = False  # it was started because a call came for a place without a process
+    memory_bytes_max: _Count = 0  # for engines, on its device; 0: not said
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
@@ -121,6 +135,8 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, tag=4):
     incarnation: _Short
     counts: Annotated[tuple[VariantCount, ...], _Many] = ()
     in_flight: _Count = 0
+    # "model/version" → calls that wait for a worker, because none can be reached
+    waiting: Annotated[dict[_Text, _Count], _Many] = {}
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True, tag=5):
@@ -185,6 +201,8 @@ class WorkerRoute(msgspec.Struct, array_like=True, frozen=True):
     incarnation: _Short
     address: _Short
     wait_us: _Count = 0
+    # cold: no process; to dial it is to start one, so it is dialled only with a call for it
+    state: _Short = "up"  # up | cold
 
 
 class EngineRoute(msgspec.Struct, array_like=True, frozen=True):
@@ -196,6 +214,7 @@ class EngineRoute(msgspec.Struct, array_like=True, frozen=True):
     wake_at: _Ids  # of workers, in the order in which all edges try them
     state: _Short = "asleep"  # warm | loading | asleep | failed
     detail: _Text = ""
+    wake_ms: _Count = 0  # estimated, of a call that came now; 0: warm, or not known
 
 
 class Routes(msgspec.Struct, array_like=True, frozen=True, tag=12):
@@ -216,6 +235,8 @@ class Command(msgspec.Struct, array_like=True, frozen=True, tag=13):
     op: _Short  # load | unload
     model: _Short
     version: _Short
+    # unload: others have it warm, so a call that comes too late goes back to its edge
+    is_elsewhere: bool = False
 
 
 class Resolved(msgspec.Struct, array_like=True, frozen=True, tag=14):
@@ -302,6 +323,41 @@ class PlanReady(msgspec.Struct, array_like=True, frozen=True, tag=20):
     device_class: _Short
 
 
+class Place(msgspec.Struct, array_like=True, frozen=True):
+    """Room for one worker process on a node."""
+
+    worker: _Short  # its id
+    address: _Short  # where edges dial it, also while there is no process
+    device: _Short  # "cpu", "cuda:0", …; empty: not said
+    state: _Short = "cold"  # cold | starting | up | draining
+    pid: _Count = 0
+
+
+class RegisterNode(msgspec.Struct, array_like=True, frozen=True, tag=21):
+    """A node that can start and end worker processes is there."""
+
+    wire: _Count
+    id: _Short
+    incarnation: _Short
+    pid: _Count
+    places: Annotated[tuple[Place, ...], _Many] = ()
+    up_min: _Count = 0  # of its places, whatever the demand
+
+
+class NodeReport(msgspec.Struct, array_like=True, frozen=True, tag=22):
+    """A node is still there; all its places."""
+
+    places: Annotated[tuple[Place, ...], _Many] = ()
+
+
+class Places(msgspec.Struct, array_like=True, frozen=True, tag=23):
+    """Which places are to have a process; the last ones hold, also when the controller is gone."""
+
+    epoch: _Count
+    seq: _Count
+    up: _Ids  # of workers; any other place drains and stays cold until somebody dials it
+
+
 Message = (
     RegisterWorker
     | Heartbeat
@@ -323,6 +379,9 @@ Message = (
     | Build
     | BuildReport
     | PlanReady
+    | RegisterNode
+    | NodeReport
+    | Places
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -24,12 +24,16 @@ from pool.wire.control import (
     EngineRoute,
     EngineState,
     Heartbeat,
+    NodeReport,
+    Place,
+    Places,
     PlanReady,
     QuotaAck,
     QuotaDemand,
     QuotaParts,
     QuotaShares,
     RegisterEdge,
+    RegisterNode,
     RegisterWorker,
     Resolve,
     Resolved,
@@ -44,7 +48,25 @@ from tests.support import wire
 from tests.support.wire import EXT, SUITE, Peak, assert_like, feed, is_refused, join, strategy_like
 
 ENGINE = EngineState(
-    "digits", "3", "onnxruntime", "warm", 1 << 30, 2, 1.5, "fine", 4, 1, 9, 30, 7, "ab12"
+    "digits",
+    "3",
+    "onnxruntime",
+    "warm",
+    1 << 30,
+    2,
+    1.5,
+    "fine",
+    4,
+    1,
+    9,
+    30,
+    7,
+    "ab12",
+    12,
+    40,
+    1500.5,
+    80_000,
+    {"fetch": 70_000},
 )
 ENGINE_ARRAY = [
     "digits",
@@ -61,13 +83,20 @@ ENGINE_ARRAY = [
     30,
     7,
     "ab12",
+    12,
+    40,
+    1500.5,
+    80_000,
+    {"fetch": 70_000},
 ]
 COUNT = VariantCount("digits", 7, "main", "3", 100, 1, 40, 2, (0, 98, 4))
 COUNT_ARRAY = ["digits", 7, "main", "3", 100, 1, 40, 2, [0, 98, 4]]
-WORKER = WorkerRoute("worker-0", "a1b2", "unix:/run/worker-0.sock", 1200)
-WORKER_ARRAY = ["worker-0", "a1b2", "unix:/run/worker-0.sock", 1200]
-ROUTE = EngineRoute("digits", "3", ("worker-0",), ("worker-1", "worker-0"), "warm", "fine")
-ROUTE_ARRAY = ["digits", "3", ["worker-0"], ["worker-1", "worker-0"], "warm", "fine"]
+WORKER = WorkerRoute("worker-0", "a1b2", "unix:/run/worker-0.sock", 1200, "cold")
+WORKER_ARRAY = ["worker-0", "a1b2", "unix:/run/worker-0.sock", 1200, "cold"]
+ROUTE = EngineRoute("digits", "3", ("worker-0",), ("worker-1", "worker-0"), "warm", "fine", 80)
+ROUTE_ARRAY = ["digits", "3", ["worker-0"], ["worker-1", "worker-0"], "warm", "fine", 80]
+PLACE = Place("worker-0", "unix:/run/worker-0.sock", "cuda:0", "up", 4711)
+PLACE_ARRAY = ["worker-0", "unix:/run/worker-0.sock", "cuda:0", "up", 4711]
 PARTS = QuotaParts("ab12", 0.25, 0.5, 1.0)
 PARTS_ARRAY = ["ab12", 0.25, 0.5, 1.0]
 
@@ -84,15 +113,22 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
             (ENGINE,),
             "sm_90",
             ("tensorrt/sm_90", "tensorrt_rtx/sm_86"),
+            {"spawn": 9_000},
+            True,
+            1 << 33,
         ),
         [
             *[1, 1, "worker-0", "a1b2", 4711, "tcp://10.0.0.1:9000", "cuda:0", [ENGINE_ARRAY]],
-            *["sm_90", ["tensorrt/sm_90", "tensorrt_rtx/sm_86"]],
+            *["sm_90", ["tensorrt/sm_90", "tensorrt_rtx/sm_86"], {"spawn": 9_000}, True, 1 << 33],
         ],
         6,
     ),
     (Heartbeat(1200, 3, (ENGINE, ENGINE), True, 4), [2, 1200, 3, [ENGINE_ARRAY] * 2, True, 4], 2),
-    (Counters("c3d4", (COUNT,), 3), [4, "c3d4", [COUNT_ARRAY], 3], 1),
+    (
+        Counters("c3d4", (COUNT,), 3, {"digits/3": 2}),
+        [4, "c3d4", [COUNT_ARRAY], 3, {"digits/3": 2}],
+        1,
+    ),
     (
         RegisterEdge(1, "edge-0", "c3d4", 4712, (PARTS,)),
         [3, 1, "edge-0", "c3d4", 4712, [PARTS_ARRAY]],
@@ -112,7 +148,7 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         [12, 5, 9, [WORKER_ARRAY], [ROUTE_ARRAY], False, 4],
         4,
     ),
-    (Command(5, "load", "digits", "3"), [13, 5, "load", "digits", "3"], 4),
+    (Command(5, "unload", "digits", "3", True), [13, 5, "unload", "digits", "3", True], 4),
     (Resolved("digits", "3", True, "found"), [14, "digits", "3", True, "found"], 3),
     (Answer(True, "fine", b"{}", 3), [15, True, "fine", b"{}", 3], 2),
     (QuotaDemand((PARTS,)), [8, [PARTS_ARRAY]], 0),
@@ -134,6 +170,13 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         [20, 5, "ab12", "digits", "3", "tensorrt", "sm_90"],
         6,
     ),
+    (
+        RegisterNode(1, "node", "a1b2", 4710, (PLACE,), 1),
+        [21, 1, "node", "a1b2", 4710, [PLACE_ARRAY], 1],
+        4,
+    ),
+    (NodeReport((PLACE, PLACE)), [22, [PLACE_ARRAY] * 2], 0),
+    (Places(5, 9, ("worker-0",)), [23, 5, 9, ["worker-0"]], 3),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 BY_NAME = {type(message).__name__: array for message, array, _ in EXAMPLES}
@@ -162,9 +205,10 @@ def test_every_message_has_an_example() -> None:
 
 
 FIELDS = {
-    RegisterWorker: "wire id incarnation pid address device engines device_class builds",
+    RegisterWorker: "wire id incarnation pid address device engines device_class builds "
+    "phases is_for_call memory_bytes_max",
     Heartbeat: "wait_us calls engines draining plans_refused",
-    Counters: "incarnation counts in_flight",
+    Counters: "incarnation counts in_flight waiting",
     RegisterEdge: "wire id incarnation pid parts",
     Ack: "epoch seq",
     Resolve: "model version",
@@ -172,11 +216,11 @@ FIELDS = {
     Welcome: "wire epoch",
     Documents: "epoch seq specs states manifests keys rejected",
     Routes: "epoch seq workers engines ready edges",
-    Command: "epoch op model version",
+    Command: "epoch op model version is_elsewhere",
     Resolved: "model version found detail",
     Answer: "ok detail data id",
     EngineState: "model version engine state bytes calls idle_s detail loads "
-    "waiting runs rows run_us plan",
+    "waiting runs rows run_us plan arrived arrived_rows rows_per_s wake_us phases",
     VariantCount: "endpoint revision variant version requests errors hits failed seconds",
     QuotaDemand: "demands",
     QuotaAck: "epoch seq",
@@ -186,8 +230,12 @@ FIELDS = {
     BuildReport: "key model version engine device_class state reason retry_ms",
     PlanReady: "epoch key model version engine device_class",
     QuotaParts: "key requests rows concurrent",
-    WorkerRoute: "id incarnation address wait_us",
-    EngineRoute: "model version warm wake_at state detail",
+    WorkerRoute: "id incarnation address wait_us state",
+    EngineRoute: "model version warm wake_at state detail wake_ms",
+    Place: "worker address device state pid",
+    RegisterNode: "wire id incarnation pid places up_min",
+    NodeReport: "places",
+    Places: "epoch seq up",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,8 +21,13 @@ REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/p
 
 
 def pytest_configure() -> None:
-    """Let processes that tests start find the engines of the tests, as an operator's are found."""
+    """Give processes that tests start what they would have in front of an operator.
+
+    They find the engines of the tests by PYTHONPATH, and Ctrl-C ends them: a shell that runs
+    something in the background has it ignored.
+    """
     os.environ["PYTHONPATH"] = str(REPOSITORY)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

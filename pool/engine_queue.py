@@ -117,6 +117,11 @@ class EngineQueue:
         return self._bytes_waiting
 
     @property
+    def rows_per_s_max(self) -> float:
+        """How many rows a second it can do, as far as its runs have shown; 0: not known yet."""
+        return self._lanes.rows_per_s_max
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._waiting and not self._lanes.under_way

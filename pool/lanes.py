@@ -95,6 +95,12 @@ class Lanes:
         end_s = min([run.started_s + run.expected_s for run in self.under_way])
         return max(0.0, end_s - now_s)
 
+    @property
+    def rows_per_s_max(self) -> float:
+        """How many rows a second it has shown that it can do, on all lanes together; or 0."""
+        beside = self._beside.rows_per_s_max * self.count
+        return max(self._alone.rows_per_s_max, beside)
+
     def work_s(self, rows: int, rows_max: int) -> float:
         """Predict how long so many rows take that are run in batches, on all lanes together."""
         profile, at_once = self._alone, 1

@@ -93,6 +93,8 @@ class EngineSlot:
         self.state = "cold"
         self.detail = ""
         self.loads = 0
+        self.arrived = 0  # calls ever, and the rows in them as far as they were known
+        self.arrived_rows = 0
         self.loaded: Loaded | None = None
         self.queue: EngineQueue | None = None
         self._replaced: dict[EngineQueue, asyncio.Task[None]] = {}  # till their last runs end
@@ -139,10 +141,15 @@ class EngineSlot:
 
     def submit(self, waiting: Waiting) -> None:
         """Take a call: into the queue, or to wait for the load."""
+        self.arrived += 1
+        self._submit(waiting)
+
+    def _submit(self, waiting: Waiting) -> None:
         self.used_s = waiting.arrived_s
         if self.queue is not None and self.loaded is not None and self.state == "warm":
             ticket = waiting.make_ticket(self.loaded)
             if not ticket.settled:
+                self.arrived_rows += ticket.rows
                 self.queue.submit(ticket)
             return
         if self._is_closed:
@@ -300,7 +307,7 @@ class EngineSlot:
         )
         self._set("warm")
         for one in self._take_waiting():
-            self.submit(one)
+            self._submit(one)
 
     def _fail(self, detail: str) -> None:
         self._failures += 1

@@ -155,6 +155,9 @@ class Worker:
                 slot.waiting,
                 *_ran(slot.queue),
                 slot.loaded.plan if slot.loaded else "",
+                slot.arrived,
+                slot.arrived_rows,
+                slot.queue.rows_per_s_max if slot.queue else 0.0,
             )
             for slot in self._slots.values()
             if slot.state != "cold"

@@ -33,6 +33,11 @@ def test_one_run_is_enough_for_a_prediction() -> None:
     assert learned((1, 0.010), times=1).run_s(1) == pytest.approx(0.010, rel=0.5)
 
 
+def test_speed_is_the_best_that_any_size_has_shown() -> None:
+    assert LatencyProfile().rows_per_s_max == 0.0
+    assert learned((1, 0.010), (8, 0.020)).rows_per_s_max == pytest.approx(400, rel=1e-3)
+
+
 def test_runs_of_equal_duration_are_predicted_as_they_are() -> None:
     assert learned((1, 0.010)).run_s(1) == pytest.approx(0.010, rel=1e-3)
 

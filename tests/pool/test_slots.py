@@ -96,6 +96,17 @@ async def place() -> AsyncIterator[Place]:
     await made.slot.close()
 
 
+async def test_every_call_is_counted_once_and_its_rows_when_they_are_known(place: Place) -> None:
+    early, late = Call(), Call()
+    place.slot.submit(early)
+    assert (place.slot.arrived, place.slot.arrived_rows) == (1, 0)
+    place.loader.go.set()
+    await early.outcome()
+    place.slot.submit(late)
+    await late.outcome()
+    assert (place.slot.arrived, place.slot.arrived_rows) == (2, 2)
+
+
 async def test_first_call_loads_and_is_answered(place: Place) -> None:
     place.loader.go.set()
     outcome = await place.call().outcome()

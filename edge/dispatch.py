@@ -48,7 +48,7 @@ STEADY_S = 1.0  # after a connection that lasted so long the next one is dialled
 LATE_S = 0.03  # how long after its deadline a worker may still answer, before the edge does
 SWEEP_S = 0.02  # so often calls are looked for whose deadline is near; these get a timer each
 LOST_RETRIES = 1  # a call is sent again so often when its worker broke: it may have run
-RETURNS_MAX = 8  # and so often when a worker that drains gave it back, because it never ran
+RETURNS_MAX = 8  # and so often when a worker gave it back, because it never ran
 
 _log = structlog.get_logger()
 
@@ -89,6 +89,7 @@ class Call:
         "deadline_s",
         "digest",
         "future",
+        "gave_back",
         "id",
         "inputs",
         "on_chunk",
@@ -97,7 +98,6 @@ class Call:
         "priority",
         "ref",
         "request_id",
-        "returns",
         "rows_max",
         "sent",
         "sent_s",
@@ -130,7 +130,7 @@ class Call:
         self.conn: WorkerConn | None = None
         self.id = 0
         self.sent = 0
-        self.returns = 0
+        self.gave_back: tuple[WorkerConn, ...] = ()
         self.sent_s = 0.0
 
     def cancel(self) -> None:
@@ -174,7 +174,7 @@ class WorkerConn:
         return self.wait_us / 1000 + len(self.calls)
 
     def send(self, call: Call, now_s: float) -> None:
-        """Send `call` on its way to this worker."""
+        """Send `call` on its way to this worker; it insists on one that gave it back before."""
         assert self.peer is not None
         self._next_id += 1
         call.id = self._next_id
@@ -197,6 +197,7 @@ class WorkerConn:
             call.on_chunk is not None,
             call.rows_max,
             at,
+            self in call.gave_back,
         )
         try:
             buffers = data.encode(message, () if at else inputs)
@@ -317,7 +318,8 @@ class WorkerConn:
             call.future.set_result(
                 Answer(outputs, reply.queue_us, reply.infer_us, reply.batch_rows)
             )
-        elif reply.not_run and call.returns < RETURNS_MAX:
+        elif reply.not_run and len(call.gave_back) < RETURNS_MAX:
+            call.gave_back += (self,)
             self._pool.on_returned(call)
         else:
             call.fail(refusal_of(reply))
@@ -335,7 +337,7 @@ class Pool:
         self._engines: dict[Ref, EngineRoute] = {}
         self._waiting: set[Call] = set()
         self.retries = 0  # calls sent again because their worker broke
-        self.returns = 0  # calls sent elsewhere because their worker drained
+        self.returns = 0  # calls sent elsewhere because their worker gave them back
         self._leaving: set[WorkerConn] = set()  # get nothing new, and may have calls under way
 
     def update(self, routes: Routes) -> None:
@@ -368,7 +370,7 @@ class Pool:
         """Send `call`, or let it wait for a worker; its future ends soon after its deadline."""
         call.pool = self
         now_s = time.monotonic()
-        conn = self._pick(call.ref)
+        conn = self._pick_for(call)
         if conn is None:
             self._waiting.add(call)
         else:
@@ -380,6 +382,15 @@ class Pool:
         if call.conn is not None:
             call.conn.forget(call)
         call.fail(error or ClientGone())
+
+    def _pick_for(self, call: Call) -> WorkerConn | None:
+        """Pick a worker; one that gave the call back only when nobody else can be reached."""
+        engine = self._engines.get(call.ref)
+        if not call.gave_back or engine is None:
+            return self._pick(call.ref)
+        named = map(self._conns.get, (*engine.warm, *engine.wake_at))
+        up = [conn for conn in named if conn is not None and conn.is_up]
+        return min(up, key=call.gave_back.count, default=None)
 
     def _pick(self, ref: Ref) -> WorkerConn | None:
         engine = self._engines.get(ref)
@@ -406,7 +417,7 @@ class Pool:
         """Try the calls that wait: a worker or a route has come."""
         now_s = time.monotonic()
         for call in list(self._waiting):
-            conn = self._pick(call.ref)
+            conn = self._pick_for(call)
             if conn is not None:
                 self._waiting.discard(call)
                 conn.send(call, now_s)
@@ -435,7 +446,6 @@ class Pool:
         """Send a call elsewhere that its worker gave back: it never ran."""
         call.conn = None
         call.sent -= 1
-        call.returns += 1
         self.returns += 1
         self.start(call)
 

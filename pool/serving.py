@@ -65,6 +65,11 @@ class Served:
         self.ticket: Ticket | None = None
         self.seq = 0
 
+    @property
+    def insists(self) -> bool:
+        """Tell whether no other worker is to be asked."""
+        return self.call.insists
+
     def make_ticket(self, loaded: Loaded) -> Ticket:
         """Return the call's ticket; one that does not fit the engine is settled already."""
         call, tensors = self.call, self.tensors
@@ -117,8 +122,8 @@ class Served:
                 self.refuse(status, detail, RETRY_AFTER_MS if status == 503 else 0)
             case Overdue(was_shed=True):
                 self.refuse(503, "overloaded: the deadline cannot be met", RETRY_AFTER_MS)
-            case Returned():
-                self.refuse(503, "the worker is draining", RETRY_AFTER_MS, not_run=True)
+            case Returned(why):
+                self.refuse(503, why, RETRY_AFTER_MS, not_run=True)
             case Overdue():
                 self.refuse(504, "the deadline passed while the call waited")
 

@@ -1,8 +1,10 @@
 """One version of a model in this worker: brought, loaded once, queued for, unloaded.
 
-    cold ── a call or a command ──▶ loading ──▶ warm ──▶ draining ──▶ cold
+    cold ── a call or a command ──▶ loading ──▶ warm ◀──▶ draining ──▶ cold
                                        └──▶ failed ── after a pause, by the next call ──▶ loading
 
+One that drains because others have the version takes nothing new: it gives calls back, ends what
+it has, and then leaves, unless it is wanted again before that.
 Calls that come while it loads wait here, each by its own deadline; one load serves them all.
 While it is warm a better engine may take the place of the one that serves.
 Knows neither the wire nor the controller.
@@ -11,6 +13,7 @@ Knows neither the wire nor the controller.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -28,6 +31,8 @@ from registry_sync.plans import PlanIdentity
 
 BACKOFF_S_MIN = 1.0
 BACKOFF_S_MAX = 60.0
+LATE_S = 2.0  # so long after it has left, a call may come that was sent by older routes
+ELSEWHERE = "other workers have the model loaded"
 
 _log = structlog.get_logger()
 
@@ -59,6 +64,9 @@ class Waiting(Protocol):
     def arrived_s(self) -> float: ...
     @property
     def deadline_s(self) -> float: ...
+    @property
+    def insists(self) -> bool:
+        """Tell whether no other worker is to be asked."""
 
     def make_ticket(self, loaded: Loaded) -> Ticket:
         """Return the call's ticket; one that does not fit the engine is settled already."""
@@ -107,6 +115,9 @@ class EngineSlot:
         self._retry_at_s = 0.0
         self._loading: asyncio.Task[None] | None = None
         self._is_closed = False
+        # Until when calls are left to other workers, and what wakes a drain up to look again.
+        self._elsewhere_until_s = -math.inf
+        self._stirred = asyncio.Event()
 
     @property
     def calls(self) -> int:
@@ -128,6 +139,11 @@ class EngineSlot:
         """Begin to load unless that is done, under way, or just failed."""
         if self._is_closed:
             return
+        until_s, self._elsewhere_until_s = self._elsewhere_until_s, -math.inf
+        if until_s == math.inf:  # it drains, and nothing is given up yet
+            self._set("warm")
+            self._stirred.set()
+            return
         if self.state == "cold" or (
             self.state == "failed" and time.monotonic() >= self._retry_at_s
         ):
@@ -140,9 +156,22 @@ class EngineSlot:
             self._fail(detail)
 
     def submit(self, waiting: Waiting) -> None:
-        """Take a call: into the queue, or to wait for the load."""
+        """Take a call: into the queue, or to wait for the load; or give it back."""
+        if self.state != "warm" and self._gives_back(waiting):
+            return
         self.arrived += 1
         self._submit(waiting)
+
+    def _gives_back(self, waiting: Waiting) -> bool:
+        """Give a call back that another worker is to have; tell whether it is one."""
+        if self._is_closed:
+            waiting.settle(Returned())
+        elif time.monotonic() < self._elsewhere_until_s and not waiting.insists:
+            waiting.settle(Returned(ELSEWHERE))
+        else:
+            self.ensure()
+            return False
+        return True
 
     def _submit(self, waiting: Waiting) -> None:
         self.used_s = waiting.arrived_s
@@ -152,10 +181,6 @@ class EngineSlot:
                 self.arrived_rows += ticket.rows
                 self.queue.submit(ticket)
             return
-        if self._is_closed:
-            waiting.settle(Returned())
-            return
-        self.ensure()
         if self.state == "failed":
             waiting.settle(Failed(503, f"the model cannot be loaded: {self.detail}"))
             return
@@ -229,12 +254,14 @@ class EngineSlot:
     async def _see_off(self, old: EngineQueue) -> None:
         await old.close(lets_streams_end=True)
         del self._replaced[old]
+        self._stirred.set()
 
     def _make_queue(self, loaded: Loaded) -> EngineQueue:
         return EngineQueue(
             loaded.session,
             name=f"{self.model}/{self.version}",
             rows_max=loaded.manifest.rows_max,
+            on_idle=self._stirred.set,
             soon=self._soon,
         )
 
@@ -243,18 +270,31 @@ class EngineSlot:
         self._waiting.clear()
         return waiting
 
-    async def unload(self) -> None:
-        """Give the memory back, unless somebody has called since that was decided.
+    async def unload(self, *, is_elsewhere: bool = False) -> None:
+        """Give the memory back.
 
-        A call that comes meanwhile waits, and has the engine loaded anew.
+        Args:
+            is_elsewhere: others have the version: what is here is ended first, and calls that
+                come are given back, unless they insist.  Being wanted again ends that.
+                Otherwise nothing happens if somebody has called since it was decided, and a call
+                that comes meanwhile waits, and has the engine loaded anew.
         """
-        if self.calls:
+        if self.calls and not is_elsewhere:
             return
         if self.state == "failed":
             self._set("cold")
         if self.state != "warm" or self.queue is None:
             return
+        if is_elsewhere:
+            self._elsewhere_until_s = math.inf
         self._set("draining")
+        if is_elsewhere:
+            while self.calls and self._elsewhere_until_s == math.inf and not self._is_closed:
+                self._stirred.clear()
+                await self._stirred.wait()
+            if self._elsewhere_until_s != math.inf or self._is_closed:
+                return
+            self._elsewhere_until_s = time.monotonic() + LATE_S
         await self._close_queues()
         self.queue = None
         self.loaded = None
@@ -265,6 +305,7 @@ class EngineSlot:
     def stop_loading(self) -> None:
         """Load no more: who waits for that is returned, and who comes for it later."""
         self._is_closed = True
+        self._stirred.set()
         if self._loading is not None:
             self._loading.cancel()
         self._settle_waiting(Returned())

@@ -41,7 +41,9 @@ class Overdue(msgspec.Struct, frozen=True):
 
 
 class Returned(msgspec.Struct, frozen=True):
-    """The queue closed before the ticket's turn; it never ran, and another worker may have it."""
+    """It never ran, and another worker may have it: this one gives it back."""
+
+    why: str = "the worker is draining"
 
 
 class Cancelled(msgspec.Struct, frozen=True):

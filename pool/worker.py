@@ -189,8 +189,9 @@ class Worker:
                 raise WireError(str(error)) from None
             if message.op == "load" and not self.is_draining:
                 slot.ensure()
-            elif message.op == "unload" and not slot.calls:
-                task = asyncio.get_running_loop().create_task(slot.unload())
+            elif message.op == "unload":
+                unload = slot.unload(is_elsewhere=message.is_elsewhere)
+                task = asyncio.get_running_loop().create_task(unload)
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 

@@ -3,7 +3,7 @@
     Hello   [1, wire, role, id, incarnation, arena_fd, arena_bytes]
     Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
              [[name, datatype, shape, bytes], ...], [output, ...], stream,
-             rows_max, arena_at]                                                  + tensors
+             rows_max, arena_at, insists]                                         + tensors
     Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
              queue_us, infer_us, batch_rows, wait_us, retry_after_ms, not_run]    + tensors
     Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
@@ -120,6 +120,8 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
     rows_max: _Count = 0  # of a batch that this call is part of; 0: the model's own bound
     # Where the tensors lie in the arena, each padded as in a body; 0: behind this header.
     arena_at: _Count = 0
+    # Everybody else gave it back: to be loaded for, also where others were to be asked.
+    insists: bool = False
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):

@@ -494,6 +494,32 @@ async def test_call_that_everybody_gives_back_is_503_in_the_end(fleet: Fleet) ->
     assert len(fleet["a"].calls) == dispatch.RETURNS_MAX + 1
 
 
+async def test_call_that_was_given_back_goes_to_another_and_insists_only_when_there_is_none(
+    fleet: Fleet,
+) -> None:
+    def unless_it_insists(name: str) -> Callable[[Peer, data.Call], None]:
+        def on_call(peer: Peer, call: data.Call) -> None:
+            if call.insists:
+                fleet[name].answer(peer, call)
+            else:
+                peer.send(data.encode(data.Reply(call.call_id, 503, "gone", not_run=True)))
+
+        return on_call
+
+    await fleet.up("abc")
+    for name in "ab":
+        fleet[name].on_call = unless_it_insists(name)
+    fleet.route("a", "abc", workers="abc")
+    await fleet.connected(3)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "abc"  # the two that do not want it, and then who does
+    await fleet["c"].down()
+    await fleet.connected(2)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "aaabbc"  # each once, and then the first must
+    assert [call.insists for call in fleet["a"].calls] == [False, False, True]
+
+
 async def test_worker_that_comes_back_is_dialled_again(fleet: Fleet) -> None:
     await fleet.up("a")
     fleet.route("a")

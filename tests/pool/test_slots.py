@@ -26,6 +26,7 @@ class Call:
 
     arrived_s: float = field(default_factory=time.monotonic)
     left_s: float = 10.0
+    insists: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -78,8 +79,8 @@ class Place:
             "m", "1", load or self.loader, lambda: self.states.append(self.slot.state)
         )
 
-    def call(self, left_s: float = 10.0) -> Call:
-        call = Call(left_s=left_s)
+    def call(self, left_s: float = 10.0, *, insists: bool = False) -> Call:
+        call = Call(left_s=left_s, insists=insists)
         self.slot.submit(call)
         return call
 

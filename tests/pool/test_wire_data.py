@@ -41,7 +41,19 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     ),
     (
         Call(
-            7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD,) * 2, ("label",), True, 4, 64
+            7,
+            "req-7",
+            "digits",
+            "3",
+            "5f" * 32,
+            9_000_000,
+            1,
+            (HEAD,) * 2,
+            ("label",),
+            True,
+            4,
+            64,
+            True,
         ),
         [
             2,
@@ -57,6 +69,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
             True,
             4,
             64,
+            True,
         ],
         8,
     ),
@@ -114,7 +127,7 @@ def test_every_message_has_an_example() -> None:
 FIELDS = {
     Hello: "wire role id incarnation arena_fd arena_bytes",
     Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
-    "rows_max arena_at",
+    "rows_max arena_at insists",
     Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms "
     "not_run",
     Chunk: "call_id seq outputs",

@@ -169,6 +169,7 @@ class WorkerProcess:
 async def running_worker(
     folder: Path,
     *,
+    id: str = "w",
     engines: Sequence[str] = (),
     prepare: Callable[[], None] | None = None,
     env: Mapping[str, str] | None = None,
@@ -187,7 +188,7 @@ async def running_worker(
 
     server = await serve(Address(path=str(folder / "c")), None, on_peer)
     config = WorkerConfig(
-        id="w",
+        id=id,
         data=str(folder),
         listen=f"unix:{folder / 'w'}",
         controller=f"unix:{folder / 'c'}",

@@ -19,9 +19,10 @@ import msgspec
 from edge.config import AccessLogMode
 from infra import stack
 from infra.changes import recorded
+from infra.child import ProcessSpec
 from infra.client import NoController, ask, get
 from infra.stack import CannotStart, Node, StackFile
-from infra.supervisor import ProcessSpec, Supervisor
+from infra.supervisor import Supervisor
 from pool.wire.fleet_secret import make_secrets
 from registry_sync import keys, local_plans
 from registry_sync.documents import KeyRecord

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from edge.config import AccessLogMode, EdgeConfig
-from infra.supervisor import ProcessSpec
+from infra.child import ProcessSpec
 from pool.config import ControllerConfig, WorkerConfig
 from pool.engines import device
 from pool.wire import peer
@@ -256,6 +256,7 @@ def worker_processes(
                 # As the driver's management library numbers GPUs, by which they are named here.
                 env=(("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),),
                 listen=functools.partial(_worker_sockets, listen),
+                may_rest=True,
             )
         )
     return specs

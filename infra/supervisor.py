@@ -10,6 +10,9 @@ killed, Linux kills the children.
 The sockets on which a process listens are made here and handed down, and stay open from one to the
 next: who dials between two waits for the successor.  Only those of a process that dies again and
 again are closed in between, so that others on its port are dialled instead.
+
+A process that may rest runs only while it is wanted.  While it rests its sockets stay open, and
+whoever dials one has it started.
 """
 
 from __future__ import annotations
@@ -18,46 +21,31 @@ import asyncio
 import contextlib
 import ctypes
 import functools
-import logging
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import IO
 
 import msgspec
 import structlog
 
+from infra.child import Child, ProcessSpec
+from infra.resting import Asked, until_asked
+
 RESTART_S_MIN = 0.05
 RESTART_S_MAX = 10.0
 RESTART_OK_S = 1.0  # who ends sooner has died, whatever its status
 STEADY_S = 10.0  # a process that lived so long is restarted at once again
 DEATHS_MAX = 5  # without having lived `STEADY_S` in between: it will not get better by itself
-HEIR_S_MAX = 600.0  # to get ready; it may load large models
-KILL_AFTER_S = 5.0  # on top of what the process was told it may take to drain
+CALL_S_MIN = 10.0  # who was started by a call is not told to rest sooner
 
 PR_SET_PDEATHSIG = 1
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessSpec:
-    """One process to keep: `python -m module '<config as JSON>'`."""
-
-    name: str
-    module: str
-    config: msgspec.Struct
-    stage: int  # ends together with its stage, higher ones first
-    drain_s_max: float = 0.0
-    env: tuple[tuple[str, str], ...] = ()
-    # Make the sockets that `config.listen_fds` names.  None: the process listens by itself, and
-    # its successor starts only after it.
-    listen: Callable[[], Sequence[socket.socket]] | None = None
 
 
 def _die_with(parent: int) -> None:
@@ -79,105 +67,6 @@ def _close(*fds: int) -> None:
             os.close(fd)
 
 
-class _Child:
-    """One started process, and what it has said.
-
-    Args:
-        go: of an heir: closed to let it take over.
-    """
-
-    def __init__(
-        self, spec: ProcessSpec, process: asyncio.subprocess.Process, notice: int, go: int
-    ) -> None:
-        self.spec = spec
-        self.process = process
-        self.started_s = time.monotonic()
-        self.wants_heir = asyncio.Event()
-        self.heir: asyncio.Task[_Child] | None = None
-        self._notice = notice
-        self._go = go
-        self._is_ready = asyncio.Event()
-        self._is_over = asyncio.get_running_loop().create_future()
-        self._ended = asyncio.get_running_loop().create_task(self._watch())
-        if notice >= 0:
-            asyncio.get_running_loop().add_reader(notice, self._on_notice)
-
-    async def until_over(self) -> bool:
-        """Wait until it has ended or drains; tell whether it has ended."""
-        await self._is_over
-        return self._ended.done()
-
-    async def until_ready(self) -> bool:
-        """Wait until this heir could take over; tell whether it lives to do so."""
-        ready = asyncio.ensure_future(self._is_ready.wait())
-        try:
-            async with asyncio.timeout(HEIR_S_MAX):
-                await asyncio.wait([ready, self._is_over], return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            return False
-        finally:
-            ready.cancel()
-        return self.lives
-
-    @property
-    def lives(self) -> bool:
-        """Whether it has neither ended nor begun to."""
-        return not self._is_over.done()
-
-    def take_over(self) -> None:
-        """Let this heir listen."""
-        if self._go >= 0:
-            os.close(self._go)
-            self._go = -1
-
-    async def end(self) -> None:
-        """Tell it to end, and kill it if it does not in time."""
-        with contextlib.suppress(ProcessLookupError):
-            if self.process.returncode is None:
-                self.process.terminate()
-        await self.see_off()
-
-    async def see_off(self) -> None:
-        """Wait for it to end, as it was told; kill it if it does not in time."""
-        spec = self.spec
-        try:
-            async with asyncio.timeout(spec.drain_s_max + KILL_AFTER_S):
-                await asyncio.shield(self._ended)
-        except TimeoutError:
-            _log.warning("process_killed", process=spec.name, child_pid=self.process.pid)
-            with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
-            await self._ended
-
-    async def _watch(self) -> None:
-        code = await self.process.wait()
-        level = logging.WARNING if code else logging.INFO
-        _log.log(
-            level, "process_ended", process=self.spec.name, child_pid=self.process.pid, code=code
-        )
-        if not self._is_over.done():
-            self._is_over.set_result(None)
-        self._close_notice()
-        self.take_over()  # nobody is left to be told
-
-    def _on_notice(self) -> None:
-        words = os.read(self._notice, 64)
-        if b"r" in words:
-            self.wants_heir.set()
-        if b"u" in words:
-            self._is_ready.set()
-        if b"d" in words and not self._is_over.done():
-            self._is_over.set_result(None)
-        if b"d" in words or not words:
-            self._close_notice()
-
-    def _close_notice(self) -> None:
-        if self._notice >= 0:
-            asyncio.get_running_loop().remove_reader(self._notice)
-            os.close(self._notice)
-            self._notice = -1
-
-
 class Supervisor:
     """Starts, restarts and ends processes."""
 
@@ -185,19 +74,60 @@ class Supervisor:
         # The whole mutable state: the tasks that keep a process each, the running processes, those
         # that drain with the tasks that wait for them, and the sockets by their owners.
         self._keepers: dict[ProcessSpec, asyncio.Task[None]] = {}
-        self._running: dict[ProcessSpec, _Child] = {}
-        self._leaving: dict[_Child, asyncio.Task[None]] = {}
+        self._running: dict[ProcessSpec, Child] = {}
+        self._leaving: dict[Child, asyncio.Task[None]] = {}
         self._sockets: dict[ProcessSpec, Sequence[socket.socket]] = {}
+        self._wanted: dict[ProcessSpec, asyncio.Event] = {}  # of those that may rest
         self._deaths: dict[ProcessSpec, tuple[int, int]] = {}  # in a row, and the last code
         self._stop = asyncio.Event()
         self._log_folder = log_folder
         self.failed = asyncio.Event()  # a process cannot be started at all
         self.why_failed = ""
+        self.changed = asyncio.Event()  # `states` may be others now
 
-    def start(self, specs: Sequence[ProcessSpec]) -> None:
-        """Keep these processes running from now on."""
+    def start(self, specs: Sequence[ProcessSpec], resting: Collection[str] = ()) -> None:
+        """Keep these processes running from now on; the named ones rest at first."""
         for spec in specs:
+            if spec.may_rest:
+                wanted = self._wanted[spec] = asyncio.Event()
+                if spec.name not in resting:
+                    wanted.set()
             self._keepers[spec] = asyncio.get_running_loop().create_task(self._keep(spec))
+
+    def want(self, names: Collection[str]) -> None:
+        """Let these run of the processes that may rest, and let the others drain and rest.
+
+        One that somebody has just dialled goes on for a while, lest the call that woke it is lost
+        to an order that is older.
+        """
+        for spec, wanted in self._wanted.items():
+            child = self._running.get(spec)
+            if spec.name in names:
+                wanted.set()
+                if child is not None:
+                    child.is_for_call = False
+                continue
+            wanted.clear()
+            if child is None or child.rests:
+                continue
+            if not child.is_for_call or time.monotonic() - child.started_s > CALL_S_MIN:
+                self._let_rest(child)
+        self.changed.set()
+
+    def states(self) -> dict[str, tuple[str, int]]:
+        """Return state (cold, starting, up or draining) and pid of the processes that may rest."""
+        found = {}
+        for spec in self._wanted:
+            child = self._running.get(spec)
+            leaving = [child] if child is not None else []
+            leaving += [one for one in self._leaving if one.spec is spec]
+            if child is not None and not child.rests:
+                found[spec.name] = ("up" if child.is_ready else "starting", child.process.pid)
+            elif leaving:
+                found[spec.name] = ("draining", leaving[0].process.pid)
+            else:
+                found[spec.name] = ("cold", 0)
+        return found
 
     def pids(self) -> dict[str, int]:
         """Return the running processes' pids by name; not of those that drain."""
@@ -224,10 +154,10 @@ class Supervisor:
 
     async def _keep(self, spec: ProcessSpec) -> None:
         pause_s, has_run = RESTART_S_MIN, False
-        heir: _Child | None = None
+        heir: Child | None = None
         while not self._stop.is_set():
             try:
-                child = self._running[spec] = heir or await self._start(spec)
+                child = heir or await self._next(spec)
             except OSError as error:
                 if not has_run:
                     self.why_failed = f"{spec.name}: {error}"
@@ -236,9 +166,15 @@ class Supervisor:
                 _log.warning("process_not_started", process=spec.name, error=str(error))
                 pause_s = await self._pause(pause_s)
                 continue
+            if child is None:
+                return
             has_run = True
+            self._running[spec] = child
+            self.changed.set()
             if self._stop.is_set():  # `stop` came while it was being started
                 await child.end()
+            elif spec.may_rest and not self._wanted[spec].is_set() and not child.is_for_call:
+                self._let_rest(child)  # and so did an order to rest
             raising = asyncio.get_running_loop().create_task(self._raise_heirs(child))
             has_ended = await child.until_over()
             self._running.pop(spec, None)
@@ -246,11 +182,12 @@ class Supervisor:
             heir = await self._heir_of(child)
             if not has_ended:
                 _log.info("process_draining", process=spec.name, child_pid=child.process.pid)
-                self._see_off(child, child.see_off())
+                if child not in self._leaving:
+                    self._see_off(child, child.see_off())
                 continue
             if self._stop.is_set():
                 return
-            if heir is not None:
+            if heir is not None or child.rests:
                 continue
             code = child.process.returncode or 0
             lived_s = time.monotonic() - child.started_s
@@ -266,13 +203,26 @@ class Supervisor:
             self._deaths[spec] = (deaths + 1, code)
             pause_s = await self._pause(pause_s)
 
-    async def _raise_heirs(self, child: _Child) -> None:
+    async def _next(self, spec: ProcessSpec) -> Child | None:
+        """Start the process, if it may rest not before it is asked for; None: `stop` came first."""
+        asked: Asked | None = Asked(time.monotonic())
+        if spec.may_rest:
+            asked = await until_asked(self._wanted[spec], self._stop, self._open(spec))
+        return None if asked is None else await self._start(spec, asked)
+
+    def _let_rest(self, child: Child) -> None:
+        child.rests = True
+        self._see_off(child, child.end())
+
+    async def _raise_heirs(self, child: Child) -> None:
         """Start an heir whenever `child` asks for one, and tell `child` to end once it is ready."""
         while True:
             await child.wants_heir.wait()
             child.wants_heir.clear()
             spec = child.spec
-            child.heir = asyncio.get_running_loop().create_task(self._start(spec, is_heir=True))
+            child.heir = asyncio.get_running_loop().create_task(
+                self._start(spec, Asked(time.monotonic()), is_heir=True)
+            )
             try:
                 heir = await asyncio.shield(child.heir)
             except OSError as error:
@@ -288,7 +238,7 @@ class Supervisor:
             child.heir = None
             self._see_off(heir, heir.end())
 
-    async def _heir_of(self, child: _Child) -> _Child | None:
+    async def _heir_of(self, child: Child) -> Child | None:
         """Return the heir of a process that does not listen any more, and let it take over."""
         if child.heir is None:
             return None
@@ -296,11 +246,12 @@ class Supervisor:
             heir = await child.heir
         except OSError:
             return None
-        if self._stop.is_set():
+        if self._stop.is_set() or child.rests:
             await heir.end()
         if not heir.lives:
             return None
         heir.take_over()
+        heir.is_for_call = child.is_for_call
         return heir
 
     async def _pause(self, pause_s: float) -> float:
@@ -310,20 +261,35 @@ class Supervisor:
                 await self._stop.wait()
         return min(pause_s * 2, RESTART_S_MAX)
 
-    def _see_off(self, child: _Child, ending: Coroutine[object, object, None]) -> None:
+    def _see_off(self, child: Child, ending: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(ending)
         self._leaving[child] = task
-        task.add_done_callback(lambda _: self._leaving.pop(child))
 
-    async def _start(self, spec: ProcessSpec, *, is_heir: bool = False) -> _Child:
+        def left(_: object) -> None:
+            self._leaving.pop(child)
+            self.changed.set()
+
+        task.add_done_callback(left)
+
+    def _open(self, spec: ProcessSpec) -> Sequence[socket.socket]:
+        """Return the sockets on which a process listens, made once."""
+        if spec.listen is None:
+            return ()
+        if spec not in self._sockets:
+            self._sockets[spec] = spec.listen()
+        return self._sockets[spec]
+
+    async def _start(self, spec: ProcessSpec, asked: Asked, *, is_heir: bool = False) -> Child:
         config = spec.config
+        if spec.may_rest:
+            config = msgspec.structs.replace(
+                config, asked_s=asked.asked_s, is_for_call=asked.is_for_call
+            )
         notice = told = waits = go = -1
         handed: list[int] = []
         if spec.listen is not None:
-            if spec not in self._sockets:
-                self._sockets[spec] = spec.listen()
+            fds = tuple(one.fileno() for one in self._open(spec))
             notice, told = os.pipe()
-            fds = tuple(one.fileno() for one in self._sockets[spec])
             handed = [*fds, told]
             config = msgspec.structs.replace(config, listen_fds=fds, notice_fd=told)
             if is_heir:
@@ -353,7 +319,9 @@ class Supervisor:
             _close(told, waits)
             if output is not None:
                 output.close()
-        return _Child(spec, process, notice, go)
+        child = Child(spec, process, notice, go, self.changed.set)
+        child.is_for_call = asked.is_for_call
+        return child
 
     def _close_sockets(self, spec: ProcessSpec) -> None:
         for one in self._sockets.pop(spec, ()):

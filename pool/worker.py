@@ -296,6 +296,8 @@ async def run(config: WorkerConfig) -> None:
         loop.create_task(worker.recycle_forever()),
     ]
     calm_collector()
+    if config.go_fd < 0:  # an heir has said so before
+        say_ready(config.notice_fd)
     _log.info("worker_up", worker=config.id, address=str(server.address))
     stopped = loop.create_task(stop.wait())
     done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)

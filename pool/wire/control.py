@@ -342,6 +342,8 @@ class RegisterNode(msgspec.Struct, array_like=True, frozen=True, tag=21):
     pid: _Count
     places: Annotated[tuple[Place, ...], _Many] = ()
     up_min: _Count = 0  # of its places, whatever the demand
+    parked: _Count = 0  # on each device so many are up beyond those that serve
+    rest_s: _Seconds = 60.0  # one that nobody needs is up so long after it was of use
 
 
 class NodeReport(msgspec.Struct, array_like=True, frozen=True, tag=22):

@@ -171,8 +171,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         6,
     ),
     (
-        RegisterNode(1, "node", "a1b2", 4710, (PLACE,), 1),
-        [21, 1, "node", "a1b2", 4710, [PLACE_ARRAY], 1],
+        RegisterNode(1, "node", "a1b2", 4710, (PLACE,), 1, 2, 2.5),
+        [21, 1, "node", "a1b2", 4710, [PLACE_ARRAY], 1, 2, 2.5],
         4,
     ),
     (NodeReport((PLACE, PLACE)), [22, [PLACE_ARRAY] * 2], 0),
@@ -233,7 +233,7 @@ FIELDS = {
     WorkerRoute: "id incarnation address wait_us state",
     EngineRoute: "model version warm wake_at state detail wake_ms",
     Place: "worker address device state pid",
-    RegisterNode: "wire id incarnation pid places up_min",
+    RegisterNode: "wire id incarnation pid places up_min parked rest_s",
     NodeReport: "places",
     Places: "epoch seq up",
 }

@@ -32,6 +32,7 @@ from registry_sync.rules import (
     tensors_rule,
     variants_rule,
 )
+from registry_sync.schedules import check as check_schedule
 
 SCHEMA: Final = 1
 REQUIRES_KNOWN: Final[frozenset[str]] = frozenset()  # words that this release understands
@@ -194,7 +195,7 @@ class Scale(msgspec.Struct, frozen=True):
     dedicated: bool = False
     # When at least one replica is warm whatever the policy says:
     # "Mon-Fri 08:00-18:00 Europe/Berlin", several separated by ";".
-    warm: Annotated[str, Meta(max_length=1024)] = ""
+    warm: Annotated[str, Meta(max_length=1024, extra={"rule": rule_of(check_schedule)})] = ""
     # `auto` alone: how long one replica may idle for the sake of one cold start that it spares.
     cold_start_cost_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 3600.0
     # Warm replicas, added up over any 24 hours; once it is spent nothing is warm but for calls.

@@ -111,12 +111,18 @@ def variants_rule(variants: Any) -> Iterator[tuple[str, str]]:
 
 
 def scale_rule(scale: Any) -> Iterator[tuple[str, str]]:
-    """Find a lower bound above the upper one."""
+    """Find a lower bound above the upper one, and a budget that the lower one alone exceeds."""
     if not isinstance(scale, dict):
         return
     least, most = scale.get("replicas_min", 0), scale.get("replicas_max", 4)
     if isinstance(least, int) and isinstance(most, int) and least > most:
         yield ".replicas_min", f"{show(least)} is more than replicas_max, which is {show(most)}"
+    budget = scale.get("replica_hours_per_day_max")
+    if isinstance(budget, int | float) and isinstance(least, int) and 0 < budget < 24 * least:
+        yield (
+            ".replica_hours_per_day_max",
+            f"{show(budget)} is less than the {24 * least} that replicas_min {least} takes",
+        )
 
 
 def axes_rule(axes: Any) -> Iterator[tuple[str, str]]:

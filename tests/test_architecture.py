@@ -85,6 +85,7 @@ PURE = (
     "edge.breaker",
     "edge.disk_frame",
     "registry_sync.plan_eviction",
+    "registry_sync.schedules",
 )
 IMPURE = {"asyncio", "time", "os", "socket", "structlog", "random", "threading", "subprocess"}
 

@@ -370,6 +370,22 @@ def test_all_problems_are_reported_at_once() -> None:
             "$.scale.replicas_min: 5 is more than replicas_max, which is 4",
         ),
         (
+            {"scale": {"warm": "Mon-Fri 8-18 UTC"}},
+            '$.scale.warm: "8-18" are no hours; write them as 08:00-18:00',
+        ),
+        (
+            {"scale": {"cold_start_cost_s": -1}},
+            "$.scale.cold_start_cost_s: -1 is out of range; allowed is more than 0",
+        ),
+        (
+            {"scale": {"replicas_min": 2, "replica_hours_per_day_max": 47.5}},
+            "$.scale.replica_hours_per_day_max: 47.5 is less than the 48 that replicas_min 2 takes",
+        ),
+        (
+            {"scale": {"forecast": "on"}},
+            '$.scale.forecast: expected "act" or "observe" or "off", got "on"',
+        ),
+        (
             {"assign": {"by": ["header:X-User"]}},
             '$.assign.by[0]: "header:X-User" is no unit: use key or header:<name in lower case>',
         ),

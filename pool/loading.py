@@ -13,6 +13,7 @@ from pool.config import WorkerConfig
 from pool.engines import choice
 from pool.engines.base import Engine, EngineError
 from pool.load_guard import LoadGuard
+from pool.phases import BUILD_WAIT, TURN, enter
 from pool.slots import CannotLoad, Loaded, load_session
 from registry_sync.client import SyncError, fetch_golden_via, fetch_via
 from registry_sync.documents import Manifest
@@ -78,6 +79,7 @@ class Loader:
             CannotLoad: see there.
         """
         manifest = await self.bring(model, version)
+        enter(BUILD_WAIT)
         return await asyncio.to_thread(
             lambda: best_here(manifest) or self.portable(manifest, engine_name(manifest))
         )
@@ -97,6 +99,7 @@ class Loader:
         except EngineError as error:
             raise CannotLoad(str(error)) from None
         folder = self.local.folder_of(manifest)
+        enter(TURN)
         with self.guard.loading(manifest.model, manifest.version, engine.name):
             session = load_session(lambda: engine.load(folder, manifest, self._threads))
         datatypes = {spec.name: spec.datatype for spec in session.outputs}

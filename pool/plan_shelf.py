@@ -21,6 +21,7 @@ from pool.engines.choice import Option
 from pool.engines.covering import covering
 from pool.engines.local_caches import caches_of
 from pool.load_guard import LoadGuard
+from pool.phases import TURN, enter
 from pool.slots import CannotLoad, Loaded, load_session
 from pool.wire.handshake import Secrets
 from registry_sync.builds import is_batched
@@ -132,6 +133,7 @@ class PlanShelf:
         manifest = option.spec.manifest
         # The portable engine may have the same name, and is not to blame for the plan.
         what = f"a plan of {option.engine.name}"
+        enter(TURN)
         with self._guard.loading(manifest.model, manifest.version, what):
             session = load_session(
                 lambda: option.engine.load_plan(option.spec, option.identity, plan.plan, caches)

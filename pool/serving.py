@@ -28,6 +28,7 @@ from registry_sync.names import BadName
 
 RETRY_AFTER_MS = 1000  # of a refusal that may pass
 DETAIL_CHARS_MAX = 1000  # well within what the wire takes, in any script
+PHASE_CHARS_MAX = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -118,14 +119,21 @@ class Served:
         match outcome:
             case Answer():
                 self._answer(outcome)
-            case Failed(status, detail):
-                self.refuse(status, detail, RETRY_AFTER_MS if status == 503 else 0)
+            case Failed(status, detail, retry_after_s):
+                self.refuse(status, detail, int(retry_after_s * 1000) if status == 503 else 0)
             case Overdue(was_shed=True):
                 self.refuse(503, "overloaded: the deadline cannot be met", RETRY_AFTER_MS)
             case Returned(why):
                 self.refuse(503, why, RETRY_AFTER_MS, not_run=True)
             case Overdue():
                 self.refuse(504, "the deadline passed while the call waited")
+
+    def held(self, phase: str, left_s: float) -> None:
+        """Tell the edge, if its client is to know, what a load is doing that the call waits for."""
+        call = self.call
+        if call.progress:
+            progress = data.Progress(call.call_id, phase[:PHASE_CHARS_MAX], int(left_s * 1e6))
+            self.edge.peer.send(data.encode(progress))
 
     def _answer(self, answer: Answer) -> None:
         slot, call_id = self.slot, self.call.call_id

@@ -5,7 +5,9 @@
 
 One that drains because others have the version takes nothing new: it gives calls back, ends what
 it has, and then leaves, unless it is wanted again before that.
-Calls that come while it loads wait here, each by its own deadline; one load serves them all.
+Calls that come while it loads wait here, each by its own deadline; one load serves them all.  One
+that cannot be in time, as far as the last loads tell, is refused at once, and has it loaded for
+whoever comes next.
 While it is warm a better engine may take the place of the one that serves.
 Knows neither the wire nor the controller.
 """
@@ -24,7 +26,9 @@ import structlog
 from pool.engine_queue import EngineQueue
 from pool.engines.base import EngineError, Session, reason_of
 from pool.expiry import Expiries
+from pool.phases import DESERIALISE, HAND_OVER, WARM_UP, enter
 from pool.ticket import Failed, Outcome, Overdue, Returned, Ticket
+from pool.waking import Wakes, Waking, too_late
 from registry_sync.documents import Manifest
 from registry_sync.memory import give_back
 from registry_sync.plans import PlanIdentity
@@ -33,6 +37,7 @@ BACKOFF_S_MIN = 1.0
 BACKOFF_S_MAX = 60.0
 LATE_S = 2.0  # so long after it has left, a call may come that was sent by older routes
 ELSEWHERE = "other workers have the model loaded"
+HELD_S = 0.5  # so often whoever waits for a load hears how far it is
 
 _log = structlog.get_logger()
 
@@ -74,6 +79,9 @@ class Waiting(Protocol):
     def settle(self, outcome: Outcome) -> None:
         """Take the outcome of a call that never got a ticket."""
 
+    def held(self, phase: str, left_s: float) -> None:
+        """Hear what the load is doing, and how long it may still take; 0: not known."""
+
 
 class EngineSlot:
     """The place of one version in this worker.
@@ -82,6 +90,7 @@ class EngineSlot:
         load: brings the artifact and makes it runnable; raises `CannotLoad`.
         on_change: called whenever `state` has changed.
         soon: where the engine's queue puts its next step.
+        wakes: what is known of loads; without it nothing is, and nobody refused for it.
     """
 
     def __init__(
@@ -91,18 +100,21 @@ class EngineSlot:
         load: Callable[[str, str], Awaitable[Loaded]],
         on_change: Callable[[], None],
         soon: Callable[[Callable[[], None]], object] | None = None,
+        wakes: Wakes | None = None,
     ) -> None:
         self.model = model
         self.version = version
         self._load = load
         self._on_change = on_change
         self._soon = soon
+        self._wakes = wakes
         # The whole mutable state.
         self.state = "cold"
         self.detail = ""
         self.loads = 0
         self.arrived = 0  # calls ever, and the rows in them as far as they were known
         self.arrived_rows = 0
+        self.phases: dict[str, int] = {}  # of the last load, in µs
         self.loaded: Loaded | None = None
         self.queue: EngineQueue | None = None
         self._replaced: dict[EngineQueue, asyncio.Task[None]] = {}  # till their last runs end
@@ -114,6 +126,7 @@ class EngineSlot:
         self._failures = 0
         self._retry_at_s = 0.0
         self._loading: asyncio.Task[None] | None = None
+        self._waking: Waking | None = None
         self._is_closed = False
         # Until when calls are left to other workers, and what wakes a drain up to look again.
         self._elsewhere_until_s = -math.inf
@@ -135,6 +148,18 @@ class EngineSlot:
         """How long a call that came now would wait for its run."""
         return int(self.queue.wait_s() * 1e6) if self.queue else 0
 
+    @property
+    def wake_s(self) -> float:
+        """How long a call would wait for a load that began now; 0: not known."""
+        return self._wakes.wake_s((self.model, self.version)) if self._wakes else 0.0
+
+    @property
+    def left_s(self) -> float:
+        """How long a call that came now would wait for the load; 0: not known, or it is warm."""
+        if self.state == "warm":
+            return 0.0
+        return self._waking.left_s if self._waking else self.wake_s
+
     def ensure(self) -> None:
         """Begin to load unless that is done, under way, or just failed."""
         if self._is_closed:
@@ -147,6 +172,8 @@ class EngineSlot:
         if self.state == "cold" or (
             self.state == "failed" and time.monotonic() >= self._retry_at_s
         ):
+            self._waking = Waking(self.wake_s)
+            asyncio.get_running_loop().call_later(HELD_S, self._tell_held, self._waking)
             self._set("loading")
             self._loading = asyncio.get_running_loop().create_task(self._load_once())
 
@@ -160,7 +187,8 @@ class EngineSlot:
         if self.state != "warm" and self._gives_back(waiting):
             return
         self.arrived += 1
-        self._submit(waiting)
+        self.used_s = waiting.arrived_s
+        self._take(waiting)
 
     def _gives_back(self, waiting: Waiting) -> bool:
         """Give a call back that another worker is to have; tell whether it is one."""
@@ -173,8 +201,7 @@ class EngineSlot:
             return False
         return True
 
-    def _submit(self, waiting: Waiting) -> None:
-        self.used_s = waiting.arrived_s
+    def _take(self, waiting: Waiting) -> None:
         if self.queue is not None and self.loaded is not None and self.state == "warm":
             ticket = waiting.make_ticket(self.loaded)
             if not ticket.settled:
@@ -183,6 +210,10 @@ class EngineSlot:
             return
         if self.state == "failed":
             waiting.settle(Failed(503, f"the model cannot be loaded: {self.detail}"))
+            return
+        left_s = self.left_s
+        if waiting.deadline_s < time.monotonic() + left_s:
+            waiting.settle(too_late(left_s))
             return
         self._waiting[waiting] = None
         self._expiries.watch(waiting)
@@ -202,6 +233,14 @@ class EngineSlot:
             return False
         del self._waiting[waiting]
         return True
+
+    def _tell_held(self, waking: Waking) -> None:
+        """Tell those who wait how far the load is, for as long as it goes on."""
+        if waking is not self._waking:
+            return
+        for one in list(self._waiting):
+            one.held(waking.phases.name, waking.left_s)
+        asyncio.get_running_loop().call_later(HELD_S, self._tell_held, waking)
 
     def _expire(self, waiting: Waiting) -> None:
         """End a call whose deadline passes while the engine loads."""
@@ -308,6 +347,7 @@ class EngineSlot:
         self._stirred.set()
         if self._loading is not None:
             self._loading.cancel()
+        self._waking = None
         self._settle_waiting(Returned())
 
     async def close(self) -> None:
@@ -321,7 +361,9 @@ class EngineSlot:
         await asyncio.gather(*(queue.close() for queue in queues if queue is not None))
 
     async def _load_once(self) -> None:
-        started_s = time.monotonic()
+        waking = self._waking
+        assert waking is not None
+        waking.phases.watch()
         try:
             loaded = await self._load(self.model, self.version)
         except CannotLoad as error:
@@ -332,29 +374,39 @@ class EngineSlot:
             _log.exception("bug", model=self.model, version=self.version)
             self._fail(reason_of(error))
             return
+        enter(HAND_OVER)
         self.loads += 1
         self.used_s = time.monotonic()  # who has it warmed must not lose it before the first call
         self._failures = 0
         self.loaded = loaded
         self.queue = self._make_queue(loaded)
+        # All of them at once: the first run is as large as what has waited.
+        self.state = "warm"
+        waiting = self._take_waiting()
+        for one in waiting:
+            self._take(one)
+        self._waking = None
+        self.phases = waking.phases.end()
+        if self._wakes is not None:
+            self._wakes.learn((self.model, self.version), loaded.engine, waking.own_s)
         _log.info(
             "engine_warm",
             model=self.model,
             version=self.version,
             engine=loaded.engine,
             plan=loaded.plan,
-            load_s=round(time.monotonic() - started_s, 4),
-            waiting=len(self._waiting),
+            load_s=round(sum(self.phases.values()) / 1e6, 4),
+            phases_us=self.phases,
+            waiting=len(waiting),
         )
         self._set("warm")
-        for one in self._take_waiting():
-            self._submit(one)
 
     def _fail(self, detail: str) -> None:
         self._failures += 1
         doublings = min(self._failures - 1, 16)  # far beyond the longest pause already
         pause_s = min(BACKOFF_S_MIN * 2**doublings, BACKOFF_S_MAX)
         self._retry_at_s = time.monotonic() + pause_s
+        self._waking = None
         self.detail = detail
         _log.error("engine_failed", model=self.model, version=self.version, error=detail)
         self._set("failed")
@@ -404,7 +456,9 @@ def load_session(load: Callable[[], Session]) -> Session:
 
 
 def _load_session(load: Callable[[], Session]) -> Session:
+    enter(DESERIALISE)
     session = load()
+    enter(WARM_UP)
     try:
         session.warmup()
     except BaseException:

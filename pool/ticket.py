@@ -31,6 +31,7 @@ class Failed(msgspec.Struct, frozen=True):
 
     status: int
     detail: str
+    retry_after_s: float = 1.0  # of a 503
 
 
 class Overdue(msgspec.Struct, frozen=True):

@@ -28,10 +28,12 @@ from pool.engines.base import Engine, PlanEngine
 from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
 from pool.load_guard import LoadGuard, guard_folder
 from pool.loading import Loader
+from pool.phases import of_start, process_began_s
 from pool.serving import EdgePeer, Inside
 from pool.slots import EngineSlot, Loaded
 from pool.succession import LAME_DUCK_S, LOOK_S, Succession
 from pool.turn import Turn
+from pool.wake_book import WakeBook
 from pool.wire import control, data
 from pool.wire.control import Command, EngineState, Heartbeat, RegisterWorker
 from pool.wire.fleet_secret import load_secrets
@@ -78,7 +80,10 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported_us = 0
         self._device = device.find(config.device)
-        self.guard = LoadGuard(guard_folder(Path(config.data), config.id), self.incarnation)
+        self.start_phases: dict[str, int] = {}
+        folder = guard_folder(Path(config.data), config.id)
+        self.guard = LoadGuard(folder, self.incarnation)
+        self._wakes = WakeBook(folder)
         self._loader = Loader(config, engines, self.guard)
         self.succession = Succession(
             Path(config.data), config.id, config.notice_fd, config.slack_bytes
@@ -102,7 +107,8 @@ class Worker:
             ref = (check_name("model", model), check_version(version))
             if len(self._slots) >= SLOTS_MAX:
                 self._slots = {r: s for r, s in self._slots.items() if s.state != "cold"}
-            slot = self._slots[ref] = EngineSlot(*ref, self._load, self._changed, self.turn.soon)
+            slot = EngineSlot(*ref, self._load, self._changed, self.turn.soon, self._wakes)
+            self._slots[ref] = slot
         return slot
 
     def report_deadly(self) -> None:
@@ -137,6 +143,9 @@ class Worker:
             self._states(),
             self._device.device_class,
             self.upgrades.builds,
+            self.start_phases,
+            self.config.is_for_call,
+            self.config.memory_bytes_max,
         )
 
     def _states(self) -> tuple[EngineState, ...]:
@@ -158,6 +167,8 @@ class Worker:
                 slot.arrived,
                 slot.arrived_rows,
                 slot.queue.rows_per_s_max if slot.queue else 0.0,
+                int(slot.wake_s * 1e6),
+                slot.phases,
             )
             for slot in self._slots.values()
             if slot.state != "cold"
@@ -270,8 +281,12 @@ def _ran(queue: EngineQueue | None) -> tuple[int, int, int]:
     return (counters.runs, counters.rows_run, int(counters.run_s * 1e6))
 
 
-async def run(config: WorkerConfig) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        started_s: when the process was made, and when it had imported what it needs.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -288,6 +303,7 @@ async def run(config: WorkerConfig) -> None:
     )
     if not config.advertise and server.address.port:
         worker.config = msgspec.structs.replace(config, advertise=str(server.address))
+    worker.start_phases = of_start(config.asked_s, *started_s, time.monotonic())
     worker.report_deadly()
     tasks = [
         loop.create_task(worker.link.run()),
@@ -337,11 +353,12 @@ async def takes_over(worker: Worker, stop: asyncio.Event) -> bool:
 
 def main() -> None:
     """Start from the JSON in argv[1]."""
+    started_s = (process_began_s(), time.monotonic())
     take_turns()  # before there are threads: they take it over
     config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
     configure("worker", config.log_level)
     try:
-        uvloop.run(run(config))
+        uvloop.run(run(config, started_s))
     except (BadEngineName, ValueError, OSError) as error:
         _log.error("worker_cannot_start", error=str(error))
         sys.exit(1)

@@ -61,6 +61,7 @@ PURE = (
     "registry_sync.engine_wishes",
     "pool.profile",
     "pool.status",
+    "pool.wake_estimates",
     "pool.tally",
     "pool.recent",
     "pool.deaths",

@@ -3,13 +3,14 @@
     Hello   [1, wire, role, id, incarnation, arena_fd, arena_bytes]
     Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
              [[name, datatype, shape, bytes], ...], [output, ...], stream,
-             rows_max, arena_at, insists]                                         + tensors
+             rows_max, arena_at, insists, progress]                               + tensors
     Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
              queue_us, infer_us, batch_rows, wait_us, retry_after_ms, not_run]    + tensors
     Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
     Cancel  [5, call_id]
     Load    [6, wait_us, calls, draining]
     Release [7, [arena_at, ...]]
+    Progress [8, call_id, phase, left_us]
 
 Positional; fields are only ever appended, each with a default, and a reader skips what it does not
 know.  Every field's type and bound is checked on the way in.  `call_id` belongs to one connection.
@@ -122,6 +123,7 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
     arena_at: _Count = 0
     # Everybody else gave it back: to be loaded for, also where others were to be asked.
     insists: bool = False
+    progress: bool = False  # it is to be told how far a load is that it waits for
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -167,7 +169,15 @@ class Release(msgspec.Struct, array_like=True, frozen=True, tag=7):
     places: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=1 << 16)]
 
 
-Message = Hello | Call | Reply | Chunk | Cancel | Load | Release
+class Progress(msgspec.Struct, array_like=True, frozen=True, tag=8):
+    """A call waits for its engine's load, and has asked to be told how far that is."""
+
+    call_id: _Count
+    phase: _Short  # what the load is doing
+    left_us: _Count = 0  # as long as it may still take; 0: not known
+
+
+Message = Hello | Call | Reply | Chunk | Cancel | Load | Release | Progress
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -29,6 +29,7 @@ class Call:
     insists: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    words: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def deadline_s(self) -> float:
@@ -42,6 +43,9 @@ class Call:
     def settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         self.done.set()
+
+    def held(self, phase: str, left_s: float) -> None:
+        self.words.append((phase, left_s))
 
     async def outcome(self) -> Outcome:
         async with asyncio.timeout(10):

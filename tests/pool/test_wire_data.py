@@ -19,6 +19,7 @@ from pool.wire.data import (
     Chunk,
     Hello,
     Load,
+    Progress,
     Release,
     Reply,
     Tensor,
@@ -41,19 +42,8 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     ),
     (
         Call(
-            7,
-            "req-7",
-            "digits",
-            "3",
-            "5f" * 32,
-            9_000_000,
-            1,
-            (HEAD,) * 2,
-            ("label",),
-            True,
-            4,
-            64,
-            True,
+            *(7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD,) * 2, ("label",), True),
+            *(4, 64, True, True),
         ),
         [
             2,
@@ -70,6 +60,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
             4,
             64,
             True,
+            True,
         ],
         8,
     ),
@@ -82,6 +73,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     (Cancel(7), [5, 7], 1),
     (Load(1200, 3, True), [6, 1200, 3, True], 2),
     (Release((0, 65536)), [7, [0, 65536]], 1),
+    (Progress(7, "deserialise", 250_000), [8, 7, "deserialise", 250_000], 2),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 each = pytest.mark.parametrize(
@@ -127,7 +119,7 @@ def test_every_message_has_an_example() -> None:
 FIELDS = {
     Hello: "wire role id incarnation arena_fd arena_bytes",
     Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
-    "rows_max arena_at insists",
+    "rows_max arena_at insists progress",
     Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms "
     "not_run",
     Chunk: "call_id seq outputs",

@@ -1,0 +1,16 @@
+"""The real shells in virtual time: no sockets, no threads that run beside each other, no chance.
+
+`world.simulate` runs a scenario.  What blocks, waits or is random is replaced where it meets the
+system, and nowhere else:
+
+    loop.py       the event loop: its clock jumps; what belongs to a stopped process waits
+    processes.py  processes of the simulation: start, SIGTERM, SIGSTOP, SIGKILL, exit
+    network.py    what is dialled: delays, cuts, pieces; order is kept on a connection only
+    threads.py    threads, one at a time, whose sleeping is virtual too
+    system.py     the clocks, `os` and chance as the code sees them
+    store.py      a registry that is slow, or away
+    engine.py     an engine whose loads and runs take virtual time, and a ledger of its runs
+    fleet.py      controllers, sync processes, workers and edges, put together
+
+The same seed gives the same life, to the last line of the log.
+"""

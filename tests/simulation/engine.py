@@ -1,0 +1,128 @@
+"""An engine whose loads and runs take virtual time, and the ledger of everything that it ran."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from pool.engines.base import EngineError, Probe, Tensors
+from registry_sync.documents import Manifest, TensorSpec
+from tests.simulation.processes import current
+
+X = (TensorSpec("x", "INT64", (-1,)),)
+Y = (TensorSpec("y", "INT64", (-1,)),)
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """What a model's file says: the time and the memory that it takes."""
+
+    load_s: float = 0.3
+    run_s: float = 0.004
+    row_s: float = 0.001
+    bytes: int = 1000
+    fails: bool = False  # to load
+
+
+@dataclass
+class Run:
+    """One run of the engine."""
+
+    at_s: float
+    worker: str
+    model: str
+    values: list[int]
+    is_done: bool = False
+
+
+@dataclass
+class Ledger:
+    """Every load and run of a simulation; a call is known by its value, which is its own."""
+
+    loads: list[tuple[float, str, str]] = field(default_factory=list)  # at_s, worker, model
+    runs: list[Run] = field(default_factory=list)
+
+    def times_run(self) -> Counter[int]:
+        """Return how often each value was run to the end."""
+        return Counter(value for run in self.runs if run.is_done for value in run.values)
+
+
+ledger = Ledger()  # of the simulation that runs; `new_ledger` begins another
+
+
+def new_ledger() -> Ledger:
+    """Begin a ledger."""
+    ledger.loads.clear()
+    ledger.runs.clear()
+    return ledger
+
+
+class SimulatedSession:
+    """Adds one to every row of `x`, in its time."""
+
+    inputs, outputs = X, Y
+    streams, batches, lanes = False, True, 1
+
+    def __init__(self, costs: Costs, model: str) -> None:
+        self.costs = costs
+        self.model = model
+        self.memory_bytes = costs.bytes
+
+    def infer(self, tensors: Tensors, outputs: Sequence[str] = ()) -> Tensors:
+        """Run."""
+        values = tensors["x"]
+        run = Run(time.monotonic(), _here(), self.model, [int(value) for value in values])
+        ledger.runs.append(run)
+        time.sleep(self.costs.run_s + self.costs.row_s * len(values))
+        run.is_done = True
+        return {"y": values + np.int64(1)}
+
+    def stream(self, tensors: Tensors) -> Iterator[Tensors]:
+        """Give the one answer."""
+        yield self.infer(tensors)
+
+    def warmup(self) -> None:
+        """Nothing is cold."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SimulatedEngine:
+    """Format "simulated"; named to workers as "tests.simulation.engine:SimulatedEngine"."""
+
+    name = "simulated"
+    formats = frozenset({"simulated"})
+
+    def probe(self) -> Probe:
+        """It always works."""
+        return Probe(self.name, available=True, version="1", device="cpu", reason="")
+
+    def load(self, folder: Path, manifest: Manifest, threads: int) -> SimulatedSession:
+        """Load, in its time."""
+        costs = msgspec.json.decode((folder / "costs.json").read_bytes(), type=Costs)
+        ledger.loads.append((time.monotonic(), _here(), manifest.model))
+        time.sleep(costs.load_s)
+        if costs.fails:
+            raise EngineError("this artifact cannot be loaded by anything")
+        return SimulatedSession(costs, manifest.model)
+
+
+def artifact(costs: Costs) -> dict[str, bytes]:
+    """Return the files of a model that costs so much."""
+    return {"costs.json": msgspec.json.encode(costs)}
+
+
+def described(manifest: Manifest) -> Manifest:
+    """Return a manifest as one of this engine."""
+    return msgspec.structs.replace(manifest, format="simulated", inputs=X, outputs=Y)
+
+
+def _here() -> str:
+    process = current()
+    return "" if process is None else process.name

@@ -1,0 +1,157 @@
+"""Runs a scenario: the loop, the replaced system, and the log by which two lives are compared."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+
+from tests.simulation import system
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.processes import Process, current
+from tests.support.virtual_time import _alarm
+
+T = TypeVar("T")
+
+
+@dataclass
+class Line:
+    """One line that somebody logged."""
+
+    at_s: float
+    process: str
+    event: str
+    fields: dict[str, Any]
+
+    def __str__(self) -> str:
+        said = " ".join(f"{name}={value}" for name, value in self.fields.items())
+        return f"{self.at_s:12.6f} {self.process:8} {self.event} {said}"
+
+
+@dataclass
+class World:
+    """What a scenario acts on."""
+
+    loop: SimulatedLoop
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def now_s(self) -> float:
+        """The virtual time since the beginning of time."""
+        return self.loop.time()
+
+    def start(
+        self, name: str, main: Callable[[], Coroutine[Any, Any, object]], after_s: float = 0.0
+    ) -> Process:
+        """Start a process that runs `main`."""
+        process = Process(self.loop, name)
+        process.run(main, after_s)
+        return process
+
+    def step_wall_clock(self, seconds: float) -> None:
+        """Set everybody's wall clock forward, or back; the monotonic one is not touched."""
+        self.loop.wall_s += seconds
+
+    def log(self, event: str = "") -> list[Line]:
+        """Return what was logged, or of that one event."""
+        return [line for line in self.lines if event in ("", line.event)]
+
+    def text(self, count: int = 400) -> str:
+        """Return the last lines of the log."""
+        return "\n".join(map(str, self.lines[-count:]))
+
+
+async def until(true: Callable[[], object], s_max: float = 60.0, step_s: float = 0.01) -> None:
+    """Wait, in virtual time, until something holds."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + s_max
+    while not true():
+        assert loop.time() < deadline_s, f"not within {s_max} s of virtual time"
+        await asyncio.sleep(step_s)
+
+
+def simulate(
+    main: Callable[[World], Coroutine[Any, Any, T]], *, seed: int = 0, wall_s_max: float = 60.0
+) -> T:
+    """Run a scenario to its end.
+
+    Whatever a process logs as a bug, and whatever a main of one ends with but by leaving, fails
+    the scenario, after it.
+
+    Raises:
+        Deadlock, Livelock, TookTooLong: see `tests.support.virtual_time`.
+        Stalled: see `tests.simulation.threads`.
+    """
+    with _cleared_up():
+        return _simulate(main, seed, wall_s_max)
+
+
+def _simulate(main: Callable[[World], Coroutine[Any, Any, T]], seed: int, wall_s_max: float) -> T:
+    loop = SimulatedLoop(seed)
+    world = World(loop)
+    try:
+        with system.replaced(loop), _logging(world), _alarm(wall_s_max, loop):
+            result = _run(loop, main(world))
+    except BaseException:
+        print(world.text())
+        for failure in loop.failures:
+            traceback.print_exception(failure)
+        raise
+    bugs = world.log("bug")
+    if loop.failures or bugs:
+        print(world.text())
+        raise AssertionError(f"{loop.failures} {[str(line) for line in bugs]}")
+    return result
+
+
+def _run(loop: SimulatedLoop, main: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        try:
+            return runner.run(main)
+        finally:
+            loop.is_over = True
+            loop.threads.close()
+            loop.network.close()
+
+
+@contextmanager
+def _cleared_up() -> Iterator[None]:
+    """Let go of what processes leave to the system at their end, without a warning."""
+    gc.collect(0)
+    gc.freeze()  # what was there before is not looked at
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+        gc.unfreeze()
+
+
+@contextmanager
+def _logging(world: World) -> Iterator[None]:
+    def keep(_: Any, level: str, fields: dict[str, Any]) -> dict[str, Any]:
+        process = current()
+        event = str(fields.pop("event"))
+        if level == "exception" or fields.get("exc_info"):
+            fields["traceback"] = structlog.processors.format_exc_info(None, level, fields)
+        name = "" if process is None else process.name
+        world.lines.append(Line(world.loop.time(), name, event, fields))
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[keep], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

@@ -48,6 +48,7 @@ STEADY_S = 1.0  # after a connection that lasted so long the next one is dialled
 LATE_S = 0.03  # how long after its deadline a worker may still answer, before the edge does
 SWEEP_S = 0.02  # so often calls are looked for whose deadline is near; these get a timer each
 LOST_RETRIES = 1  # a call is sent again so often when its worker broke: it may have run
+HELD_RETRIES = 2  # and so often when it had not loaded the model yet, so that it never ran
 RETURNS_MAX = 8  # and so often when a worker gave it back, because it never ran
 
 _log = structlog.get_logger()
@@ -90,9 +91,11 @@ class Call:
         "digest",
         "future",
         "gave_back",
+        "has_parts",
         "id",
         "inputs",
         "on_chunk",
+        "on_held",
         "outputs",
         "pool",
         "priority",
@@ -115,6 +118,7 @@ class Call:
         priority: int = 0,
         rows_max: int = 0,
         on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
+        on_held: Callable[[str, float], None] | None = None,
     ) -> None:
         self.ref = ref
         self.digest = digest
@@ -125,6 +129,8 @@ class Call:
         self.priority = priority
         self.rows_max = rows_max
         self.on_chunk = on_chunk
+        self.on_held = on_held  # hears what the load does that it waits for, and how long still
+        self.has_parts = False
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.pool: Pool | None = None
         self.conn: WorkerConn | None = None
@@ -198,6 +204,7 @@ class WorkerConn:
             call.rows_max,
             at,
             self in call.gave_back,
+            call.on_held is not None,
         )
         try:
             buffers = data.encode(message, () if at else inputs)
@@ -296,7 +303,12 @@ class WorkerConn:
         elif type(message) is data.Chunk:
             call = self.calls.get(message.call_id)
             if call is not None and call.on_chunk is not None and not call.future.done():
+                call.has_parts = True
                 call.on_chunk(data.tensors(message.outputs, body))
+        elif type(message) is data.Progress:
+            call = self.calls.get(message.call_id)
+            if call is not None and call.on_held is not None:
+                call.on_held(message.phase, message.left_us / 1e6)
         elif type(message) is data.Load:
             self.wait_us = message.wait_us
             if message.draining:
@@ -323,6 +335,14 @@ class WorkerConn:
             self._pool.on_returned(call)
         else:
             call.fail(refusal_of(reply))
+
+
+def _asleep(wake_s: float) -> Unavailable:
+    return Unavailable(
+        f"the model sleeps, and waking it takes about {wake_s:.2g} s: longer than this call's "
+        "deadline allows",
+        retry_after_s=jittered(wake_s),
+    )
 
 
 class Pool:
@@ -371,10 +391,14 @@ class Pool:
         call.pool = self
         now_s = time.monotonic()
         conn = self._pick_for(call)
-        if conn is None:
-            self._waiting.add(call)
-        else:
+        if conn is not None:
             conn.send(call, now_s)
+            return
+        self._waiting.add(call)
+        engine = self._engines.get(call.ref)
+        wake_s = engine.wake_ms / 1000 if engine is not None else 0.0
+        if call.deadline_s < now_s + wake_s:
+            self.cancel(call, _asleep(wake_s))
 
     def cancel(self, call: Call, error: Refusal | None = None) -> None:
         """End a call that nobody waits for, all the way down."""
@@ -423,11 +447,16 @@ class Pool:
                 conn.send(call, now_s)
 
     def on_broken(self, call: Call) -> None:
-        """Try a call once more whose worker broke before it answered."""
+        """Try a call once more whose worker broke before it answered.
+
+        One that waited for a load that its worker did not survive is tried wherever it may wake.
+        """
         if call.future.done():
             return
+        engine = self._engines.get(call.ref)
+        was_warm = engine is not None and call.conn is not None and call.conn.id in engine.warm
         call.conn = None
-        if call.sent > LOST_RETRIES or call.on_chunk is not None:
+        if call.has_parts or call.sent > (LOST_RETRIES if was_warm else HELD_RETRIES):
             call.fail(WorkerLost("the worker that had this call broke"))
             return
         self.retries += 1

@@ -162,8 +162,13 @@ class Service:
         header: Header,
         read_body: ReadBody,
         on_chunk: Callable[[Sequence[Tensor]], None],
+        on_held: Callable[[str, float], None] | None = None,
     ) -> tuple[InferRequest, Call]:
-        """Begin `POST /v2/models/…/generate_stream`; the call's future ends the stream."""
+        """Begin `POST /v2/models/…/generate_stream`; the call's future ends the stream.
+
+        Args:
+            on_held: told every half second what a load does that the call waits for.
+        """
         record, endpoint = await self._admit(trace, self.world.snapshot, target, header)
         refuse_msgpack(header("content-type"))
         body = await read_body()
@@ -178,7 +183,7 @@ class Service:
         deadline_s = self._accept(trace, endpoint, request, header)
         trace.parse_s = self._now() - read_s
         trace.cache_status = "tidepool; fwd=bypass; detail=stream"
-        call = self._call(trace, arm, request, deadline_s, on_chunk)
+        call = self._call(trace, arm, request, deadline_s, on_chunk, on_held)
         self.pool.start(call)
         return request, call
 
@@ -396,6 +401,7 @@ class Service:
         request: InferRequest,
         deadline_s: float,
         on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
+        on_held: Callable[[str, float], None] | None = None,
     ) -> Call:
         trace.dispatched = True
         record = trace.record
@@ -409,6 +415,7 @@ class Service:
             priority=request.priority if record is None else capped(request.priority, record),
             rows_max=trace.endpoint.rows_max if trace.endpoint is not None else 0,
             on_chunk=on_chunk,
+            on_held=on_held,
         )
         return call
 

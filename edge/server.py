@@ -36,6 +36,7 @@ from edge.errors import (
 )
 from edge.infer import Service, Target
 from edge.noted import Noted
+from edge.progress import Waits, first_parts
 from edge.receive import Room, pass_over, receive
 from edge.stream import STREAM_BYTES_MAX, Part, Parts
 from edge.trace import Trace
@@ -187,7 +188,7 @@ class App:
         service = self._service
         header = scope.headers.get
         trace = service.begin(header, target.route)
-        parts = Parts()
+        parts, waits = Parts(), Waits()
         call: Call | None = None
         task = asyncio.current_task(self._loop)
         assert task is not None
@@ -196,7 +197,12 @@ class App:
         try:
             try:
                 request, call = await service.stream(
-                    trace, target, header, lambda: self._body(trace, header, proto), parts.put
+                    trace,
+                    target,
+                    header,
+                    lambda: self._body(trace, header, proto),
+                    parts.put,
+                    waits.hear if is_stream else None,
                 )
             except REFUSED_UNREAD:
                 await pass_over(proto, header)
@@ -207,7 +213,7 @@ class App:
             )
             parts.on_overfull = functools.partial(service.pool.cancel, call, fast)
             if is_stream:
-                status = await self._send_events(proto, trace, target, request, call, parts)
+                status = await self._send_events(proto, trace, target, request, call, parts, waits)
             else:
                 await self._send_last(proto, trace, target, request, call, parts)
         except Refusal as refusal:
@@ -242,20 +248,24 @@ class App:
         request: InferRequest,
         call: Call,
         parts: Parts,
+        waits: Waits,
     ) -> int:
-        """Send each part as an event; a failure before the first is an ordinary refusal."""
+        """Send each part as an event; a failure before anything is sent is an ordinary refusal."""
         assert trace.arm is not None
         version = trace.arm.version.ref[1]
-        taken = await parts.take()
-        if not taken:
-            if (error := call.future.exception()) is not None:
-                raise error
-            if outputs := call.future.result().outputs:  # of a model that does not stream
-                taken = [outputs]
-        headers = [*_SSE, *self._service.headers(trace)]
-        transport = proto.response_stream(200, headers)
+
+        def begin() -> Any:
+            return proto.response_stream(200, [*_SSE, *self._service.headers(trace)])
+
         sent_bytes = 0
+        transport: Any = None
         try:
+            taken, transport = await first_parts(parts, call, waits, begin)
+            taken = taken or _only_part(call)
+            if transport is None:
+                if not taken and (early := call.future.exception()) is not None:
+                    raise early
+                transport = begin()
             while taken:
                 events = [render_event(request, target.name, version, part) for part in taken]
                 trace.bytes_out = sent_bytes = sent_bytes + sum(map(len, events))
@@ -270,7 +280,9 @@ class App:
                 return error.status if isinstance(error, Refusal) else 500
             trace.answer = call.future.result()
             return 200
-        except Refusal as refusal:  # an output that has no JSON form
+        except Refusal as refusal:  # an output that has no JSON form, or
+            if transport is None:  # an ordinary answer
+                raise
             await transport.send_bytes(render_error_event(refusal.text))
             return refusal.status
         except RuntimeError:  # granian: the connection is closed
@@ -378,6 +390,12 @@ class App:
                 watched[task] = self._loop.create_task(_cancel_with_client(task, proto))
         for task in [task for task in watched if task not in self._under_way]:
             watched.pop(task).cancel()
+
+
+def _only_part(call: Call) -> list[Part]:
+    """Return what a model has answered that does not stream; nothing if it has failed."""
+    outputs = call.future.result().outputs if call.future.exception() is None else ()
+    return [outputs] if outputs else []
 
 
 async def _cancel_with_client(task: asyncio.Task[Any], proto: Any) -> None:

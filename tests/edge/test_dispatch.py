@@ -107,8 +107,10 @@ class Fleet:
     def __getitem__(self, name: str) -> FakeWorker:
         return self.workers[name]
 
-    def route(self, warm: str = "", wake_at: str = "", workers: str = "abcd") -> None:
-        engine = EngineRoute(*REF, tuple(warm), tuple(wake_at))
+    def route(
+        self, warm: str = "", wake_at: str = "", workers: str = "abcd", *, wake_ms: int = 0
+    ) -> None:
+        engine = EngineRoute(*REF, tuple(warm), tuple(wake_at), wake_ms=wake_ms)
         routes = [WorkerRoute(n, "i", str(self.workers[n].address)) for n in workers]
         self.pool.update(Routes(1, 1, tuple(routes), (engine,)))
 
@@ -124,7 +126,13 @@ class Fleet:
     async def connected(self, count: int) -> None:
         await self.until(lambda: self.pool.workers_up == count)
 
-    def call(self, left_s: float = 10.0, on_chunk: Any = None, inputs: Any = (X,)) -> Call:
+    def call(
+        self,
+        left_s: float = 10.0,
+        on_chunk: Any = None,
+        inputs: Any = (X,),
+        on_held: Any = None,
+    ) -> Call:
         call = Call(
             ref=REF,
             digest="d",
@@ -133,6 +141,7 @@ class Fleet:
             outputs=("y",),
             deadline_s=time.monotonic() + left_s,
             on_chunk=on_chunk,
+            on_held=on_held,
         )
         self.pool.start(call)
         return call
@@ -279,19 +288,86 @@ async def test_call_that_broke_two_workers_is_not_sent_to_a_third(fleet: Fleet) 
     await fleet.up("abc")
     for name in "abc":
         fleet[name].on_call = fleet[name].break_
-    fleet.route(wake_at="abc")
+    fleet.route(warm="abc")
     await fleet.connected(3)
     assert isinstance(await outcome(fleet.call()), WorkerLost)
-    assert fleet.served() == "ab"
+    assert len(fleet.served()) == 2
 
 
-async def test_stream_is_never_sent_again(fleet: Fleet) -> None:
+async def test_call_whose_worker_breaks_while_it_loads_is_tried_wherever_it_may_wake(
+    fleet: Fleet,
+) -> None:
+    await fleet.up("abc")
+    for name in "ab":
+        fleet[name].on_call = fleet[name].break_
+    fleet.route(wake_at="abc")
+    await fleet.connected(3)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "abc"
+
+
+async def test_load_that_breaks_three_workers_breaks_no_fourth(fleet: Fleet) -> None:
+    await fleet.up()
+    for name in "abcd":
+        fleet[name].on_call = fleet[name].break_
+    fleet.route(wake_at="abcd")
+    await fleet.connected(4)
+    assert isinstance(await outcome(fleet.call()), WorkerLost)
+    assert fleet.served() == "abc"
+
+
+async def test_stream_that_has_begun_is_never_sent_again(fleet: Fleet) -> None:
+    def begin(peer: Peer, call: data.Call) -> None:
+        peer.send(data.encode(data.Chunk(call.call_id, 0, data.heads([X])), [X]))
+        peer.flush()
+        fleet["a"].break_(peer, call)
+
+    await fleet.up("ab")
+    fleet["a"].on_call = begin
+    fleet.route(wake_at="ab")
+    await fleet.connected(2)
+    assert isinstance(await outcome(fleet.call(on_chunk=lambda part: None)), WorkerLost)
+    assert fleet.served() == "a"
+
+
+async def test_stream_that_has_not_begun_is_sent_again(fleet: Fleet) -> None:
     await fleet.up("ab")
     fleet["a"].on_call = fleet["a"].break_
     fleet.route(wake_at="ab")
     await fleet.connected(2)
-    assert isinstance(await outcome(fleet.call(on_chunk=print)), WorkerLost)
-    assert fleet.served() == "a"
+    assert isinstance(await outcome(fleet.call(on_chunk=lambda part: None)), Answer)
+    assert fleet.served() == "ab"
+
+
+async def test_call_that_wants_to_hear_of_the_load_says_so_and_hears(fleet: Fleet) -> None:
+    def tell(peer: Peer, call: data.Call) -> None:
+        assert call.progress
+        peer.send(data.encode(data.Progress(call.call_id, "deserialise", 1_500_000)))
+        fleet["a"].answer(peer, call)
+
+    await fleet.up("a")
+    fleet["a"].on_call = tell
+    fleet.route(wake_at="a")
+    await fleet.connected(1)
+    heard: list[tuple[str, float]] = []
+    call = fleet.call(on_held=lambda *said: heard.append(said))
+    assert isinstance(await outcome(call), Answer)
+    assert heard == [("deserialise", 1.5)]
+    fleet["a"].on_call = fleet["a"].answer
+    await outcome(fleet.call())
+    assert not fleet["a"].calls[-1].progress
+
+
+async def test_call_that_nobody_could_wake_in_time_is_refused_at_once(fleet: Fleet) -> None:
+    fleet.route(wake_at="a", wake_ms=5000)
+    refusal = await outcome(fleet.call(left_s=4.0))
+    assert isinstance(refusal, Unavailable)
+    assert "takes about 5 s" in refusal.text
+    assert 5.0 <= float(dict(refusal.headers)["retry-after-ms"]) / 1000 <= 120.0
+    call = fleet.call(left_s=60.0)
+    await asyncio.sleep(0.01)
+    assert not call.future.done()
+    call.cancel()
 
 
 async def test_call_that_was_cancelled_is_not_sent_again(fleet: Fleet) -> None:

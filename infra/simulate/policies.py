@@ -1,0 +1,24 @@
+"""The policies by their names; each name stands for a fresh family of policies, one per model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from infra.simulate.engine import Load, Maker, Simulated, World
+from pool.scaling.policy import ScalingPolicy
+
+
+def _tidepool() -> Maker:
+    """What production runs."""
+
+    def make(load: Load, world: World) -> Simulated:
+        return ScalingPolicy()
+
+    return make
+
+
+# Called once for a simulation; what it returns is called once for every model.
+FAMILIES: Final[Mapping[str, Callable[[], Maker]]] = {
+    "tidepool": _tidepool,
+}

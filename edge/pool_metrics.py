@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from edge.exposition import text_of
+from pool.wire.histogram import BOUNDS_S
 
 _ENGINE = ("worker", "model", "version", "engine")
 _GAUGES = {
@@ -73,13 +80,22 @@ class _Build(msgspec.Struct):
     state: str
 
 
+class _Phase(msgspec.Struct):
+    of: str  # load | start
+    engine: str
+    phase: str  # empty: all of them together
+    sum_s: float
+    counts: list[int]  # by `BOUNDS_S`
+
+
 class _Status(msgspec.Struct):
     workers: list[_Worker]
     edges: list[_Edge]
     endpoints: list[_Endpoint]
-    # A controller of the release before sends neither.
+    # A controller of the release before sends none of these.
     builds: list[_Build] = []
     build_outcomes: dict[str, int] = {}
+    phases: list[_Phase] = []
 
 
 def pool_text(status: bytes) -> bytes:
@@ -124,6 +140,7 @@ def _families(status: _Status) -> Iterator[Metric]:
             weight.add_metric((endpoint.name, variant.name, variant.version), variant.weight)
     yield from (warm, weight)
     yield from _builds(status)
+    yield from _phases(status)
 
 
 def _engines(status: _Status) -> Iterator[Metric]:
@@ -143,6 +160,28 @@ def _engines(status: _Status) -> Iterator[Metric]:
         for labels, engine in found:
             counter.add_metric(labels, getattr(engine, field))
         yield counter
+
+
+def _phases(status: _Status) -> Iterator[Metric]:
+    labels = ("of", "engine")
+    whole = HistogramMetricFamily(
+        "tidepool_wake_seconds",
+        "Loads of engines (load) and starts of worker processes (start).",
+        labels=labels,
+    )
+    each = HistogramMetricFamily(
+        "tidepool_wake_phase_seconds",
+        "The same, phase by phase; one load's phases add up to it.",
+        labels=(*labels, "phase"),
+    )
+    for row in status.phases:
+        bounds = [*map(str, BOUNDS_S), "+Inf"]
+        buckets = list(zip(bounds, accumulate(row.counts), strict=True))
+        if row.phase:
+            each.add_metric((row.of, row.engine, row.phase), buckets, row.sum_s)
+        else:
+            whole.add_metric((row.of, row.engine), buckets, row.sum_s)
+    yield from (whole, each)
 
 
 def _builds(status: _Status) -> Iterator[Metric]:

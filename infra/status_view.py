@@ -32,10 +32,14 @@ def lines(status: Document) -> list[str]:
             f"worker {worker['id']}  {worker['state']}  {worker['device']}  pid {worker['pid']}  "
             f"{worker['calls']} calls  wait {worker['wait_ms']:g} ms"
         )
+        if worker.get("phases_ms"):
+            found.append(f"  started in {shown_phases(worker['phases_ms'])}")
         for engine in worker["engines"]:
             text = f"  {engine['model']}/{engine['version']}  {engine['state']}"
             text += f"  {engine['engine']}  {shown_bytes(engine['bytes'])}  {engine['detail']}"
             found.append(text.rstrip())
+            if engine.get("phases_ms"):
+                found.append(f"    woke in {shown_phases(engine['phases_ms'])}")
     found += [
         f"edge {edge['id']}  pid {edge['pid']}  {edge.get('in_flight', UNKNOWN)} in flight"
         for edge in status["edges"]
@@ -54,11 +58,23 @@ def lines(status: Document) -> list[str]:
     return found
 
 
+def shown_phases(phases_ms: Mapping[str, float]) -> str:
+    """Return the whole and its phases, in ms.
+
+    >>> shown_phases({"fetch": 0.21, "deserialise": 12.5})
+    '13 ms: fetch 0.2, deserialise 12.5'
+    """
+    each = ", ".join(f"{name} {took_ms:.1f}" for name, took_ms in phases_ms.items())
+    return f"{sum(phases_ms.values()):.0f} ms: {each}"
+
+
 def tables(status: Document) -> RenderableType:
     """Return `status` as tables for a terminal."""
     status = printable(status)
     parts: list[RenderableType] = [Text(line, "red") for line in _controller(status)]
     parts += [_workers(status), _edges(status), _endpoints(status)]
+    if status.get("phases"):
+        parts.append(_phases(status))
     if status.get("builds"):
         parts.append(_builds(status))
     parts += [Text(f"rejected {d}: {why}", "red") for d, why in status["rejected"].items()]
@@ -119,6 +135,15 @@ def _endpoints(status: Document) -> Table:
             version = f"{v['model']}/{v['version']}"
             weight, warm = f"{v['weight']:g} %", str(v["replicas"])
             add_row(table, "", v["name"], version, weight, warm, *_recent(v))
+    return table
+
+
+def _phases(status: Document) -> Table:
+    table = _table("wakes", "engine", "phase", "count", "p50 ms", "p99 ms")
+    for row in status["phases"]:
+        count = str(row["count"])
+        p50, p99 = f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}"
+        add_row(table, row["of"], row["engine"], row["phase"] or "all", count, p50, p99)
     return table
 
 

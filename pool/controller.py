@@ -18,6 +18,7 @@ import structlog
 from pool import last_good, letting_go, placement
 from pool.build_orders import BuildOrders
 from pool.members import Edge, Worker
+from pool.phase_times import LOAD, START, PhaseTimes
 from pool.placement import Ref, WorkerView
 from pool.quota_desk import QuotaDesk
 from pool.recent import Recent
@@ -79,6 +80,7 @@ class Controller:
         self._quotas = QuotaDesk(epoch)
         self._builds = BuildOrders(epoch, may_act, watch.wishes)
         self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
+        self._times = PhaseTimes()
         self._seq = 0
         self._documents: control.Documents | None = None
         self._routes: control.Routes | None = None
@@ -118,6 +120,10 @@ class Controller:
         now_s = asyncio.get_running_loop().time()
         worker = Worker(peer, register, now_s, control.Heartbeat(0, 0, register.engines))
         old = self._workers.get(register.id)
+        if old is not None and old.register.incarnation == register.incarnation:
+            worker.loads = old.loads  # what it has told is not counted again
+        else:
+            self._times.add(START, "", register.phases)
         if old is not None:
             # The same worker dialled again, or its successor: only one of them is true.
             old.peer.close(WireError("another connection of the same worker took over"))
@@ -169,6 +175,7 @@ class Controller:
             if new > 0:
                 worker.loads[ref] = engine.loads
                 self._loads[ref] = self._loads.get(ref, 0) + new
+                self._times.add(LOAD, engine.engine, engine.phases)
         if len(self._loads) > LOADS_MAX:
             known = self._watch.snapshot.manifests
             self._loads = {ref: count for ref, count in self._loads.items() if ref in known}
@@ -280,6 +287,7 @@ class Controller:
             rejected={**snapshot.rejected, **self._watch.wishes.rejected},
             builds=self._builds.rows(),
             build_outcomes=self._builds.outcomes,
+            phases=self._times.rows(),
             registry_error=self._registry_error,
         )
 

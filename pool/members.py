@@ -41,6 +41,7 @@ class Worker:
             plans_refused=self.heartbeat.plans_refused,
             device_class=self.register.device_class,
             builds=self.register.builds,
+            phases=self.register.phases,
         )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from pool.phase_times import phases_ms
 from pool.recent import Rates
 from pool.wire.control import EngineState
 from registry_sync.documents import EndpointSpec, EndpointState
@@ -26,6 +27,7 @@ class WorkerStatus:
     plans_refused: int = 0
     device_class: str = ""
     builds: Sequence[str] = ()  # "engine/device class"
+    phases: Mapping[str, int] = field(default_factory=dict)  # of its start, in µs
 
     @property
     def state(self) -> str:
@@ -61,6 +63,7 @@ def status(
     registry_error: str,
     builds: Sequence[Mapping[str, Any]],
     build_outcomes: Mapping[str, int],
+    phases: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the document that both commands print; only live processes are in it."""
     return {
@@ -73,6 +76,7 @@ def status(
         ],
         "builds": [dict(row) for row in builds],
         "build_outcomes": dict(build_outcomes),
+        "phases": [dict(row) for row in phases],
         "rejected": dict(rejected),
     }
 
@@ -89,6 +93,7 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "wait_ms": worker.wait_us / 1000,
         "calls": worker.calls,
         "plans_refused": worker.plans_refused,
+        "phases_ms": phases_ms(worker.phases),
         "engines": [
             {
                 "model": engine.model,
@@ -104,6 +109,8 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
                 "run_s": engine.run_us / 1e6,
                 "detail": engine.detail,
                 "plan": engine.plan,
+                "wake_ms": engine.wake_us / 1000,
+                "phases_ms": phases_ms(engine.phases),
             }
             for engine in worker.engines
         ],

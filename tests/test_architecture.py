@@ -62,6 +62,7 @@ PURE = (
     "pool.profile",
     "pool.status",
     "pool.wake_estimates",
+    "pool.phase_times",
     "pool.tally",
     "pool.recent",
     "pool.deaths",

@@ -355,7 +355,7 @@ class Pool:
         # wait until some worker can be reached.
         self._conns: dict[str, WorkerConn] = {}
         self._engines: dict[Ref, EngineRoute] = {}
-        self._waiting: set[Call] = set()
+        self._waiting: dict[Call, None] = {}  # in order: who came first is sent first
         self.retries = 0  # calls sent again because their worker broke
         self.returns = 0  # calls sent elsewhere because their worker gave them back
         self._leaving: set[WorkerConn] = set()  # get nothing new, and may have calls under way
@@ -394,7 +394,7 @@ class Pool:
         if conn is not None:
             conn.send(call, now_s)
             return
-        self._waiting.add(call)
+        self._waiting[call] = None
         engine = self._engines.get(call.ref)
         wake_s = engine.wake_ms / 1000 if engine is not None else 0.0
         if call.deadline_s < now_s + wake_s:
@@ -402,7 +402,7 @@ class Pool:
 
     def cancel(self, call: Call, error: Refusal | None = None) -> None:
         """End a call that nobody waits for, all the way down."""
-        self._waiting.discard(call)
+        self._waiting.pop(call, None)
         if call.conn is not None:
             call.conn.forget(call)
         call.fail(error or ClientGone())
@@ -443,7 +443,7 @@ class Pool:
         for call in list(self._waiting):
             conn = self._pick_for(call)
             if conn is not None:
-                self._waiting.discard(call)
+                self._waiting.pop(call, None)
                 conn.send(call, now_s)
 
     def on_broken(self, call: Call) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -34,6 +34,8 @@ from tests.simulation.processes import Process
 from tests.simulation.store import FarStore
 from tests.simulation.world import World, until
 from tests.support.artifacts import blob_key, manifest_of
+
+T = TypeVar("T")
 
 REGISTRY = "s3://simulated/registry"
 LATE_S_MAX = 0.1  # after its deadline a call has ended, one way or another
@@ -115,6 +117,10 @@ class Edge:
         assert got == asked.value + 1, f"a wrong answer to {asked}: {got}"
         return self._end(asked, 200, "")
 
+    async def in_process(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have this process do something, and wait for it."""
+        return await self.process.spawn(work)
+
     def _end(self, asked: Asked, status: int, detail: str) -> Asked:
         assert not asked.status, f"ended twice: {asked}"
         asked.ended_s = self._fleet.world.now_s
@@ -130,7 +136,6 @@ class Fleet:
     folder: Path
     store: FarStore
     asked: list[Asked] = field(default_factory=list)
-    workers: dict[str, Process] = field(default_factory=dict)
 
     # documents
 
@@ -159,6 +164,10 @@ class Fleet:
         return path
 
     # processes
+
+    def named(self, name: str) -> Process:
+        """Return the last process of this name."""
+        return [p for p in self.world.loop.processes.values() if p.name == name][-1]
 
     def controller(self, name: str = "c1", **options: Any) -> Process:
         """Start a controller, on a node of its own name."""
@@ -200,11 +209,9 @@ class Fleet:
             device="cpu",
             **options,
         )
-        process = self.world.start(
+        return self.world.start(
             name, lambda: worker.run(config, (self.world.now_s, self.world.now_s))
         )
-        self.workers[name] = process
-        return process
 
     def edge(self, name: str = "e1", *, controller: str | None = "c1") -> Edge:
         """Start an edge; without a `controller` it finds the leader by the record."""

@@ -25,6 +25,7 @@ class SimulatedLoop(VirtualTimeLoop):
     """
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.dice = random.Random(seed)
         self.is_over = False  # the scenario has ended: the dead run too, to be cleared up
         self.processes: dict[int, Process] = {}

@@ -13,6 +13,7 @@ import contextlib
 import contextvars
 import errno
 import os
+import random
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -63,6 +64,7 @@ class Network:
         self._held: list[SimulatedTransport] = []
         self.delay_s = DELAY_S
         self.dials = 0
+        self.transports = 0
 
     # for scenarios
 
@@ -90,7 +92,7 @@ class Network:
         listener = Listener(self, key, sock, factory)
         self._listeners.setdefault(key, []).append(listener)
         if listener.process is not None:
-            listener.process.listeners.add(listener)
+            listener.process.listeners[listener] = None
         self._accept_queued(key, sock, listener)
         return listener
 
@@ -99,7 +101,7 @@ class Network:
         with contextlib.suppress(KeyError, ValueError):
             self._listeners[listener.key].remove(listener)
         if listener.process is not None:
-            listener.process.listeners.discard(listener)
+            listener.process.listeners.pop(listener, None)
 
     async def dial(self, key: str, factory: Callable[[], Any]) -> tuple[Any, Any]:
         """Connect, as `create_connection` does."""
@@ -189,6 +191,10 @@ class SimulatedTransport(asyncio.Transport):
         self.peer: SimulatedTransport | None = None
         self._loop = loop
         self._context = context
+        # Of its own, so that chance on one connection changes nothing on the others.
+        network = loop.network
+        network.transports += 1
+        self._dice = random.Random(f"{loop.seed}/{network.transports}")
         # The whole mutable state: what is on its way to the other side with the time at which it
         # arrives (no bytes: the end, an exception: a reset), what has come and is not read, …
         self._sent: deque[tuple[float, bytes | Exception | None]] = deque()
@@ -203,7 +209,7 @@ class SimulatedTransport(asyncio.Transport):
         self._is_writing_paused = False
         self._high_bytes = HIGH_BYTES
         if process is not None:
-            process.transports.add(self)
+            process.transports[self] = None
 
     def call(self, callback: Callable[..., object], *args: object) -> None:
         """Have `callback` called in the process of this side."""
@@ -228,8 +234,8 @@ class SimulatedTransport(asyncio.Transport):
             return
         taken = bytes(data)
         at = len(taken)
-        if at > 1 and self._loop.dice.random() < PIECES_SHARE:
-            at = self._loop.dice.randrange(1, at)
+        if at > 1 and self._dice.random() < PIECES_SHARE:
+            at = self._dice.randrange(1, at)
         for piece in (taken[:at], taken[at:]):
             if piece:
                 self._send(piece)
@@ -284,7 +290,7 @@ class SimulatedTransport(asyncio.Transport):
         if not self._is_closing:
             self._is_closing = True
             self._forget_sent()
-            is_clean = self._loop.dice.random() < 0.5
+            is_clean = self._dice.random() < 0.5
             self._send(None if is_clean else ConnectionResetError(errno.ECONNRESET, "reset"))
 
     def send_on(self) -> None:
@@ -297,7 +303,7 @@ class SimulatedTransport(asyncio.Transport):
         self.call(self._lose, ConnectionResetError(errno.ECONNRESET, "reset"))
 
     def _send(self, item: bytes | Exception | None) -> None:
-        at_s = self._loop.time() + self._loop.network.draw_s()
+        at_s = self._loop.time() + self._dice.uniform(*self._loop.network.delay_s)
         if self._sent:
             at_s = max(at_s, self._sent[-1][0])
         self._sent.append((at_s, item))
@@ -307,7 +313,7 @@ class SimulatedTransport(asyncio.Transport):
 
     def _forget_sent(self) -> None:
         """Lose a part of what is on its way, as a reset does."""
-        keep = self._loop.dice.randint(0, len(self._sent))
+        keep = self._dice.randint(0, len(self._sent))
         while len(self._sent) > keep:
             self._sent.pop()
         self._sent_bytes = sum(len(item) for _, item in self._sent if isinstance(item, bytes))
@@ -388,7 +394,7 @@ class SimulatedTransport(asyncio.Transport):
 
     def _leave(self) -> None:
         if self.process is not None:
-            self.process.transports.discard(self)
+            self.process.transports.pop(self, None)
 
 
 _nobody = contextvars.Context()

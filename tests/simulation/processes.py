@@ -46,8 +46,8 @@ class Process:
         self.state = "running"
         self.code: int | None = None  # once it is dead; a signal's negative
         self.handlers: dict[int, Callable[[], None]] = {}
-        self.transports: set[SimulatedTransport] = set()
-        self.listeners: set[Listener] = set()
+        self.transports: dict[SimulatedTransport, None] = {}  # in order, or chance would decide
+        self.listeners: dict[Listener, None] = {}
         self.frozen: list[Call] = []
         self.ended: asyncio.Future[int] = loop.create_future()
         self._loop = loop

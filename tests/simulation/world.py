@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,6 +21,9 @@ from tests.simulation.processes import Process, current
 from tests.support.virtual_time import _alarm
 
 T = TypeVar("T")
+
+CANCELS_MAX = 3
+CANCEL_S = 30.0  # of virtual time, for what is cancelled to end
 
 
 @dataclass
@@ -55,6 +59,10 @@ class World:
         process = Process(self.loop, name)
         process.run(main, after_s)
         return process
+
+    def go(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Let a part of the scenario run beside the rest."""
+        return self.loop.create_task(work)
 
     def step_wall_clock(self, seconds: float) -> None:
         """Set everybody's wall clock forward, or back; the monotonic one is not touched."""
@@ -113,13 +121,29 @@ def _simulate(main: Callable[[World], Coroutine[Any, Any, T]], seed: int, wall_s
 
 
 def _run(loop: SimulatedLoop, main: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        try:
-            return runner.run(main)
-        finally:
-            loop.is_over = True
-            loop.threads.close()
-            loop.network.close()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.is_over = True
+        loop.threads.close()
+        _end_tasks(loop)
+        loop.network.close()
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def _end_tasks(loop: SimulatedLoop) -> None:
+    """Cancel what is left; a process that has ended may wait for what never comes."""
+    for _ in range(CANCELS_MAX):
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return
+        loop.run_until_complete(asyncio.wait(tasks, timeout=CANCEL_S))
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False
 
 
 @contextmanager
@@ -132,7 +156,9 @@ def _cleared_up() -> Iterator[None]:
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
             gc.collect()
+            sys.unraisablehook = hook
         gc.unfreeze()
 
 

@@ -3,15 +3,18 @@
 Keeps one pipelined connection to every worker that the routes name, picks the lighter of two
 random replicas by their own load reports, and tries once more elsewhere when a worker broke before
 it answered.  A call for an engine that nobody has loaded goes to the first live worker of
-`wake_at`: it is the wake.  While no worker can be reached the call waits, up to its deadline.
+`wake_at`: it is the wake.  While no worker can be reached the call waits, up to its deadline; a
+worker that is cold is dialled only then, because to dial it is to start it.
 Knows nothing of HTTP, keys or caches.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -30,13 +33,14 @@ from edge.errors import (
     WorkerLost,
     jittered,
 )
+from edge.starting import START_S_MAX, to_start
 from pool.wire import data
 from pool.wire.arena import PLACE_BYTES_MIN, Arena
 from pool.wire.control import EngineRoute, Routes
 from pool.wire.data import Tensor, TensorHead
 from pool.wire.frames import Buffer, WireError, padded
 from pool.wire.handshake import Secrets
-from pool.wire.peer import Address, Peer, dial
+from pool.wire.peer import DIAL_S_MAX, Address, Peer, dial
 
 Ref = tuple[str, str]  # model, version
 
@@ -151,11 +155,15 @@ class Call:
 
 
 class WorkerConn:
-    """The connection to one worker, redialled for as long as the routes name it."""
+    """The connection to one worker, redialled for as long as the routes name it.
 
-    def __init__(self, pool: Pool, worker_id: str, address: str) -> None:
+    One that is cold is dialled once per `start`, and not again when it is lost.
+    """
+
+    def __init__(self, pool: Pool, worker_id: str, address: str, *, is_cold: bool = False) -> None:
         self.id = worker_id
         self.address = address
+        self.is_cold = is_cold
         self._pool = pool
         # The whole mutable state: the connection once the worker has spoken on it, and before; the
         # memory shared over it; the calls it carries; the last load report.
@@ -166,6 +174,9 @@ class WorkerConn:
         self.calls: dict[int, Call] = {}
         self.wait_us = 0
         self._next_id = 0
+        self.dialled_s = None if is_cold else time.monotonic()  # see `starting.Reach`
+        self.failed_s = -math.inf
+        self._wanted = asyncio.Event()
         self._lost = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
@@ -236,14 +247,26 @@ class WorkerConn:
         if self._dialled is not None:
             self._dialled.close()
 
+    def start(self) -> None:
+        """Dial, even if that starts the worker."""
+        if self.dialled_s is None:
+            self.dialled_s = time.monotonic()
+        self._wanted.set()
+
     async def _keep(self) -> None:
         redial_s = REDIAL_S_MIN
         while True:
+            if self.is_cold and not self._wanted.is_set():
+                self.dialled_s = None
+                await self._wanted.wait()
+            self._wanted.clear()
             began_s = time.monotonic()
+            s_max = START_S_MAX if self.is_cold else DIAL_S_MAX
             try:
-                peer = await dial(Address.parse(self.address), self._pool.secrets)
+                peer = await dial(Address.parse(self.address), self._pool.secrets, s_max=s_max)
             except (OSError, ValueError, WireError) as error:
                 _log.info("worker_unreachable", worker=self.id, error=str(error))
+                self._unreached()
             else:
                 self._lost.clear()
                 self._dialled = peer
@@ -255,6 +278,13 @@ class WorkerConn:
                 redial_s = REDIAL_S_MIN
             await asyncio.sleep(redial_s * random.uniform(0.5, 1.0))
             redial_s = min(redial_s * 2, REDIAL_S_MAX)
+
+    def _unreached(self) -> None:
+        now_s = time.monotonic()
+        if not self.is_cold:
+            self.dialled_s = self.dialled_s or now_s
+        elif self.dialled_s is not None:
+            self.dialled_s, self.failed_s = None, now_s
 
     def _hello(self, peer: Peer) -> data.Hello:
         """Return our first message, which offers a worker of this host memory to share."""
@@ -276,6 +306,7 @@ class WorkerConn:
         if hello.wire != data.WIRE or hello.id != self.id:
             raise WireError(f"{self.address} is {hello.id} of wire {hello.wire}, not {self.id}")
         self.wait_us = 0
+        self.dialled_s = None
         self.peer = self._dialled
         if hello.arena_bytes:
             self._arena = self._offered
@@ -287,6 +318,7 @@ class WorkerConn:
             self._offered.close()
             self._offered = None
         self._lost.set()
+        self._unreached()
         calls, self.calls = self.calls, {}
         if calls:
             _log.warning("worker_lost", worker=self.id, calls=len(calls), error=str(error or ""))
@@ -362,18 +394,27 @@ class Pool:
 
     def update(self, routes: Routes) -> None:
         """Go by new routes: dial who is new, leave who is gone, try who waits."""
-        wanted = {worker.id: worker.address for worker in routes.workers}
+        wanted = {worker.id: worker for worker in routes.workers}
         for worker_id, conn in list(self._conns.items()):
-            if wanted.get(worker_id) != conn.address:
+            worker = wanted.get(worker_id)
+            if worker is None or worker.address != conn.address:
                 del self._conns[worker_id]
                 if conn.calls:
                     # Routes move before a worker drains: its calls may still come to their end.
                     self._leaving.add(conn)
                 else:
                     conn.close()
-        for worker_id, address in wanted.items():
-            if worker_id not in self._conns:
-                self._conns[worker_id] = WorkerConn(self, worker_id, address)
+        for worker_id, worker in wanted.items():
+            is_cold = worker.state == "cold"
+            known = self._conns.get(worker_id)
+            if known is None:
+                self._conns[worker_id] = WorkerConn(
+                    self, worker_id, worker.address, is_cold=is_cold
+                )
+            elif known.is_cold != is_cold:
+                known.is_cold = is_cold
+                if not is_cold and not known.is_up:
+                    known.start()
         self._engines = {(engine.model, engine.version): engine for engine in routes.engines}
         self.on_up()
 
@@ -395,6 +436,7 @@ class Pool:
             conn.send(call, now_s)
             return
         self._waiting[call] = None
+        self._start_for(call.ref, now_s)  # also for one that is refused: it may come back
         engine = self._engines.get(call.ref)
         wake_s = engine.wake_ms / 1000 if engine is not None else 0.0
         if call.deadline_s < now_s + wake_s:
@@ -437,6 +479,21 @@ class Pool:
                 return conn
         return None
 
+    def _start_for(self, ref: Ref, now_s: float) -> None:
+        """Have a worker started for a call that waits, if need be."""
+        engine = self._engines.get(ref)
+        if engine is None:
+            return
+        named = map(self._conns.get, (*engine.warm, *engine.wake_at))
+        conn = to_start((conn for conn in named if conn is not None), now_s)
+        if conn is not None:
+            _log.info("worker_started", worker=conn.id, model=ref[0], version=ref[1])
+            conn.start()
+
+    def waiting(self) -> dict[str, int]:
+        """Return by "model/version" how many calls wait because no worker can be reached."""
+        return dict(Counter("/".join(call.ref) for call in self._waiting))
+
     def on_up(self) -> None:
         """Try the calls that wait: a worker or a route has come."""
         now_s = time.monotonic()
@@ -445,6 +502,11 @@ class Pool:
             if conn is not None:
                 self._waiting.pop(call, None)
                 conn.send(call, now_s)
+        self._start_for_waiting(now_s)
+
+    def _start_for_waiting(self, now_s: float) -> None:
+        for ref in {call.ref for call in self._waiting}:
+            self._start_for(ref, now_s)
 
     def on_broken(self, call: Call) -> None:
         """Try a call once more whose worker broke before it answered.
@@ -468,7 +530,7 @@ class Pool:
         The worker waits for us to hang up, which the sweep does after the last answer.
         """
         if self._conns.get(conn.id) is conn:
-            self._conns[conn.id] = WorkerConn(self, conn.id, conn.address)
+            self._conns[conn.id] = WorkerConn(self, conn.id, conn.address, is_cold=conn.is_cold)
             self._leaving.add(conn)
 
     def on_returned(self, call: Call) -> None:
@@ -488,6 +550,7 @@ class Pool:
             for conn in [conn for conn in self._leaving if not conn.calls]:
                 self._leaving.discard(conn)
                 conn.close()
+            self._start_for_waiting(time.monotonic())
             until_s = time.monotonic() + 2 * SWEEP_S  # the next look may be late
             for call in [c for c in self._waiting if c.deadline_s < until_s]:
                 self._expire_at(call, call.deadline_s)

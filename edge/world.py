@@ -101,7 +101,8 @@ class World:
             for key, arm in self.metrics.arms.items()
         )
         self._has_reported = True
-        self.link.send(control.Counters(self.incarnation, counts, self.metrics.in_flight()))
+        in_flight, waiting = self.metrics.in_flight(), self._pool.waiting()
+        self.link.send(control.Counters(self.incarnation, counts, in_flight, waiting))
         now_s = time.monotonic()
         self.leases.tidy(self.snapshot.keys, now_s)
         self.leases.report(now_s)

@@ -21,6 +21,7 @@ from infra import stack
 from infra.changes import recorded
 from infra.child import ProcessSpec
 from infra.client import NoController, ask, get
+from infra.node_agent import UpLimits, following
 from infra.stack import CannotStart, Node, StackFile
 from infra.supervisor import Supervisor
 from pool.wire.fleet_secret import make_secrets
@@ -47,6 +48,9 @@ class UpOptions:
     admin_host: str = "127.0.0.1"
     admin_port: int = 8002
     workers: int = 1
+    workers_min: int | None = None  # up whatever the demand; None: all
+    parked: int = 0
+    workers_idle_s: float = 60.0
     edges: int = 1
     engines: tuple[str, ...] = ()
     lame_duck_s: float = 0.0
@@ -62,6 +66,12 @@ class UpOptions:
     access_log_lines_per_s: float = 20.0
     log_level: str = "warning"
     log_folder: Path | None = None
+
+    @property
+    def limits(self) -> UpLimits:
+        """How many workers are up."""
+        up_min = self.workers if self.workers_min is None else self.workers_min
+        return UpLimits(up_min=up_min, parked=self.parked, rest_s=self.workers_idle_s)
 
     @property
     def url(self) -> str:
@@ -84,6 +94,8 @@ class TierOptions:
     processes: tuple[ProcessSpec, ...]
     name: str
     before: Callable[[], None] | None = None  # done once the folder is this tier's alone
+    limits: UpLimits | None = None  # of the workers among them; None: there are none
+    controller: str = ""  # of these workers; empty: by the leader record
 
 
 @contextlib.contextmanager
@@ -157,20 +169,21 @@ async def running(
         if before is not None:
             await before()
         supervisor = Supervisor(options.log_folder)
+        processes = _processes(options)
         try:
-            supervisor.start(_processes(options))
-            node.write_stack(
-                StackFile(
-                    options.url,
-                    options.admin_url,
-                    options.registry,
-                    node.control,
-                    os.getpid(),
-                    options.plans_bytes_max,
+            async with following(node, supervisor, processes, node.control, options.limits):
+                node.write_stack(
+                    StackFile(
+                        options.url,
+                        options.admin_url,
+                        options.registry,
+                        node.control,
+                        os.getpid(),
+                        options.plans_bytes_max,
+                    )
                 )
-            )
-            await _until_ready(options, supervisor)
-            yield supervisor
+                await _until_ready(options, supervisor)
+                yield supervisor
         finally:
             await supervisor.stop()
             (node.data / "stack.json").unlink(missing_ok=True)
@@ -327,10 +340,19 @@ async def run_tier(options: TierOptions) -> None:
         if options.before is not None:
             options.before()
         supervisor = Supervisor()
-        supervisor.start(options.processes)
         failed = asyncio.create_task(supervisor.failed.wait())
         stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([failed, stopped], return_when=asyncio.FIRST_COMPLETED)
+        async with contextlib.AsyncExitStack() as agent:
+            if options.limits is not None:
+                await agent.enter_async_context(
+                    following(
+                        *(options.node, supervisor, options.processes),
+                        *(options.controller, options.limits),
+                    )
+                )
+            else:
+                supervisor.start(options.processes)
+            await asyncio.wait([failed, stopped], return_when=asyncio.FIRST_COMPLETED)
         await supervisor.stop()
         if supervisor.failed.is_set():
             raise CannotStart(supervisor.why_failed)

@@ -6,14 +6,22 @@ While there is no controller the last word holds, and whoever dials a cold place
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets as random_secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
+from infra.child import ProcessSpec
+from infra.local_launcher import LocalLauncher
+from infra.stack import Node
+from infra.supervisor import Supervisor
+from pool.controller_address import finder
 from pool.launcher import Launcher
 from pool.wire import control
+from pool.wire.fleet_secret import load_secrets
 from pool.wire.frames import WireError
 from pool.wire.handshake import Secrets
 from pool.wire.link import ControlLink
@@ -21,6 +29,19 @@ from pool.wire.link import ControlLink
 REPORT_S = 1.0
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpLimits:
+    """How many of a node's workers are up.
+
+    Of `parked`, so many are up on each device beyond those that serve; and one that nobody needs
+    is up for `rest_s` after it was of use.
+    """
+
+    up_min: int  # whatever the demand
+    parked: int = 0
+    rest_s: float = 60.0
 
 
 class NodeAgent:
@@ -31,9 +52,7 @@ class NodeAgent:
         launcher: of its worker processes.
         find: returns the controller's address.
         secrets: of the fleet.
-        up_min: of its places, up whatever the demand.
-        parked: on each device so many are up beyond those that serve.
-        rest_s: one that nobody needs is up so long after it was of use.
+        limits: how many are up.
     """
 
     def __init__(
@@ -42,16 +61,11 @@ class NodeAgent:
         launcher: Launcher,
         find: Callable[[], Awaitable[str | None]],
         secrets: Secrets | None,
-        *,
-        up_min: int,
-        parked: int,
-        rest_s: float,
+        limits: UpLimits,
     ) -> None:
         self._node = node
         self._launcher = launcher
-        self._up_min = up_min
-        self._parked = parked
-        self._rest_s = rest_s
+        self._limits = limits
         self._incarnation = random_secrets.token_hex(8)
         self.link = ControlLink(find, secrets, self._register, self._on_message)
 
@@ -62,9 +76,9 @@ class NodeAgent:
             self._incarnation,
             os.getpid(),
             self._launcher.places(),
-            self._up_min,
-            self._parked,
-            self._rest_s,
+            self._limits.up_min,
+            self._limits.parked,
+            self._limits.rest_s,
         )
 
     def _on_message(self, message: control.Message) -> None:
@@ -82,7 +96,7 @@ class NodeAgent:
         mine = [place.worker for place in self._launcher.places()]
         found = set(up) & set(mine)
         spare = (worker for worker in mine if worker not in found)
-        while len(found) < min(self._up_min, len(mine)):
+        while len(found) < min(self._limits.up_min, len(mine)):
             found.add(next(spare))
         return found
 
@@ -103,3 +117,44 @@ class NodeAgent:
                 self.link.send(control.NodeReport(self._launcher.places()))
         finally:
             link.cancel()
+
+
+@contextlib.asynccontextmanager
+async def following(
+    node: Node,
+    supervisor: Supervisor,
+    processes: Sequence[ProcessSpec],
+    controller: str,
+    limits: UpLimits,
+) -> AsyncIterator[None]:
+    """Start `processes`, and let the controller say meanwhile which workers are up.
+
+    Args:
+        node: this machine.
+        supervisor: of the processes; who stops it is the caller.
+        processes: not started yet; those that may rest are workers.
+        controller: its address; empty: by the leader record, through the node's sync process.
+        limits: how many workers are up.
+    """
+    workers = [spec for spec in processes if spec.may_rest]
+    supervisor.start(processes, [spec.name for spec in workers[limits.up_min :]])
+    agent = NodeAgent(
+        node.id(),
+        LocalLauncher(supervisor, workers),
+        finder(controller, node.sync_socket),
+        load_secrets(node.data),
+        limits,
+    )
+
+    async def follow() -> None:
+        try:
+            await agent.run()
+        except Exception:
+            # A bug here must not end what runs; the last word of the controller holds.
+            _log.exception("bug")
+
+    task = asyncio.get_running_loop().create_task(follow())
+    try:
+        yield
+    finally:
+        task.cancel()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 
 import msgspec
 import structlog
@@ -18,6 +18,7 @@ import structlog
 from pool import last_good, letting_go, placement
 from pool.build_orders import BuildOrders
 from pool.members import Edge, Worker
+from pool.node_desk import Node, NodeDesk, needed_of
 from pool.phase_times import LOAD, START, PhaseTimes
 from pool.placement import Ref, WorkerView
 from pool.quota_desk import QuotaDesk
@@ -79,6 +80,7 @@ class Controller:
         self._let_go: dict[Ref, bool] = {}  # unloaded by request; see `letting_go`
         self._quotas = QuotaDesk(epoch)
         self._builds = BuildOrders(epoch, may_act, watch.wishes)
+        self._nodes = NodeDesk(epoch, self.act)
         self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
         self._times = PhaseTimes()
         self._seq = 0
@@ -110,6 +112,8 @@ class Controller:
                 self._add_worker(peer, message)
             case control.RegisterEdge():
                 self._add_edge(peer, message)
+            case control.RegisterNode():
+                self._nodes.join(peer, message)
             case control.Ask():
                 peer.on_frame = lambda header, body: self._client(peer, control.decode(body))
                 self._client(peer, message)
@@ -289,6 +293,7 @@ class Controller:
             build_outcomes=self._builds.outcomes,
             phases=self._times.rows(),
             registry_error=self._registry_error,
+            nodes=self._nodes.status(),
         )
 
     async def _poke(self, peer: Peer, ask_id: int) -> None:
@@ -416,6 +421,7 @@ class Controller:
                 self._tell_all(control.Welcome(control.WIRE, self._epoch()))
             self._quotas.round()
             self._builds.round()
+            self._nodes.round(now_s)
             self.act()
 
     def _is_same_reign(self) -> bool:
@@ -432,13 +438,14 @@ class Controller:
         self._let_go.clear()
         self._quotas.reset()
         self._builds.reset()
+        self._nodes.reset()
         self._documents = None
         self._routes = None
         self._acting_since_s = None
         self._acked.set()
 
-    def _members(self) -> list[Worker | Edge]:
-        return [*self._workers.values(), *self._edges.values()]
+    def _members(self) -> list[Worker | Edge | Node]:
+        return [*self._workers.values(), *self._edges.values(), *self._nodes.members()]
 
     def _is_settled(self) -> bool:
         """Tell whether whoever was there before this leader has had the time to register.
@@ -448,7 +455,7 @@ class Controller:
         now_s = asyncio.get_running_loop().time()
         if self._acting_since_s is None:
             self._acting_since_s, self._acting_epoch = now_s, self._epoch()
-        if 0 < self._workers_expected <= len(self._workers):
+        if 0 < self._workers_expected <= len(self._workers) + self._nodes.at_rest:
             return True
         return self._routes is not None or now_s - self._acting_since_s >= SETTLE_S
 
@@ -457,7 +464,7 @@ class Controller:
         if not self._may_act() or not self._is_settled() or self._documents is None:
             return
         snapshot = self._watch.snapshot
-        views = [worker.view() for _, worker in sorted(self._workers.items())]
+        views = self._nodes.views(self._seen())
         weights = {
             name: state.weights
             for name, state in snapshot.states.items()
@@ -465,9 +472,23 @@ class Controller:
         }
         self._let_go = letting_go.still(self._let_go, views)
         wanted = placement.demands(snapshot.specs.values(), weights)
-        for step in placement.plan({**wanted, **letting_go.demands(self._let_go)}, views):
+        wanted = {**wanted, **letting_go.demands(self._let_go)}
+        for step in placement.plan(wanted, views):
             self._command(step)
-        self._publish_routes(snapshot, views)
+        kept = {
+            ref: max(demand.replicas_max if demand.idle_s is None else 0, demand.replicas_min)
+            for ref, demand in wanted.items()
+        }
+        self._nodes.act(
+            needed_of(("", count) for count in kept.values()),
+            [ref for ref, count in kept.items() if count],
+            {},
+            asyncio.get_running_loop().time(),
+        )
+        self._publish_routes(snapshot, self._nodes.views(self._seen()))
+
+    def _seen(self) -> list[WorkerView]:
+        return [worker.view() for worker in self._workers.values()]
 
     def _command(self, step: placement.Load | placement.Unload) -> None:
         worker = self._workers.get(step.worker)
@@ -485,7 +506,8 @@ class Controller:
 
     def _publish_routes(self, snapshot: Snapshot, views: list[WorkerView]) -> None:
         # A worker that breaks later must not make every edge of the fleet unready.
-        self._was_complete |= len(self._workers) >= self._workers_expected
+        there = len(self._workers) + self._nodes.at_rest
+        self._was_complete |= there >= self._workers_expected
         engines = tuple(
             placement.route(ref, views, is_let_go=ref in self._let_go)
             for ref in sorted(snapshot.manifests)
@@ -494,11 +516,7 @@ class Controller:
         routes = control.Routes(
             epoch=self._epoch(),
             seq=0,
-            workers=tuple(
-                control.WorkerRoute(w.register.id, w.register.incarnation, w.register.address)
-                for name, w in sorted(self._workers.items())
-                if name in named or not w.heartbeat.draining
-            ),
+            workers=self._worker_routes(named),
             engines=engines,
             ready=self._was_complete,
             edges=len(self._edges),
@@ -508,6 +526,16 @@ class Controller:
             return
         self._routes = msgspec.structs.replace(routes, seq=last.seq + 1 if last else 1)
         self._tell_edges(self._routes)
+
+    def _worker_routes(self, named: Container[str]) -> tuple[control.WorkerRoute, ...]:
+        cold = self._nodes.cold()
+        found = [control.WorkerRoute(name, "", at, state="cold") for name, at in cold.items()]
+        found += [
+            control.WorkerRoute(w.register.id, w.register.incarnation, w.register.address)
+            for name, w in self._workers.items()
+            if name not in cold and (name in named or not w.heartbeat.draining)
+        ]
+        return tuple(sorted(found, key=lambda worker: worker.id))
 
     def _publish_documents(self) -> None:
         snapshot = self._watch.snapshot

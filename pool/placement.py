@@ -29,6 +29,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     id: str
     draining: bool
     engines: Mapping[Ref, EngineState]
+    is_cold: bool = False  # there is no process; a call starts it, a command does not reach it
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -131,7 +132,7 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
     that a plan made twice moves nothing.  One that failed is asked to load again; the worker waits
     as long as its backoff says.  An engine with calls is never unloaded.
     """
-    live = [worker for worker in workers if not worker.draining]
+    live = [worker for worker in workers if not worker.draining and not worker.is_cold]
     steps: list[Load | Unload] = []
     for ref, demand in wanted.items():
         order = wake_order(ref, (worker.id for worker in live))
@@ -189,13 +190,18 @@ def route(ref: Ref, workers: Sequence[WorkerView], *, is_let_go: bool = False) -
     while: they are named as long as nobody else could answer.
     """
     live = [worker for worker in workers if not worker.draining] or list(workers)
+    cold = {worker.id for worker in live if worker.is_cold}
     states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
     warm = _warm(ref, live) or _warm(ref, workers)
     order = wake_order(ref, (worker.id for worker in live))
     # Whoever is already loading it is asked first: the call joins that load.  Who failed to is
-    # asked last: another worker may well do.
-    ranks = {"loading": 0, "failed": 2}
-    order.sort(key=lambda worker: ranks.get(states[worker].state, 1) if worker in states else 1)
+    # asked last: another worker may well do.  A process is there sooner than one that has to start.
+    ranks = {"loading": 0, "failed": 3}
+    order.sort(
+        key=lambda worker: (
+            ranks.get(states[worker].state, 1) if worker in states else 1 + (worker in cold)
+        )
+    )
     failed = [engine for engine in states.values() if engine.state == "failed"]
     if warm:
         state, detail = "warm", ""

@@ -64,11 +64,13 @@ def status(
     builds: Sequence[Mapping[str, Any]],
     build_outcomes: Mapping[str, int],
     phases: Sequence[Mapping[str, Any]],
+    nodes: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the document that both commands print; only live processes are in it."""
     return {
         "controller": {"epoch": epoch, "leader": leader, "registry_error": registry_error},
         "workers": [_worker(worker) for worker in workers],
+        "nodes": [dict(node) for node in nodes],
         "edges": [{"id": e.id, "pid": e.pid, "in_flight": e.in_flight} for e in edges],
         "endpoints": [
             _endpoint(spec, states.get(name), workers, counts, recent, loads)

@@ -13,6 +13,7 @@ from edge.config import AccessLogMode
 from infra import stack
 from infra.commands.options import DATA_DEFAULT, Data, LogLevel, node_of, registry_url, said
 from infra.local import TierOptions, UpOptions, run_tier, up
+from infra.node_agent import UpLimits
 from infra.stack import CannotStart, free_port
 from pool.wire.peer import Address
 from registry_sync import local_plans
@@ -30,6 +31,32 @@ AdminPort = Annotated[
 ]
 AdminHost = Annotated[str, typer.Option("--admin-host", help="Where the admin port listens.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Worker processes.")]
+WorkersMin = Annotated[
+    int | None,
+    typer.Option(
+        "--workers-min",
+        min=0,
+        help="Worker processes that are up whatever the demand; default: all. The others are "
+        "started when they are needed, or called.",
+    ),
+]
+Parked = Annotated[
+    int,
+    typer.Option(
+        "--parked",
+        min=0,
+        help="On each device so many worker processes are up, with nothing loaded, beyond those "
+        "that serve: a wake there is spared the start of a process.",
+    ),
+]
+WorkersIdle = Annotated[
+    float,
+    typer.Option(
+        "--workers-idle-s",
+        min=0,
+        help="A worker process that nobody needs ends so long after it was last of use.",
+    ),
+]
 Edges = Annotated[int, typer.Option("--edges", min=1, help="Edge processes.")]
 RegistryOf = Annotated[str, typer.Option("--registry", help="s3://bucket/prefix or a folder.")]
 Engines = Annotated[
@@ -120,6 +147,9 @@ def up_command(
     admin_host: AdminHost = "127.0.0.1",
     admin_port: AdminPort = 8002,
     workers: Workers = 1,
+    workers_min: WorkersMin = None,
+    parked: Parked = 0,
+    workers_idle_s: WorkersIdle = 60.0,
     edges: Edges = 1,
     engine: Engines = None,
     lame_duck_s: LameDuck = 0.0,
@@ -144,6 +174,9 @@ def up_command(
         admin_host=admin_host,
         admin_port=admin_port or free_port(admin_host),
         workers=workers,
+        workers_min=_workers_min(workers, workers_min),
+        parked=parked,
+        workers_idle_s=workers_idle_s,
         edges=edges,
         engines=tuple(engine or ()),
         lame_duck_s=lame_duck_s,
@@ -223,6 +256,9 @@ def pool_command(
     registry: RegistryOf = "",
     controller: Controller = "",
     workers: Workers = 1,
+    workers_min: WorkersMin = None,
+    parked: Parked = 0,
+    workers_idle_s: WorkersIdle = 60.0,
     listen_host: Annotated[
         str, typer.Option("--listen-host", help="Serve edges of other hosts over TCP here.")
     ] = "",
@@ -246,15 +282,19 @@ def pool_command(
         raise CannotStart(NO_SECRET)
     if listen_host in WILDCARDS and not advertise_host:
         raise CannotStart(f"--listen-host {listen_host}: say with --advertise-host what edges dial")
+    limits = UpLimits(
+        up_min=_workers_min(workers, workers_min), parked=parked, rest_s=workers_idle_s
+    )
     node.prepare()
     url = registry_url(data, registry)
+    controller = controller or ("" if url.startswith("s3://") else node.control)
     processes = [
         stack.sync_process(node, url, log_level, plans_bytes_max=plans_bytes_max),
         *stack.worker_processes(
             node,
             workers,
             log_level,
-            controller=controller or ("" if url.startswith("s3://") else node.control),
+            controller=controller,
             listen_host=listen_host,
             advertise_host=advertise_host,
             port=worker_port,
@@ -264,7 +304,10 @@ def pool_command(
             on=device,
         ),
     ]
-    _run(TierOptions(node, tuple(processes), "pool"), log_level)
+    _run(
+        TierOptions(node, tuple(processes), "pool", limits=limits, controller=controller),
+        log_level,
+    )
 
 
 def controller_command(
@@ -319,6 +362,17 @@ def sync_command(
         node, registry_url(data, registry), log_level, plans_bytes_max=plans_bytes_max
     )
     _run(TierOptions(node, (process,), "sync"), log_level)
+
+
+def _workers_min(workers: int, workers_min: int | None) -> int:
+    """Return how many workers are up whatever the demand.
+
+    Raises:
+        CannotStart: more than there are.
+    """
+    if workers_min is not None and workers_min > workers:
+        raise CannotStart(f"--workers-min {workers_min} is more than --workers {workers}")
+    return workers if workers_min is None else workers_min
 
 
 def _run(options: TierOptions, log_level: str) -> None:

@@ -268,8 +268,14 @@ class PeerLimits(msgspec.Struct, frozen=True):
 _STRANGER = PeerLimits(handshake.FRAME_BYTES_MAX, 0)
 
 
-async def dial(address: Address, secrets: Secrets | None, limits: PeerLimits | None = None) -> Peer:
-    """Connect to `address`, proving the fleet secret over TCP.
+async def dial(
+    address: Address,
+    secrets: Secrets | None,
+    limits: PeerLimits | None = None,
+    *,
+    s_max: float = DIAL_S_MAX,
+) -> Peer:
+    """Connect to `address`, proving the fleet secret over TCP, within `s_max`.
 
     Raises:
         ValueError: a unix path that is too long.
@@ -279,7 +285,7 @@ async def dial(address: Address, secrets: Secrets | None, limits: PeerLimits | N
     loop = asyncio.get_running_loop()
     made = limits or PeerLimits()
     try:
-        async with asyncio.timeout(DIAL_S_MAX):
+        async with asyncio.timeout(s_max):
             if address.path:
                 _check_length(address)
                 _, peer = await loop.create_unix_connection(made.peer, address.path)
@@ -297,7 +303,7 @@ async def dial(address: Address, secrets: Secrets | None, limits: PeerLimits | N
                 raise
             return peer
     except TimeoutError:
-        raise ConnectionError(f"{address} did not answer within {DIAL_S_MAX} s") from None
+        raise ConnectionError(f"{address} did not answer within {s_max} s") from None
 
 
 async def _prove(peer: Peer, secrets: Secrets, limits: PeerLimits) -> None:

@@ -108,10 +108,19 @@ class Fleet:
         return self.workers[name]
 
     def route(
-        self, warm: str = "", wake_at: str = "", workers: str = "abcd", *, wake_ms: int = 0
+        self,
+        warm: str = "",
+        wake_at: str = "",
+        workers: str = "abcd",
+        *,
+        cold: str = "",
+        wake_ms: int = 0,
     ) -> None:
         engine = EngineRoute(*REF, tuple(warm), tuple(wake_at), wake_ms=wake_ms)
-        routes = [WorkerRoute(n, "i", str(self.workers[n].address)) for n in workers]
+        routes = [
+            WorkerRoute(n, "i", str(self.workers[n].address), state="cold" if n in cold else "up")
+            for n in workers
+        ]
         self.pool.update(Routes(1, 1, tuple(routes), (engine,)))
 
     async def up(self, names: str = "abcd") -> None:
@@ -705,3 +714,110 @@ def test_time_to_come_back_is_spread_and_bounded() -> None:
     assert len(found) > 10
     assert all(1.0 <= one <= 1.5 for one in found)
     assert after_s(10**9) == 120.0
+
+
+async def test_cold_worker_is_dialled_for_a_call_and_never_without_one(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet.route(wake_at="ab", cold="ab")
+    await asyncio.sleep(0.05)
+    fleet.route(wake_at="ab", cold="ab")  # again, as the controller does
+    assert not fleet["a"].peers
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert (fleet.served(), len(fleet["b"].peers)) == ("a", 0)
+
+
+async def test_cold_worker_is_not_dialled_while_another_has_a_process(fleet: Fleet) -> None:
+    await fleet.up("ab")
+    fleet.route(wake_at="ba", cold="a")
+    await fleet.connected(1)
+    await outcome(fleet.call())
+    assert (fleet.served(), fleet["a"].peers) == ("b", [])
+
+
+async def test_many_calls_start_one_cold_worker(fleet: Fleet) -> None:
+    await fleet.up("abc")
+    fleet.route(wake_at="abc", cold="abc")
+    calls = [fleet.call() for _ in range(100)]
+    assert all([isinstance(await outcome(call), Answer) for call in calls])
+    assert fleet.served() == "a" * 100
+
+
+async def test_next_cold_worker_is_started_when_the_first_cannot_be_reached(fleet: Fleet) -> None:
+    await fleet.up("b")
+    fleet.route(wake_at="ab", cold="ab")
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "b"
+
+
+async def test_cold_worker_that_dies_while_it_starts_is_left_for_the_next(fleet: Fleet) -> None:
+    fleet["a"].greets = False
+    await fleet.up("ab")
+    fleet.route(wake_at="ab", cold="ab")
+    call = fleet.call()
+    await fleet.until(lambda: bool(fleet["a"].heard))
+    await fleet["a"].down()
+    assert isinstance(await outcome(call), Answer)
+    assert fleet.served() == "b"
+
+
+async def test_nothing_is_started_while_a_worker_whose_connection_broke_comes_back(
+    fleet: Fleet,
+) -> None:
+    await fleet.up("ab")
+    fleet.route(warm="b", wake_at="ba", cold="a")
+    await fleet.connected(1)
+    for peer in fleet["b"].peers:
+        peer.close()
+    await fleet.connected(0)
+    await outcome(fleet.call())
+    assert (fleet.served(), fleet["a"].peers) == ("b", [])
+
+
+async def test_cold_worker_is_started_when_nobody_comes_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.starting.EXPECTED_S", 0.05)
+    await fleet.up("ab")
+    fleet.route(warm="b", wake_at="ba", cold="a")
+    await fleet.connected(1)
+    await fleet["b"].down()
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "a"
+
+
+async def test_worker_that_rests_is_not_dialled_again(fleet: Fleet) -> None:
+    await fleet.up("a")
+    fleet.route(wake_at="a")
+    await fleet.connected(1)
+    fleet.route(wake_at="a", cold="a")
+    fleet["a"].peers[0].send(data.encode(data.Load(0, 0, draining=True)))
+    await fleet.connected(0)
+    await asyncio.sleep(2 * dispatch.REDIAL_S_MAX)
+    assert len(fleet["a"].peers) == 1
+    assert isinstance(await outcome(fleet.call()), Answer)
+
+
+async def test_worker_that_is_cold_no_more_is_dialled_without_a_call(fleet: Fleet) -> None:
+    await fleet.up("a")
+    fleet.route(wake_at="a", cold="a")
+    fleet.route(wake_at="a")
+    await fleet.connected(1)
+
+
+async def test_calls_that_nobody_can_be_reached_for_are_counted(fleet: Fleet) -> None:
+    fleet.route(wake_at="a")
+    calls = [fleet.call() for _ in range(3)]
+    assert fleet.pool.waiting() == {"m/1": 3}
+    for call in calls:
+        call.cancel()
+        assert isinstance(await outcome(call), ClientGone)
+    assert fleet.pool.waiting() == {}
+
+
+async def test_call_that_is_refused_because_it_comes_too_late_has_a_worker_started(
+    fleet: Fleet,
+) -> None:
+    await fleet.up("a")
+    fleet.route(wake_at="a", cold="a", wake_ms=60_000)
+    assert isinstance(await outcome(fleet.call()), Unavailable)
+    await fleet.connected(1)

@@ -1,0 +1,46 @@
+"""Which worker is started for a call that waits: a pure function of how workers can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol, TypeVar
+
+EXPECTED_S: Final = 1.0  # so long a lost connection is waited for before a process is started
+START_S_MAX: Final = 20.0  # for a process to start, before another one is started too
+START_AGAIN_S: Final = 1.0  # after one could not be reached; others are started meanwhile
+
+
+class Reach(Protocol):
+    """How a worker can be reached; times are monotonic."""
+
+    @property
+    def is_up(self) -> bool: ...
+
+    is_cold: bool  # to dial it is to start it
+    dialled_s: float | None  # since when it is dialled in vain; None: it is not
+    failed_s: float  # when that was given up last
+
+
+R = TypeVar("R", bound=Reach)
+
+
+def to_start(workers: Iterable[R], now_s: float) -> R | None:
+    """Return the worker to start for a call that none of `workers` can take now.
+
+    Nobody is started while somebody who has a process is expected back, or while one that starts
+    has had no more than `START_S_MAX`.  All edges are given the same order, so that one process is
+    started and not many.
+
+    Args:
+        workers: those that may take the call, in the order in which they are tried.
+        now_s: monotonic.
+    """
+    for worker in workers:
+        if worker.is_up:
+            return None
+        if worker.dialled_s is not None:
+            if now_s - worker.dialled_s < (START_S_MAX if worker.is_cold else EXPECTED_S):
+                return None
+        elif worker.is_cold and now_s - worker.failed_s >= START_AGAIN_S:
+            return worker
+    return None

@@ -1,0 +1,280 @@
+"""The controller's side of nodes: what places they have, and which of them are to be up.
+
+Which, `scaling.fleet` decides.  A worker that is to rest is named as cold in the routes first, and
+only then told to end: whoever dials it later than that has it started again, which costs a process
+and no call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from pool.placement import Ref, WorkerView
+from pool.scaling import fleet
+from pool.scaling.fleet import Fleet, FleetState, NodeLimits, PlaceView
+from pool.wire import control
+from pool.wire.frames import WireError
+from pool.wire.peer import Peer
+
+NODE_SILENCE_S_MAX: Final = 5.0  # a node reports every second
+ROUTES_FIRST_S: Final = 0.5  # so long before it is told to rest, edges know it as cold
+AGAIN_S: Final = 2.0  # what was said is repeated until a report shows it done
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class Node:
+    """A registered node."""
+
+    peer: Peer
+    register: control.RegisterNode
+    heard_s: float
+    places: tuple[control.Place, ...]
+    is_connected: bool = True
+    told: tuple[str, ...] | None = None  # the workers that are to be up
+    told_s: float = -float("inf")
+    limits: NodeLimits = field(init=False)
+
+    def __post_init__(self) -> None:
+        register = self.register
+        self.limits = NodeLimits(register.up_min, register.parked, register.rest_s)
+
+
+class NodeDesk:
+    """All nodes that can start and end worker processes.
+
+    Args:
+        epoch: of the present leadership.
+        on_change: called when a node has come, gone, or reported something new.
+    """
+
+    def __init__(self, epoch: Callable[[], int], on_change: Callable[[], None]) -> None:
+        self._epoch = epoch
+        self._on_change = on_change
+        # The whole mutable state: the nodes, the workers as they were seen last, the policy's
+        # memory and word, since when edges are told that a worker rests, and the last order.
+        self._nodes: dict[str, Node] = {}
+        self._workers: dict[str, WorkerView] = {}
+        self._state = FleetState()
+        self._fleet = Fleet()
+        self._resting_s: dict[str, float] = {}
+        self._seq = 0
+
+    # nodes
+
+    def members(self) -> list[Node]:
+        """Return the nodes that are connected."""
+        return [node for node in self._nodes.values() if node.is_connected]
+
+    def join(self, peer: Peer, register: control.RegisterNode) -> None:
+        """Take in a node."""
+        now_s = asyncio.get_running_loop().time()
+        node = Node(peer, register, now_s, register.places)
+        old = self._nodes.get(register.id)
+        if old is not None:
+            old.peer.close(WireError("another connection of the same node took over"))
+        self._nodes[register.id] = node
+        peer.on_frame = lambda header, body: self._on_message(node, control.decode(body))
+        peer.on_lost = lambda error: self._lost(node)
+        peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
+        _log.info("node_registered", node=register.id, places=len(register.places))
+        self._on_change()
+
+    def _on_message(self, node: Node, message: control.Message) -> None:
+        if not isinstance(message, control.NodeReport):
+            raise WireError(f"a node does not send {type(message).__name__}")
+        node.heard_s = asyncio.get_running_loop().time()
+        if message.places != node.places:
+            node.places = message.places
+            self._on_change()
+
+    def _lost(self, node: Node) -> None:
+        """Take note of a lost connection; whoever dials its places still has them started."""
+        node.is_connected = False
+
+    def round(self, now_s: float) -> None:
+        """Forget who has been silent for too long."""
+        for name, node in list(self._nodes.items()):
+            if now_s - node.heard_s > NODE_SILENCE_S_MAX:
+                node.peer.close(WireError("it has gone silent"))
+                del self._nodes[name]
+                _log.warning("node_gone", node=name)
+
+    def reset(self) -> None:
+        """Forget everything: somebody else leads."""
+        for node in self._nodes.values():
+            node.peer.close()
+        self._nodes.clear()
+        self._workers.clear()
+        self._resting_s.clear()
+        self._state, self._fleet = FleetState(), Fleet()
+
+    # what others go by
+
+    @property
+    def at_rest(self) -> int:
+        """How many places have no process, and are dialled when one is needed."""
+        places = (place for node in self._nodes.values() for place in node.places)
+        return sum(place.state == "cold" for place in places)
+
+    def views(self, workers: Sequence[WorkerView]) -> list[WorkerView]:
+        """Return `workers` as placement is to take them, and the places that wait for a call.
+
+        One that is being emptied gets nothing new, as if it drained; one that is about to rest
+        counts as cold already.
+        """
+        self._workers = {worker.id: worker for worker in workers}
+        cold = self.cold()
+        found = []
+        for worker in workers:
+            if worker.id in cold:
+                continue
+            if worker.id in self._fleet.leaving:
+                worker = WorkerView(worker.id, True, worker.engines)
+            found.append(worker)
+        found += [WorkerView(name, False, {}, is_cold=True) for name in cold]
+        return sorted(found, key=lambda worker: worker.id)
+
+    def cold(self) -> dict[str, str]:
+        """Return by worker the addresses that are to be dialled only with a call."""
+        found = {}
+        for place in (place for node in self._nodes.values() for place in node.places):
+            worker = self._workers.get(place.worker)
+            is_up = worker is not None and not worker.draining
+            is_back = worker is not None and place.state in ("starting", "up")
+            if place.worker in self._resting_s or not (is_up or is_back):
+                found[place.worker] = place.address
+        return found
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return what is shown of the nodes."""
+        return [
+            {
+                "id": name,
+                "pid": node.register.pid,
+                "up_min": node.limits.up_min,
+                "parked": node.limits.parked,
+                "rest_s": node.limits.rest_s,
+                "places": [
+                    {
+                        "worker": place.worker,
+                        "device": place.device,
+                        "address": place.address,
+                        "state": place.state,
+                        "pid": place.pid,
+                        "up": self._fleet.up.get(place.worker, ""),
+                    }
+                    for place in node.places
+                ],
+            }
+            for name, node in sorted(self._nodes.items())
+            if node.is_connected
+        ]
+
+    # what is to be
+
+    def act(
+        self,
+        needed: Mapping[str, int],
+        wanted: Collection[Ref],
+        whose: Mapping[str, str],
+        now_s: float,
+    ) -> None:
+        """Decide which places are to be up, and tell the nodes if that is news.
+
+        Args:
+            needed: workers by owner.
+            wanted: the versions of which some replica is wanted.
+            whose: by worker the endpoint whose own it is; none: it is shared.
+            now_s: monotonic.
+        """
+        nodes = {name: node for name, node in self._nodes.items() if node.is_connected}
+        places = _places(nodes, self._workers, self._fleet.leaving, set(wanted), whose)
+        limits = {name: node.limits for name, node in nodes.items()}
+        before = self._fleet
+        self._fleet, self._state = fleet.plan(places, needed, limits, self._state, now_s)
+        if self._fleet.up.keys() != before.up.keys():
+            _log.info("fleet", up=dict(self._fleet.up), leaving=sorted(self._fleet.leaving))
+        stepped_s = asyncio.get_running_loop().time()
+        up = {place.worker for place in places if place.is_up and place.node}
+        self._resting_s = {
+            name: self._resting_s.get(name, stepped_s) for name in up - self._fleet.up.keys()
+        }
+        not_yet = {n for n, s in self._resting_s.items() if stepped_s - s < ROUTES_FIRST_S}
+        for node in nodes.values():
+            self._tell(node, self._fleet.up.keys() | not_yet, stepped_s)
+
+    def _tell(self, node: Node, up: Collection[str], now_s: float) -> None:
+        told = tuple(place.worker for place in node.places if place.worker in up)
+        is_done = all(
+            (place.state in ("starting", "up")) == (place.worker in up) for place in node.places
+        )
+        if told == node.told and (is_done or now_s - node.told_s < AGAIN_S):
+            return
+        self._seq += 1
+        node.told, node.told_s = told, now_s
+        node.peer.send(control.encode(control.Places(self._epoch(), self._seq, told)))
+
+
+def _places(
+    nodes: Mapping[str, Node],
+    workers: Mapping[str, WorkerView],
+    leaving: Collection[str],
+    wanted: Collection[Ref],
+    whose: Mapping[str, str],
+) -> list[PlaceView]:
+    """Return every place, and every worker that has none, as the policy is to see them."""
+    warm_at: dict[Ref, list[str]] = {}
+    for worker in workers.values():
+        for ref, engine in worker.engines.items():
+            if engine.state == "warm" and worker.id not in leaving and not worker.draining:
+                warm_at.setdefault(ref, []).append(worker.id)
+
+    def view(
+        name: str, node: str, device: str, *, is_up: bool, is_starting: bool = False
+    ) -> PlaceView:
+        worker = workers.get(name)
+        engines = {} if worker is None or not is_up else worker.engines
+        loaded = [ref for ref, e in engines.items() if e.state in ("warm", "loading")]
+        return PlaceView(
+            worker=name,
+            node=node,
+            device=device,
+            owner=whose.get(name, ""),
+            is_up=is_up,
+            is_starting=is_starting and worker is None,
+            engines=len(loaded),
+            calls=sum(engine.calls for engine in engines.values()),
+            is_sole=any(ref in wanted and not set(warm_at.get(ref, ())) - {name} for ref in loaded),
+        )
+
+    found = []
+    for name, node in sorted(nodes.items()):
+        for place in node.places:
+            seen = workers.get(place.worker)
+            is_up = place.state in ("starting", "up")
+            is_up |= seen is not None and not seen.draining and place.state != "draining"
+            is_starting = place.state == "starting"
+            found.append(
+                view(place.worker, name, place.device, is_up=is_up, is_starting=is_starting)
+            )
+    known = {place.worker for place in found}
+    return found + [
+        view(worker.id, "", "", is_up=True)
+        for worker in workers.values()
+        if worker.id not in known and not worker.draining
+    ]
+
+
+def needed_of(replicas: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return how many workers each owner needs, of the owner and replicas of every version."""
+    found: dict[str, int] = {}
+    for owner, count in replicas:
+        found[owner] = max(count, found.get(owner, 0))
+    return found

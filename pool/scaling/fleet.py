@@ -1,0 +1,177 @@
+"""Which worker processes are up: a pure function from what is wanted and what is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import msgspec
+
+GATHER_S = 600.0  # more workers than needed serve for so long before one of them is emptied
+EMPTY_S_MAX = 60.0  # for that; it does not fit elsewhere if it takes longer
+
+
+class NodeLimits(msgspec.Struct, frozen=True):
+    """What a node was told about its places."""
+
+    up_min: int = 0  # whatever the demand
+    parked: int = 0  # on each device so many are up beyond those that serve
+    rest_s: float = 60.0  # one that nobody needs is up so long after it was of use
+
+
+class PlaceView(msgspec.Struct, frozen=True, kw_only=True):
+    """Room for one worker process.
+
+    A worker that no node can start or end is one on the node "", and always up.
+    """
+
+    worker: str
+    node: str
+    device: str
+    owner: str = ""  # the endpoint whose own it is; empty: of all that share
+    is_up: bool = False  # a process runs or starts, and does not drain
+    is_starting: bool = False  # and has not said yet that it is there
+    engines: int = 0  # loaded, or being loaded
+    calls: int = 0
+    is_sole: bool = False  # it alone has an engine warm that is wanted
+
+    @property
+    def is_in_use(self) -> bool:
+        """Tell whether it serves something."""
+        return self.engines > 0 or self.calls > 0
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """What is to be."""
+
+    up: Mapping[str, str] = {}  # worker → why: demand, in use, minimum, parked, just used, leaving
+    leaving: frozenset[str] = frozenset()  # get nothing new; what they have is loaded elsewhere
+
+
+class FleetState(msgspec.Struct, frozen=True):
+    """What the policy remembers; times are monotonic."""
+
+    used_s: Mapping[str, float] = {}  # worker → when it was last of use
+    crowded_s: Mapping[str, float] = {}  # owner → since when more of its serve than are needed
+    leaving_s: Mapping[str, float] = {}  # worker → since when it is emptied
+
+
+def plan(
+    places: Sequence[PlaceView],
+    needed: Mapping[str, int],
+    nodes: Mapping[str, NodeLimits],
+    state: FleetState,
+    now_s: float,
+) -> tuple[Fleet, FleetState]:
+    """Decide which places have a process.
+
+    Up are: as many as are needed, whoever serves, each node's minimum, the parked ones, and for
+    `rest_s` who was of use until now.  What is up already is taken before anything is started, and
+    what is started goes to the node on which the fewest are up.  Where more serve than are needed
+    for `GATHER_S`, one after the other is emptied, unless its node keeps it up anyway.
+
+    Args:
+        places: all of them, in a fixed order.
+        needed: workers by owner: the most replicas of any one version that they are to have.
+        nodes: by their ids.
+        state: what this returned last.
+        now_s: monotonic.
+
+    >>> places = [PlaceView(worker=name, node="n", device="cpu") for name in ("a", "b", "c")]
+    >>> plan(places, {"": 1}, {"n": NodeLimits(parked=1)}, FleetState(), 0.0)[0].up
+    {'a': 'demand', 'b': 'parked'}
+    """
+    leaving_s = {
+        place.worker: since_s
+        for place in places
+        if place.is_up and (since_s := state.leaving_s.get(place.worker)) is not None
+    }
+    crowded_s: dict[str, float] = {}
+    up: dict[str, str] = {}
+    for owner in dict.fromkeys(place.owner for place in places):
+        own = [place for place in places if place.owner == owner]
+        chosen = _order(own, places, leaving_s)[: needed.get(owner, 0)]
+        up.update({place.worker: "demand" for place in chosen})
+        up.update({p.worker: "in use" for p in own if p.is_in_use and p.worker not in up})
+        serving = [place for place in own if place.is_in_use]
+        if not chosen or len(serving) <= len(chosen):
+            continue
+        since_s = crowded_s[owner] = state.crowded_s.get(owner, now_s)
+        if now_s - since_s >= GATHER_S and not any(p.worker in leaving_s for p in serving):
+            spare = [p for p in serving if up[p.worker] == "in use" and _may_rest(p, places, nodes)]
+            if spare:
+                leaving_s[min(spare, key=lambda p: (p.calls, p.engines)).worker] = now_s
+    for place in places:
+        began_s = leaving_s.get(place.worker)
+        if began_s is None:
+            continue
+        if up.get(place.worker) == "demand" or now_s - began_s > EMPTY_S_MAX:
+            del leaving_s[place.worker]
+            crowded_s[place.owner] = now_s
+        elif place.is_sole:
+            up[place.worker] = "leaving"
+        else:
+            up.pop(place.worker, None)
+    used_s = {
+        place.worker: (
+            now_s
+            if place.worker in up or place.is_starting
+            else state.used_s.get(place.worker, now_s)
+        )
+        for place in places
+        if place.is_up or place.worker in up
+    }
+    _add_stock(up, places, nodes, leaving_s)
+    for place in places:
+        if not place.is_up or place.worker in up or place.worker in leaving_s:
+            continue
+        if place.node and now_s - used_s[place.worker] < nodes[place.node].rest_s:
+            up[place.worker] = "just used"
+    names = {place.worker for place in places if place.node}
+    fleet = Fleet({w: why for w, why in up.items() if w in names}, frozenset(leaving_s) & names)
+    return fleet, FleetState(used_s, crowded_s, leaving_s)
+
+
+def _order(
+    own: Iterable[PlaceView], places: Iterable[PlaceView], leaving: Collection[str]
+) -> list[PlaceView]:
+    """Return `own` in the order in which they are taken."""
+    on_node = Counter(place.node for place in places if place.is_up)
+    ranked = []
+    for at, place in enumerate(own):
+        rank = 0
+        if not place.is_up:
+            rank = on_node[place.node]
+            on_node[place.node] += 1
+        is_last = place.worker in leaving
+        ranked.append((is_last, not place.is_in_use, not place.is_up, bool(place.node), rank, at))
+    found = list(own)
+    return [found[at] for *_, at in sorted(ranked)]
+
+
+def _may_rest(
+    place: PlaceView, places: Iterable[PlaceView], nodes: Mapping[str, NodeLimits]
+) -> bool:
+    """Tell whether its node would not keep it up for its own sake."""
+    on_node = sum(one.is_up for one in places if one.node == place.node)
+    return bool(place.node) and on_node > nodes[place.node].up_min
+
+
+def _add_stock(
+    up: dict[str, str],
+    places: Sequence[PlaceView],
+    nodes: Mapping[str, NodeLimits],
+    leaving: Collection[str],
+) -> None:
+    """Add each node's minimum, and on each device those that wait for work."""
+    for node, limits in nodes.items():
+        own = [p for p in places if p.node == node and p.worker not in leaving]
+        spare = [place for place in _order(own, places, ()) if place.worker not in up]
+        missing = max(0, limits.up_min - sum(place.worker in up for place in own))
+        up.update({place.worker: "minimum" for place in spare[:missing]})
+        del spare[:missing]
+        stock = Counter(p.device for p in own if up.get(p.worker) in ("minimum", "parked"))
+        for place in spare:
+            if stock[place.device] < limits.parked:
+                stock[place.device] += 1
+                up[place.worker] = "parked"

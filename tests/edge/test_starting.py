@@ -1,0 +1,52 @@
+"""Whom an edge starts for a call that nobody can take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from edge.starting import EXPECTED_S, START_AGAIN_S, START_S_MAX, to_start
+
+NOW_S = 100.0
+
+
+@dataclass
+class Reach:
+    """How a worker can be reached; the defaults are a cold one's."""
+
+    is_up: bool = False
+    is_cold: bool = True
+    dialled_s: float | None = None
+    failed_s: float = -math.inf
+
+
+def lost(since_s: float) -> Reach:
+    return Reach(is_cold=False, dialled_s=NOW_S - since_s)
+
+
+def test_first_cold_one_is_started() -> None:
+    first, second = Reach(), Reach()
+    assert to_start([first, second], NOW_S) is first
+
+
+def test_nobody_is_started_while_one_is_up() -> None:
+    assert to_start([Reach(is_up=True), Reach()], NOW_S) is None
+
+
+def test_who_was_lost_just_now_is_waited_for_and_who_stays_away_is_not() -> None:
+    cold = Reach()
+    assert to_start([lost(0.9 * EXPECTED_S), cold], NOW_S) is None
+    assert to_start([lost(EXPECTED_S), cold], NOW_S) is cold
+
+
+def test_who_starts_is_given_its_time() -> None:
+    cold = Reach()
+    assert to_start([Reach(dialled_s=NOW_S - 0.9 * START_S_MAX), cold], NOW_S) is None
+    assert to_start([Reach(dialled_s=NOW_S - START_S_MAX), cold], NOW_S) is cold
+
+
+def test_who_could_not_be_reached_is_left_alone_for_a_while() -> None:
+    failed, cold = Reach(failed_s=NOW_S - 0.9 * START_AGAIN_S), Reach()
+    assert to_start([failed, cold], NOW_S) is cold
+    assert to_start([failed], NOW_S) is None
+    assert to_start([Reach(failed_s=NOW_S - START_AGAIN_S)], NOW_S) is not None

@@ -285,23 +285,3 @@ def run_all(
         for version in versions:
             version.run_until(now_s)
     return [version.finish() for version in versions]
-
-
-def ideal_s(load: Load) -> float:
-    """Return the replica-seconds of one who knows all and whose replicas wake in no time.
-
-    In every second so many whole replicas as that second has work, each call running from its
-    arrival: what `gpu_hours_ratio` is over.
-    """
-    if not len(load.arrivals_s):
-        return 0.0
-    begin_s = load.arrivals_s - np.floor(load.arrivals_s[0])
-    end_s = begin_s + load.exec_s
-    first, last = begin_s.astype(np.int64), end_s.astype(np.int64)
-    seconds = int(last.max()) + 2
-    is_one = first == last
-    head_s = np.where(is_one, load.exec_s, first + 1 - begin_s)
-    tail_s = np.where(is_one, 0.0, end_s - last)
-    work_s = np.bincount(first, head_s, seconds) + np.bincount(last, tail_s, seconds)
-    between = np.bincount(first + 1, ~is_one, seconds) - np.bincount(last, ~is_one, seconds)
-    return float(np.ceil(work_s + np.cumsum(between) - 1e-6).sum())

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from infra.simulate.engine import Load, Outcome, Version, World, ideal_s, run, run_all
+from infra.simulate.engine import Load, Outcome, Version, World, run, run_all
+from infra.simulate.ideal import ideal_s
 from pool.scaling.policy import ScalingPolicy
 from pool.scaling.signals import Decision, Limits, Signals
 
@@ -170,3 +171,12 @@ def test_ideal_is_whole_replicas_second_by_second() -> None:
     assert ideal_s(_load((1000.0, 32.0))) == 32
     assert ideal_s(_load((1000.5, 32.0))) == 33
     assert ideal_s(_load((0.0, 3.0), (1.0, 1.0))) == 4
+
+
+def test_ideal_is_the_same_however_thin_the_calls_are() -> None:
+    rng = np.random.default_rng(8)
+    arrivals_s, exec_s = np.sort(rng.uniform(0, 900, 400)), rng.exponential(2, 400)
+    alone = np.array([100_000.0])
+    thick = ideal_s(Load("m", arrivals_s, exec_s))
+    thin = ideal_s(Load("m", np.append(arrivals_s, alone), np.append(exec_s, 0.5)))
+    assert thin == thick + 1

@@ -16,6 +16,7 @@ from rich.table import Table
 from infra.commands.options import node_of, said
 from infra.demo import ENDPOINT, DemoRun, demo, prepare
 from infra.demo_model import DemoUnavailable
+from infra.demo_sleep import IDLE_S, sleep_and_wake
 from infra.local import UpOptions, running, stop_event, until
 from infra.stack import CannotStart, free_port
 from pool.wire.frames import WireError
@@ -77,6 +78,10 @@ async def _run(options: UpOptions, *, stay: bool) -> bool:
             run = await demo(options, key, _say)
             results.append(run.agreed == run.files)
             _show(run)
+            _say(f"letting {ENDPOINT} sleep {IDLE_S:.0f} s after its last call")
+            wake = await sleep_and_wake(options, store, run)
+            print(f"\nasleep after {wake.asleep_after_s:.1f} s: no replica of any version is left")
+            print(wake.summary())
             if stay:
                 print(f"\n{run.summary()}\nserving on {run.url} until Ctrl-C", flush=True)
                 await asyncio.Event().wait()

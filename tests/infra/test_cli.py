@@ -388,11 +388,19 @@ def demo(*arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-def test_demo_ends_by_itself_with_every_answer_right() -> None:
+def test_demo_ends_by_itself_with_every_answer_right_and_a_wake() -> None:
     ended = tidepool("demo", "--exit", timeout_s=120)
     assert ended.code == 0, ended.stderr[-3000:]
-    assert ended.stdout.splitlines()[-1].startswith("demo ok: ")
+    *_, asleep, woken, last = ended.stdout.splitlines()
+    assert last.startswith("demo ok: ")
     assert "Traceback" not in ended.stderr
+    # Its last act: the model sleeps, and one call wakes it.
+    assert re.fullmatch(r"asleep after [\d.]+ s: no replica of any version is left", asleep)
+    found = re.fullmatch(r"woken in (\d+) ms by one request: (.*)", woken)
+    assert found, woken
+    phases_ms = {name: float(ms) for name, ms in (part.split() for part in found[2].split(", "))}
+    assert {"fetch", "deserialise", "warm_up"} <= phases_ms.keys()
+    assert 0 < sum(phases_ms.values()) <= int(found[1]) + 1
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import tempfile
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,12 +24,15 @@ from edge.dispatch import Pool
 from edge.errors import Refusal
 from edge.metrics import Metrics
 from edge.world import World as EdgeWorld
+from infra import local, stack
+from infra.node_agent import UpLimits
 from pool import controller_main, worker
 from pool.config import ControllerConfig, WorkerConfig
 from pool.wire.data import Tensor
 from registry_sync import daemon
 from registry_sync.config import SyncConfig
 from registry_sync.documents import EndpointSpec, Scale, Variant, write
+from tests.simulation import spawning
 from tests.simulation.engine import Costs, artifact, described, ledger, new_ledger
 from tests.simulation.processes import Process
 from tests.simulation.store import FarStore
@@ -37,6 +41,7 @@ from tests.support.artifacts import blob_key, manifest_of
 
 T = TypeVar("T")
 
+ENGINE = "tests.simulation.engine:SimulatedEngine"
 REGISTRY = "s3://simulated/registry"
 LATE_S_MAX = 0.1  # after its deadline a call has ended, one way or another
 
@@ -116,6 +121,15 @@ class Edge:
         got = int(np.frombuffer(answer.outputs[0].data, np.int64)[0])
         assert got == asked.value + 1, f"a wrong answer to {asked}: {got}"
         return self._end(asked, 200, "")
+
+    def knows(self, endpoint: str) -> bool:
+        """Tell whether it has an endpoint's documents."""
+        return hasattr(self, "world") and endpoint in self.world.snapshot.endpoints
+
+    def routes_to(self, endpoint: str) -> bool:
+        """Tell whether it knows of a worker that could be asked for an endpoint."""
+        route = self.pool.route(self.world.snapshot.endpoints[endpoint].arms[0].version.ref)
+        return route is not None and bool(route.warm or route.wake_at)
 
     async def in_process(self, work: Coroutine[Any, Any, T]) -> T:
         """Have this process do something, and wait for it."""
@@ -205,13 +219,35 @@ class Fleet:
             listen=f"unix:{self.folder}/{name}.w",
             controller="" if controller is None else self.control(controller),
             sync_socket=self._sync(node),
-            engines=("tests.simulation.engine:SimulatedEngine",),
+            engines=(ENGINE,),
             device="cpu",
             **options,
         )
         return self.world.start(
             name, lambda: worker.run(config, (self.world.now_s, self.world.now_s))
         )
+
+    def pool(
+        self, node: str, *, workers: int, up_min: int, parked: int = 0, rest_s: float = 5.0
+    ) -> Process:
+        """Start a node as `tidepool pool` does: a supervisor, its workers, and the node's agent."""
+        place = stack.Node(self.folder / node)
+        place.prepare()
+        (place.data / "node-id").write_text(node)
+
+        async def main() -> None:
+            processes = (
+                stack.sync_process(place, REGISTRY, "info"),
+                *stack.worker_processes(
+                    place, workers, "info", controller=self.control(), engines=(ENGINE,), on="cpu"
+                ),
+            )
+            limits = UpLimits(up_min=up_min, parked=parked, rest_s=rest_s)
+            await local.run_tier(
+                local.TierOptions(place, processes, node, limits=limits, controller=self.control())
+            )
+
+        return self.world.start(node, main)
 
     def edge(self, name: str = "e1", *, controller: str | None = "c1") -> Edge:
         """Start an edge; without a `controller` it finds the leader by the record."""
@@ -278,10 +314,11 @@ class Fleet:
 @contextlib.contextmanager
 def fleet_of(world: World) -> Iterator[Fleet]:
     """Make a fleet of nothing, with an empty registry."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tp")))
+    with ExitStack() as exits:
+        folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="tp")))
         store = FarStore(folder / "registry", world.loop.dice)
         for module in (controller_main, daemon):
-            stack.enter_context(mock.patch.object(module, "open_store", return_value=store))
+            exits.enter_context(mock.patch.object(module, "open_store", return_value=store))
         new_ledger()
+        world.loop.spawn = functools.partial(spawning.spawn, world.loop)
         yield Fleet(world, folder, store)

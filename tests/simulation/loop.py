@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tests.simulation.network import Network
@@ -35,6 +35,8 @@ class SimulatedLoop(VirtualTimeLoop):
         self.jumping.now_s = START_S
         self.network = Network(self)
         self.threads = Threads(self)
+        # What starts programs; set by who knows them.
+        self.spawn: Callable[[Sequence[str], Sequence[int]], Any] = _no_programs
         self.set_exception_handler(self._on_exception)
 
     # what is due
@@ -110,6 +112,34 @@ class SimulatedLoop(VirtualTimeLoop):
         process = current()
         return process is not None and process.handlers.pop(sig, None) is not None
 
+    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+        process = current()
+        if process is None:
+            super().add_reader(fd, callback, *args)
+            return
+
+        def ready() -> None:
+            if self.is_over or process.state == "running":
+                callback(*args)
+                return
+            self.remove_reader(fd)  # or it would come up again and again
+            if process.state == "stopped":
+                again = (fd, callback, *args)
+                context = contextvars.copy_context()
+                process.frozen.append(Call(self, process, self.add_reader, again, context))
+
+        super().add_reader(fd, ready)
+
+    async def subprocess_exec(
+        self,
+        protocol_factory: Callable[[], Any],
+        program: Any,
+        *args: Any,
+        pass_fds: Sequence[int] = (),
+        **_: Any,
+    ) -> tuple[Any, Any]:
+        return self.spawn(args, pass_fds), protocol_factory()
+
     async def create_unix_connection(
         self, protocol_factory: Callable[[], Any], path: Any = None, **_: Any
     ) -> tuple[Any, Any]:
@@ -141,3 +171,7 @@ class SimulatedLoop(VirtualTimeLoop):
         if not isinstance(error, ENDED) and not self.is_over:
             self.failures.append(error or RuntimeError(context.get("message", "?")))
             loop.default_exception_handler(context)
+
+
+def _no_programs(arguments: Sequence[str], pass_fds: Sequence[int]) -> Any:
+    raise FileNotFoundError(f"no simulated program: {arguments}")

@@ -49,9 +49,12 @@ class Process:
         self.transports: dict[SimulatedTransport, None] = {}  # in order, or chance would decide
         self.listeners: dict[Listener, None] = {}
         self.frozen: list[Call] = []
+        self.children: list[Process] = []
         self.ended: asyncio.Future[int] = loop.create_future()
         self._loop = loop
-        self._locks: list[tuple[int, tuple[int, int]]] = []  # descriptors, and what they were
+        # Descriptors, and what they were.
+        self._locks: list[tuple[int, tuple[int, int]]] = []
+        self._open: list[tuple[int, tuple[int, int]]] = []
         self._context = contextvars.copy_context()
         self._context.run(_here.set, self)
         loop.processes[self.pid] = self
@@ -105,10 +108,25 @@ class Process:
             listener.close()
         for transport in list(self.transports):
             transport.vanish()
+        for child in self.children:
+            child.kill(signal.SIGKILL)
         for descriptor, identity in self._locks:
             if _identity(descriptor) == identity:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
+        for descriptor, identity in self._open:
+            if _identity(descriptor) == identity:
+                os.close(descriptor)
         self._loop.outside(lambda: self.ended.done() or self.ended.set_result(code))
+
+    def at_end(self, callback: Callable[[int], object]) -> None:
+        """Have `callback` called in the process of who asks, once this one has ended."""
+        self.ended.add_done_callback(
+            lambda ended: callback(ended.result()), context=contextvars.copy_context()
+        )
+
+    def holds(self, descriptor: int) -> None:
+        """Take note of a descriptor that the system would close at the end."""
+        self._open.append((descriptor, _identity(descriptor)))
 
     def locked(self, descriptor: int) -> None:
         """Take note of a lock that the system would free at the end."""

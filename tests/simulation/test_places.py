@@ -1,0 +1,96 @@
+"""Worker processes by demand, in virtual time: real supervisors and node agents under a fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from tests.simulation.engine import Costs, ledger
+from tests.simulation.fleet import Fleet, fleet_of
+from tests.simulation.world import World, simulate, until
+
+
+def up(fleet: Fleet) -> list[str]:
+    """Return the names of the workers that have a process."""
+    processes = fleet.world.loop.processes.values()
+    return [p.name for p in processes if p.state != "dead" and p.name.startswith("n1-")]
+
+
+def test_node_without_demand_has_no_worker_and_a_call_starts_one() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=3)
+            fleet.controller()
+            fleet.pool("n1", workers=2, up_min=0, rest_s=5.0)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m"))
+            await until(lambda: not up(fleet))
+            asked = await edge.ask("m")
+            assert asked.status == 200, asked.detail
+            assert len(up(fleet)) == 1
+            await until(lambda: not up(fleet))
+            # And again, from no process at all, many at once: one process, one load.
+            done = await asyncio.gather(*(edge.ask("m") for _ in range(100)))
+            assert {one.status for one in done} == {200}
+            assert len(ledger.loads) == 2
+            fleet.check()
+
+    simulate(main)
+
+
+def test_call_starts_a_worker_while_the_controller_stands_still() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=3)
+            controller = fleet.controller()
+            fleet.pool("n1", workers=2, up_min=0)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and edge.routes_to("m"))
+            await until(lambda: not up(fleet))
+            controller.kill(signal.SIGSTOP)
+            await asyncio.sleep(30)
+            done = await asyncio.gather(*(edge.ask("m") for _ in range(20)))
+            assert {one.status for one in done} == {200}
+            controller.kill(signal.SIGCONT)
+            await until(lambda: not up(fleet))
+            fleet.check()
+
+    simulate(main)
+
+
+def test_worker_killed_by_the_system_is_started_again_and_no_call_is_lost() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", Costs(run_s=0.02), replicas_min=1)
+            fleet.controller()
+            fleet.pool("n1", workers=2, up_min=2)
+            edge = fleet.edge()
+            await fleet.ready(edge, workers=2)
+            assert (await edge.ask("m")).status == 200
+            traffic = world.go(fleet.traffic([edge], "m", per_s=20, for_s=30))
+            for _ in range(3):
+                await asyncio.sleep(8)
+                fleet.named(ledger.loads[-1][1]).kill()
+            await traffic
+            assert fleet.statuses() == {200: len(fleet.asked)}
+            assert len(up(fleet)) == 2
+            fleet.check(may_repeat=True)
+
+    simulate(main)
+
+
+def test_node_that_is_told_to_end_ends_its_workers_first() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m")
+            fleet.controller()
+            node = fleet.pool("n1", workers=2, up_min=2)
+            edge = fleet.edge()
+            await fleet.ready(edge, workers=2)
+            asked = await edge.ask("m")
+            assert asked.status == 200
+            node.kill(signal.SIGTERM)
+            assert await node.ended == 0
+            assert not up(fleet)
+
+    simulate(main)

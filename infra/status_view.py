@@ -6,6 +6,7 @@ is shown as unknown.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ def lines(status: Document) -> list[str]:
             found.append(text.rstrip())
             if engine.get("phases_ms"):
                 found.append(f"    woke in {shown_phases(engine['phases_ms'])}")
+    found += [_node_line(node) for node in status.get("nodes", ())]
     found += [
         f"edge {edge['id']}  pid {edge['pid']}  {edge.get('in_flight', UNKNOWN)} in flight"
         for edge in status["edges"]
@@ -72,7 +74,7 @@ def tables(status: Document) -> RenderableType:
     """Return `status` as tables for a terminal."""
     status = printable(status)
     parts: list[RenderableType] = [Text(line, "red") for line in _controller(status)]
-    parts += [_workers(status), _edges(status), _endpoints(status)]
+    parts += [_workers(status), *_nodes(status), _edges(status), _endpoints(status)]
     if status.get("phases"):
         parts.append(_phases(status))
     if status.get("builds"):
@@ -113,6 +115,30 @@ def _engine(engine: Document) -> Text:
     if engine.get("plan"):
         text.append(f" plan {engine['plan'][:12]}")
     return text.append(f" {engine['detail']}") if engine["detail"] else text
+
+
+def _nodes(status: Document) -> Iterator[Table]:
+    """Yield the places without a process; who has one is among the workers."""
+    cold = [
+        (node, place)
+        for node in status.get("nodes", ())
+        for place in node["places"]
+        if place["state"] in ("cold", "starting")
+    ]
+    if not cold:
+        return
+    table = _table("place", "node", "device", "state")
+    for node, place in cold:
+        device = place["device"] or UNKNOWN
+        add_row(table, place["worker"], node["id"], device, _state(place["state"]))
+    yield table
+
+
+def _node_line(node: Document) -> str:
+    states = Counter(place["state"] for place in node["places"])
+    text = f"node {node['id']}  pid {node['pid']}  {len(node['places'])} places  {states['up']} up"
+    others = (f"{states[state]} {state}" for state in ("starting", "draining", "cold"))
+    return "  ".join([text, *(other for other in others if not other.startswith("0 "))])
 
 
 def _edges(status: Document) -> Table:

@@ -1,0 +1,171 @@
+"""Worker processes that are there only while they are needed: a call starts one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.models import identity
+from tests.support.processes import is_alive
+from tests.support.stack import Answer, Stack, running_stack, until
+
+INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
+NO_STORE = {"cache-control": "no-store"}
+COLD_S_MAX = 30.0  # interpreters start, on a machine that other tests keep busy
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Two places, none of which is up unless it is needed, and a model that sleeps soon."""
+    folder = tmp_path_factory.mktemp("cold")
+    arguments = ("--workers-min", "0", "--workers-idle-s", "0.3")
+    with running_stack(folder / "up", workers=2, arguments=arguments) as made:
+        made.publish("m", identity(folder / "m.onnx", shape=("N", 4)))
+        made.edit_endpoint("m", scale={"idle_s": 0.3})
+        yield made
+
+
+def places(stack: Stack) -> dict[str, dict[str, Any]]:
+    """Return the places of the only node, by their workers' numbers."""
+    (node,) = stack.status()["nodes"]
+    return {place["worker"].rpartition("-")[2]: place for place in node["places"]}
+
+
+def until_cold(stack: Stack) -> None:
+    """Wait until no worker has a process, nor is about to be told to end."""
+
+    def is_cold() -> bool:
+        # What edges go by was sent before the worker was told, so they know it by now.
+        return {(p["state"], p["up"]) for p in places(stack).values()} == {("cold", "")}
+
+    until(is_cold, COLD_S_MAX, "all places are cold")
+
+
+def call(stack: Stack, deadline_s: float = 30.0) -> Answer:
+    headers = {**NO_STORE, "x-request-timeout-seconds": str(deadline_s)}
+    return stack.infer("m", INPUT, headers)
+
+
+def workers(stack: Stack) -> dict[str, int]:
+    """Return the pids of worker processes that live, as Linux knows them."""
+    return {name: pid for name, pid in stack.pids().items() if name.startswith("worker")}
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process stand still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_stack_without_any_worker_process_is_ready_and_a_call_starts_one(stack: Stack) -> None:
+    until_cold(stack)
+    assert workers(stack) == {}
+    assert stack.request("GET", "/v2/health/ready").status == 200
+    assert stack.request("GET", "/v2/models/m/ready").status == 200
+    assert workers(stack) == {}  # to ask wakes nothing
+    assert call(stack).output() == INPUT["x"][2]
+    assert len(workers(stack)) == 1
+    until_cold(stack)
+    until(lambda: not workers(stack), COLD_S_MAX, "the process has ended")
+
+
+def test_many_calls_at_once_start_one_process(stack: Stack) -> None:
+    until_cold(stack)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(call(stack).status)) for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 20
+    assert len(workers(stack)) == 1
+
+
+def test_cold_place_wakes_while_the_controller_hangs(stack: Stack) -> None:
+    until_cold(stack)
+    with stopped(stack.pids()["controller"]):
+        assert call(stack).status == 200
+
+
+def test_cold_place_wakes_while_the_controller_is_dead_and_its_successor_learns_of_it(
+    stack: Stack,
+) -> None:
+    until_cold(stack)
+    os.kill(stack.pids()["controller"], signal.SIGKILL)
+    assert call(stack).status == 200
+    # The next controller is told, and lets the worker rest when nobody needs it.
+    until(lambda: stack.request("GET", "/admin/pool", admin=True).status == 200, COLD_S_MAX)
+    until_cold(stack)
+
+
+def test_call_is_answered_by_the_next_place_when_the_process_is_killed_while_it_starts(
+    stack: Stack,
+) -> None:
+    until_cold(stack)
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(call(stack).status))
+    thread.start()
+    pid = until(lambda: next(iter(workers(stack).values()), 0), COLD_S_MAX, "one starts", 0.0)
+    os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert answers == [200]
+    assert not is_alive(pid)
+
+
+def test_status_tells_places_without_a_process(stack: Stack) -> None:
+    until_cold(stack)
+    lines = stack.cli("status").splitlines()
+    (line,) = [line for line in lines if line.startswith("node ")]
+    assert "2 places" in line
+    assert "0 up" in line
+
+
+def wakes_s(stack: Stack, count: int) -> list[float]:
+    """Return how long calls took that found no process at all."""
+    found = []
+    for _ in range(count):
+        until_cold(stack)
+        began_s = time.monotonic()
+        assert call(stack).status == 200
+        found.append(time.monotonic() - began_s)
+    return found
+
+
+@pytest.mark.slow
+def test_figure_of_wakes_from_no_process(stack: Stack) -> None:
+    found = sorted(wakes_s(stack, 30))
+    print(f"from no process: p50 {statistics.median(found):.3f} s, worst {found[-1]:.3f} s")
+    assert statistics.median(found) <= 1.0
+
+
+@pytest.mark.slow
+def test_parked_worker_is_there_before_it_is_called_and_is_replaced_when_it_serves(
+    tmp_path: Path,
+) -> None:
+    arguments = ("--workers-min", "0", "--parked", "1", "--workers-idle-s", "0.3")
+    with running_stack(tmp_path / "up", workers=2, arguments=arguments) as stack:
+        stack.publish("m", identity(tmp_path / "m.onnx", shape=("N", 4)))
+        stack.edit_endpoint("m", scale={"idle_s": 1.0})
+
+        def shown() -> list[tuple[str, str]]:
+            return sorted((p["state"], p["up"]) for p in places(stack).values())
+
+        until(lambda: shown() == [("cold", ""), ("up", "parked")], COLD_S_MAX)
+        assert call(stack).status == 200
+        until(lambda: ("up", "parked") in shown() and ("cold", "") not in shown(), COLD_S_MAX)
+        until(lambda: shown() == [("cold", ""), ("up", "parked")], COLD_S_MAX)

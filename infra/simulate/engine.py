@@ -163,7 +163,7 @@ class Version:
 
         If the last call inside ended earlier, the clock stands then: an end is seen at once.
         """
-        free_s, warm_s, came = self._free_s, self._warm_s, self._arrived
+        free_s, warm_s, before = self._free_s, self._warm_s, (self._arrived, self._started)
         while True:
             if not free_s and not warm_s and not self._call_wakes(to_s):
                 break
@@ -175,7 +175,7 @@ class Version:
             self._loading_total_s += self._world.wake_s
             self._warm_total_s -= ready_s
         self._now_s = to_s
-        if self._arrived > came and self._started == self._arrived:
+        if self._started == self._arrived and (self._arrived, self._started) != before:
             self._now_s = min(to_s, max(free_s))
 
     def _call_wakes(self, before_s: float) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from infra.simulate.engine import Load, Maker, Simulated, World
+from infra.simulate.fixed import Fixed
+from infra.simulate.limit import Limit
 from pool.scaling.policy import ScalingPolicy
 
 
@@ -21,4 +23,11 @@ def _tidepool() -> Maker:
 # Called once for a simulation; what it returns is called once for every model.
 FAMILIES: Final[Mapping[str, Callable[[], Maker]]] = {
     "tidepool": _tidepool,
+    "fixed-10m": lambda: lambda load, world: Fixed(600.0),
+    "fixed-20m": lambda: lambda load, world: Fixed(1200.0),
+    "fixed-60m": lambda: lambda load, world: Fixed(3600.0),
+    "limit": lambda: Limit,
 }
+
+# Policies of which only the curve over the knob is shown.
+CURVES: Final[tuple[str, ...]] = ()

@@ -180,6 +180,7 @@ class Controller:
                 worker.loads[ref] = engine.loads
                 self._loads[ref] = self._loads.get(ref, 0) + new
                 self._times.add(LOAD, engine.engine, engine.phases)
+                worker.commanded_s.pop(("unload", ref), None)  # that was obeyed
         if len(self._loads) > LOADS_MAX:
             known = self._watch.snapshot.manifests
             self._loads = {ref: count for ref, count in self._loads.items() if ref in known}

@@ -160,8 +160,12 @@ class EngineSlot:
             return 0.0
         return self._waking.left_s if self._waking else self.wake_s
 
-    def ensure(self) -> None:
-        """Begin to load unless that is done, under way, or just failed."""
+    def ensure(self, began_s: float | None = None) -> None:
+        """Begin to load unless that is done, under way, or just failed.
+
+        Args:
+            began_s: when the call came that this is for; now by default.
+        """
         if self._is_closed:
             return
         until_s, self._elsewhere_until_s = self._elsewhere_until_s, -math.inf
@@ -172,7 +176,7 @@ class EngineSlot:
         if self.state == "cold" or (
             self.state == "failed" and time.monotonic() >= self._retry_at_s
         ):
-            self._waking = Waking(self.wake_s)
+            self._waking = Waking(self.wake_s, began_s)
             asyncio.get_running_loop().call_later(HELD_S, self._tell_held, self._waking)
             self._set("loading")
             self._loading = asyncio.get_running_loop().create_task(self._load_once())
@@ -197,7 +201,7 @@ class EngineSlot:
         elif time.monotonic() < self._elsewhere_until_s and not waiting.insists:
             waiting.settle(Returned(ELSEWHERE))
         else:
-            self.ensure()
+            self.ensure(waiting.arrived_s)
             return False
         return True
 
@@ -380,12 +384,14 @@ class EngineSlot:
         self._failures = 0
         self.loaded = loaded
         self.queue = self._make_queue(loaded)
-        # All of them at once: the first run is as large as what has waited.
-        self.state = "warm"
+        self.state, self.detail, self._waking = "warm", "", None
         waiting = self._take_waiting()
         for one in waiting:
             self._take(one)
-        self._waking = None
+        if waiting:
+            # All of them at once, and before anything else: the first run is as large as what has
+            # waited.  Meanwhile anything may happen to the slot.
+            await asyncio.sleep(0)
         self.phases = waking.phases.end()
         if self._wakes is not None:
             self._wakes.learn((self.model, self.version), loaded.engine, waking.own_s)
@@ -399,7 +405,7 @@ class EngineSlot:
             phases_us=self.phases,
             waiting=len(waiting),
         )
-        self._set("warm")
+        self._on_change()
 
     def _fail(self, detail: str) -> None:
         self._failures += 1

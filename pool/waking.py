@@ -27,10 +27,11 @@ class Waking:
     Args:
         expected_s: as long as the last ones took, without the artifact's way to the node; 0: not
             known.
+        began_s: see `Phases`.
     """
 
-    def __init__(self, expected_s: float) -> None:
-        self.phases = Phases(FETCH)
+    def __init__(self, expected_s: float, began_s: float | None = None) -> None:
+        self.phases = Phases(FETCH, began_s)
         self._expected_s = expected_s
 
     @property

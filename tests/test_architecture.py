@@ -75,6 +75,7 @@ PURE = (
     "pool.scaling.signals",
     "pool.scaling.policy",
     "pool.scaling.fleet",
+    "pool.scaling.residency",
     "registry_sync.pt2_operators",
     "registry_sync.pt2_rules",
     "edge.starting",

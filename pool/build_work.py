@@ -21,8 +21,8 @@ from pool import building
 from pool.building import BuildFailed
 from pool.engines.base import CannotBuild, reason_of
 from pool.engines.choice import Option
+from pool.loaded import CannotLoad
 from pool.plan_shelf import PlanShelf
-from pool.slots import CannotLoad
 from pool.wire.control import Build, BuildReport
 from registry_sync.client import SyncError
 from registry_sync.plans import BadPlan

@@ -25,7 +25,7 @@ import msgspec
 import structlog
 
 from pool.deaths import Deaths, What, after_death, is_suspect, pause_s, refusal
-from pool.slots import CannotLoad
+from pool.loaded import CannotLoad
 from registry_sync.locks import locked
 
 RECORD: Final = "deaths.json"

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from pool.config import WorkerConfig
 from pool.engines import choice
 from pool.engines.base import Engine, EngineError
 from pool.load_guard import LoadGuard
+from pool.loaded import CannotLoad, Loaded, load_session
 from pool.phases import BUILD_WAIT, TURN, enter
-from pool.slots import CannotLoad, Loaded, load_session
 from registry_sync.client import SyncError, fetch_golden_via, fetch_via
 from registry_sync.documents import Manifest
 from registry_sync.local import LocalStore
@@ -68,21 +69,24 @@ class Loader:
         version: str,
         best_here: Callable[[Manifest], Loaded | None],
         engine_name: Callable[[Manifest], str],
+        room: Callable[[Manifest], AbstractAsyncContextManager[None]],
     ) -> Loaded:
         """Bring a version and make it runnable.
 
         Args:
             best_here: loads it from a plan that is here, if it can; blocks.
             engine_name: the engine that is wished for, "auto" if none is.
+            room: makes room for it in the device's memory; raises `NoRoom`.
 
         Raises:
             CannotLoad: see there.
         """
         manifest = await self.bring(model, version)
-        enter(BUILD_WAIT)
-        return await asyncio.to_thread(
-            lambda: best_here(manifest) or self.portable(manifest, engine_name(manifest))
-        )
+        async with room(manifest):
+            enter(BUILD_WAIT)
+            return await asyncio.to_thread(
+                lambda: best_here(manifest) or self.portable(manifest, engine_name(manifest))
+            )
 
     def is_portable(self, name: str) -> bool:
         """Tell whether the engine of this name runs artifacts as they are."""

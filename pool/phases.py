@@ -15,6 +15,7 @@ from typing import Final
 
 FETCH: Final = "fetch"  # the artifact is looked for on the node, and brought if it is not there
 BUILD_WAIT: Final = "build_wait"  # which plans are here; nobody ever waits for one that is not
+ROOM: Final = "room"  # until others have given up the memory that it takes
 TURN: Final = "turn"  # until a load that must be alone is over
 IMPORT: Final = "import"  # of modules; of a process, from its first instruction on
 CONTEXT: Final = "context"  # engines, devices and connections, before it can be dialled

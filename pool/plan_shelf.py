@@ -21,8 +21,8 @@ from pool.engines.choice import Option
 from pool.engines.covering import covering
 from pool.engines.local_caches import caches_of
 from pool.load_guard import LoadGuard
+from pool.loaded import CannotLoad, Loaded, load_session
 from pool.phases import TURN, enter
-from pool.slots import CannotLoad, Loaded, load_session
 from pool.wire.handshake import Secrets
 from registry_sync.builds import is_batched
 from registry_sync.client import (

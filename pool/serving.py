@@ -15,7 +15,8 @@ import structlog
 
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
-from pool.slots import EngineSlot, Loaded
+from pool.loaded import Loaded
+from pool.slots import EngineSlot
 from pool.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Overdue, Returned, Ticket
 from pool.turn import Turn
 from pool.wire import data

@@ -20,18 +20,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-import msgspec
 import structlog
 
 from pool.engine_queue import EngineQueue
-from pool.engines.base import EngineError, Session, reason_of
+from pool.engines.base import reason_of
 from pool.expiry import Expiries
-from pool.phases import DESERIALISE, HAND_OVER, WARM_UP, enter
+from pool.loaded import CannotLoad, Loaded, NoRoom, difference
+from pool.phases import HAND_OVER, enter
 from pool.ticket import Failed, Outcome, Overdue, Returned, Ticket
 from pool.waking import Wakes, Waking, too_late
-from registry_sync.documents import Manifest
-from registry_sync.memory import give_back
-from registry_sync.plans import PlanIdentity
 
 BACKOFF_S_MIN = 1.0
 BACKOFF_S_MAX = 60.0
@@ -40,26 +37,6 @@ ELSEWHERE = "other workers have the model loaded"
 HELD_S = 0.5  # so often whoever waits for a load hears how far it is
 
 _log = structlog.get_logger()
-
-
-class CannotLoad(Exception):
-    """Why a version cannot be had in this worker; the text is for the caller."""
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """What came of a load."""
-
-    manifest: Manifest
-    digest: str
-    session: Session
-    engine: str
-    datatypes: dict[str, str]  # of the outputs, by name
-    identity: PlanIdentity | None = None  # of the plan that it was loaded from
-
-    @property
-    def plan(self) -> str:
-        """The plan's key; empty: it was loaded from the artifact alone."""
-        return self.identity.key if self.identity is not None else ""
 
 
 class Waiting(Protocol):
@@ -272,10 +249,10 @@ class EngineSlot:
         if self._is_closed or self.state != "warm" or old is None or old_queue is None:
             await asyncio.to_thread(loaded.session.close)
             return False
-        difference = _difference(old, loaded)
-        if difference:
+        other = difference(old, loaded)
+        if other:
             await asyncio.to_thread(loaded.session.close)
-            raise CannotLoad(f"{loaded.engine} cannot take the place of {old.engine}: {difference}")
+            raise CannotLoad(f"{loaded.engine} cannot take the place of {old.engine}: {other}")
         self.loaded = loaded
         self.queue = self._make_queue(loaded)
         self.queue.succeed(old_queue)
@@ -370,6 +347,9 @@ class EngineSlot:
         waking.phases.watch()
         try:
             loaded = await self._load(self.model, self.version)
+        except NoRoom as error:
+            self._turn_away(str(error))
+            return
         except CannotLoad as error:
             self._fail(str(error))
             return
@@ -418,6 +398,14 @@ class EngineSlot:
         self._set("failed")
         self._settle_waiting(Failed(503, f"the model cannot be loaded: {detail}"))
 
+    def _turn_away(self, why: str) -> None:
+        """Let other workers have who waits; what is in use here has not failed, only stayed."""
+        self._waking = None
+        _log.warning("no_room", model=self.model, version=self.version, why=why)
+        self._set("cold")
+        for one in self._take_waiting():
+            one.settle(Failed(503, why) if one.insists else Returned(why))
+
     def _settle_waiting(self, outcome: Failed | Returned) -> None:
         for one in self._take_waiting():
             one.settle(outcome)
@@ -427,47 +415,3 @@ class EngineSlot:
         if state != "failed":
             self.detail = ""
         self._on_change()
-
-
-def _difference(old: Loaded, new: Loaded) -> str:
-    """Say what keeps `new` from answering in the place of `old`; empty if nothing does."""
-    if new.digest != old.digest:
-        return "it is made from another artifact"
-    if new.datatypes != old.datatypes:
-        return f"its outputs are {new.datatypes}, not {old.datatypes}"
-    if new.session.streams != old.session.streams:
-        return "only one of them answers in pieces"
-    return ""
-
-
-def load_session(load: Callable[[], Session]) -> Session:
-    """Load and warm up, or leave the memory as it was.
-
-    Raises:
-        CannotLoad: with a text for the caller.
-    """
-    try:
-        return _load_session(load)
-    except EngineError as error:
-        why = str(error)
-    except MemoryError:
-        why = "there is not enough memory for it"
-    except Exception as error:
-        # A library may raise anything: that engine is not to be had, and another may be.
-        _log.exception("bug")
-        why = reason_of(error)
-    # Only now is nothing left that refers to what was half loaded.
-    give_back()
-    raise CannotLoad(why)
-
-
-def _load_session(load: Callable[[], Session]) -> Session:
-    enter(DESERIALISE)
-    session = load()
-    enter(WARM_UP)
-    try:
-        session.warmup()
-    except BaseException:
-        session.close()  # or every further try would cost its memory again
-        raise
-    return session

@@ -28,8 +28,9 @@ from pool.engines import choice
 from pool.engines.base import BuildSpec, CannotBuild, reason_of
 from pool.engines.choice import Option
 from pool.engines.probes import Devices
+from pool.loaded import CannotLoad, Loaded
 from pool.plan_shelf import Missing, PlanShelf, Ready, Refused, Unknown
-from pool.slots import CannotLoad, EngineSlot, Loaded
+from pool.slots import EngineSlot
 from pool.wanted import wanted_of
 from pool.wire import control
 from registry_sync.builds import Wanted

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pool.phases import FETCH, Phases
+from pool.phases import FETCH, ROOM, Phases
 from pool.ticket import Failed
 from pool.wake_estimates import Ref
 
@@ -36,8 +36,8 @@ class Waking:
 
     @property
     def own_s(self) -> float:
-        """How long it has taken so far, without the artifact's way to the node."""
-        return self.phases.elapsed_s() - self.phases.took_s(FETCH)
+        """How long it has taken so far, without the artifact's way to the node and others'."""
+        return self.phases.elapsed_s() - self.phases.took_s(FETCH) - self.phases.took_s(ROOM)
 
     @property
     def left_s(self) -> float:

@@ -27,10 +27,12 @@ from pool.engines import device
 from pool.engines.base import Engine, PlanEngine
 from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
 from pool.load_guard import LoadGuard, guard_folder
+from pool.loaded import Loaded
 from pool.loading import Loader
 from pool.phases import of_start, process_began_s
+from pool.room import Room
 from pool.serving import EdgePeer, Inside
-from pool.slots import EngineSlot, Loaded
+from pool.slots import EngineSlot
 from pool.succession import LAME_DUCK_S, LOOK_S, Succession
 from pool.turn import Turn
 from pool.wake_book import WakeBook
@@ -85,6 +87,7 @@ class Worker:
         self.guard = LoadGuard(folder, self.incarnation)
         self._wakes = WakeBook(folder)
         self._loader = Loader(config, engines, self.guard)
+        self._room = Room(self._device.name, config.memory_bytes_max, lambda: self._slots)
         self.succession = Succession(
             Path(config.data), config.id, config.notice_fd, config.slack_bytes
         )
@@ -127,7 +130,9 @@ class Worker:
     async def _load(self, model: str, version: str) -> Loaded:
         """Bring a version to this node and make it runnable, by the best engine that is ready."""
         upgrades = self.upgrades
-        return await self._loader.load(model, version, upgrades.best_here, upgrades.engine_name)
+        return await self._loader.load(
+            model, version, upgrades.best_here, upgrades.engine_name, self._room.taken
+        )
 
     # the controller
 
@@ -145,7 +150,7 @@ class Worker:
             self.upgrades.builds,
             self.start_phases,
             self.config.is_for_call,
-            self.config.memory_bytes_max,
+            self._room.bytes_max,
         )
 
     def _states(self) -> tuple[EngineState, ...]:
@@ -156,7 +161,7 @@ class Worker:
                 slot.version,
                 slot.loaded.engine if slot.loaded else "",
                 slot.state,
-                slot.loaded.session.memory_bytes if slot.loaded else 0,
+                self._room.bytes_of((slot.model, slot.version)),
                 slot.calls,
                 0.0 if slot.calls else now_s - slot.used_s,
                 (slot.detail or self.upgrades.why(slot))[:1000],
@@ -176,6 +181,7 @@ class Worker:
 
     def _changed(self) -> None:
         """An engine's state is another one: routes depend on it, so say so now."""
+        self._room.look()
         self._heartbeat()
         if not self.is_draining:
             self.upgrades.look(self._slots.values())
@@ -212,6 +218,7 @@ class Worker:
         """Show the controller that we live."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            self._room.look()
             self._heartbeat()
 
     async def report_forever(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pool.deaths import PAUSE_S_MAX, PAUSE_S_MIN, Deaths, What, after_death, is_suspect, pause_s
 from pool.load_guard import LoadGuard, guard_folder
-from pool.slots import CannotLoad
+from pool.loaded import CannotLoad
 
 POISON = What("poison", "1", "engine")
 OTHER = What("other", "2", "engine")

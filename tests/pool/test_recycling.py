@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from pool import recycling, succession
 from pool.config import WorkerConfig
+from pool.loaded import CannotLoad, Loaded
 from pool.recycling import (
     CALM_SHARE,
     HOLD_S,
@@ -22,7 +23,7 @@ from pool.recycling import (
     look,
     next_interval_s,
 )
-from pool.slots import CannotLoad, EngineSlot, Loaded
+from pool.slots import EngineSlot
 from pool.succession import Succession, Will, memory_bytes
 from pool.worker import Worker, takes_over
 from tests.support.artifacts import manifest_of

@@ -13,7 +13,8 @@ import pytest
 
 from pool import slots
 from pool.engines.base import EngineError
-from pool.slots import CannotLoad, EngineSlot, Loaded, load_session
+from pool.loaded import CannotLoad, Loaded, load_session
+from pool.slots import EngineSlot
 from pool.ticket import Answer, Failed, Outcome, Overdue, Returned, Ticket
 from tests.support.artifacts import manifest_of
 from tests.support.counting_engine import TestSession

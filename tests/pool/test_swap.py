@@ -12,7 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from pool.engines.base import Tensors
-from pool.slots import CannotLoad, EngineSlot, Loaded
+from pool.loaded import CannotLoad, Loaded
+from pool.slots import EngineSlot
 from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
 from tests.support.artifacts import manifest_of
 from tests.support.counting_engine import TestSession

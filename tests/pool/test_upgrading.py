@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from pool.engines.base import PlanEngine, Session
 from pool.engines.probes import Devices
 from pool.engines.registry import find_engines, find_plan_engines
 from pool.load_guard import LoadGuard
+from pool.loaded import Loaded
 from pool.loading import Loader
 from pool.plan_shelf import PlanShelf
-from pool.slots import EngineSlot, Loaded
+from pool.slots import EngineSlot
 from pool.upgrading import Upgrades
 from pool.wire import control
 from pool.wire.control import Build, BuildReport, PlanReady, Welcome, Wishes
@@ -122,7 +124,9 @@ class World:
 
     async def _load(self, model: str, version: str) -> Loaded:
         upgrades = self.upgrades
-        return await self.loader.load(model, version, upgrades.best_here, upgrades.engine_name)
+        return await self.loader.load(
+            model, version, upgrades.best_here, upgrades.engine_name, lambda _: nullcontext()
+        )
 
     def _changed(self) -> None:
         self.upgrades.look([self.slot, *self.others])

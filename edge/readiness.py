@@ -5,21 +5,26 @@ Looking never wakes anything.
 
 from __future__ import annotations
 
-from edge.dispatch import Pool
-from edge.snapshot import Endpoint, Ref
-from pool.wire.control import UNLOADED
-
-READY = ("warm", "asleep")  # asleep by policy or by request, and wakeable
+from pool.wire.control import EngineRoute
 
 
-def state_of(pool: Pool, ref: Ref, endpoint: Endpoint) -> str:
+def state_of(route: EngineRoute | None) -> str:
     """Return warm, asleep, loading, failed, no_worker or unknown."""
-    route = pool.route(ref)
     if route is None:
         return "unknown"
     if route.state == "asleep" and not route.wake_at:
         return "no_worker"
-    sleeps = endpoint.spec is None or endpoint.spec.scale.idle_s != "auto"
-    if route.state == "asleep" and not sleeps and route.detail != UNLOADED:
-        return "loading"  # it never sleeps by policy: its first load is about to begin
     return route.state
+
+
+def is_ready(route: EngineRoute | None, deadline_s: float) -> bool:
+    """Tell whether a call that came now would be answered in `deadline_s`.
+
+    What sleeps, by policy or by request, is woken by the call.  How long that takes is known once
+    it has been loaded; so what loads for the first time is not ready, and what loads again is.
+    """
+    state = state_of(route)
+    if route is None or state == "warm":
+        return state == "warm"
+    is_in_time = route.wake_ms <= deadline_s * 1e3
+    return is_in_time and (state == "asleep" or (state == "loading" and route.wake_ms > 0))

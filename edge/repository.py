@@ -21,7 +21,7 @@ from edge.admin.answers import reason_of
 from edge.auth import may_call
 from edge.errors import BadRequest, NotFound, Unavailable, quote
 from edge.infer import Service
-from edge.readiness import READY, state_of
+from edge.readiness import is_ready, state_of
 from edge.snapshot import Endpoint, Ref
 from edge.web_answers import admin_of_request, answer, key_of_request, read_object
 from pool.wire.control import EngineRoute
@@ -69,13 +69,14 @@ class Repository:
     def _entries(self, endpoint: Endpoint) -> Iterator[dict[str, str]]:
         pool = self._service.pool
         for ref in refs_of(endpoint):
-            state, route = state_of(pool, ref, endpoint), pool.route(ref)
+            route = pool.route(ref)
+            state = state_of(route)
             said = "LOADING" if state == "loading" else "UNAVAILABLE"
             reason = "" if state == "warm" else (route.detail if route else "") or state
             yield {
                 "name": endpoint.name,
                 "version": ref[1],
-                "state": "READY" if state in READY else said,
+                "state": "READY" if is_ready(route, endpoint.deadline_s) else said,
                 "reason": reason,
             }
 

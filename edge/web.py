@@ -17,7 +17,7 @@ from edge.errors import NotFound, Refusal
 from edge.infer import Service
 from edge.log_settings import SharedLogSettings
 from edge.model_config import PLATFORMS, model_config
-from edge.readiness import READY, state_of
+from edge.readiness import is_ready, state_of
 from edge.repository import Repository
 from edge.settings import Settings
 from edge.snapshot import Endpoint
@@ -127,14 +127,13 @@ class Web:
         """Whether a call would be answered in time; wakes nothing."""
         endpoint = await find_endpoint(self._service, request)
         pool = self._service.pool
-        states = [state_of(pool, arm.version.ref, endpoint) for arm in endpoint.arms]
+        routes = [pool.route(arm.version.ref) for arm in endpoint.arms]
         # Every arm that gets requests must be able to answer them.
-        state = next((s for s in states if s not in READY), states[0])
-        is_ready = state in READY
+        late = [route for route in routes if not is_ready(route, endpoint.deadline_s)]
         return answer(
-            {"name": endpoint.name, "ready": is_ready},
-            200 if is_ready else 503,
-            {"x-tidepool-state": state},
+            {"name": endpoint.name, "ready": not late},
+            503 if late else 200,
+            {"x-tidepool-state": state_of((late or routes)[0])},
         )
 
     async def model_config(self, request: Request) -> Response:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Container, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 
 import msgspec
 import structlog
 
 from pool import last_good, letting_go, placement
 from pool.build_orders import BuildOrders
+from pool.learned import Learned
 from pool.members import Edge, Worker
 from pool.node_desk import Node, NodeDesk, needed_of
 from pool.phase_times import LOAD, START, PhaseTimes
@@ -24,6 +25,7 @@ from pool.placement import Ref, WorkerView
 from pool.quota_desk import QuotaDesk
 from pool.recent import Recent
 from pool.registry_watch import RegistryWatch, Snapshot
+from pool.scale_orders import ScaleOrders
 from pool.status import EdgeStatus, status
 from pool.tally import Tally
 from pool.wire import control
@@ -56,6 +58,8 @@ class Controller:
         may_act: tells whether this process leads now; while it does not, nobody is answered.
         epoch: the epoch of that leadership.
         local: where the last good documents are kept.
+        learned: where it is kept what was learned about demand; None: nowhere.
+        time_scale: the scaling policies see time pass so many times faster.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Controller:
         epoch: Callable[[], int],
         workers_expected: int,
         local: LocalStore,
+        learned: Learned | None = None,
+        time_scale: float = 1.0,
     ) -> None:
         self._watch = watch
         self._may_act = may_act
@@ -81,6 +87,7 @@ class Controller:
         self._quotas = QuotaDesk(epoch)
         self._builds = BuildOrders(epoch, may_act, watch.wishes)
         self._nodes = NodeDesk(epoch, self.act)
+        self._scale = ScaleOrders(self.act, learned, time_scale=time_scale)
         self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
         self._times = PhaseTimes()
         self._seq = 0
@@ -137,6 +144,7 @@ class Controller:
         peer.on_lost = lambda error: self._lost_worker(worker)
         peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
         self._builds.join(peer, register)
+        self._scale.join(register)
         _log.info("worker_registered", worker=register.id, worker_pid=register.pid)
         self.act()
 
@@ -164,6 +172,7 @@ class Controller:
             case control.Heartbeat():
                 self._count_loads(worker, message.engines)
                 worker.heartbeat = message
+                self._scale.count(worker.register.id, worker.register.incarnation, message.engines)
                 self._builds.run(worker.register.id, message.engines, is_draining=message.draining)
                 self.act()
             case control.BuildReport():
@@ -218,7 +227,7 @@ class Controller:
                 name = f"{edge.register.id}/{incarnation}"
                 self._tally.report(name, counts)
                 self._recent.report(name, counts, edge.heard_s)
-                edge.in_flight = in_flight
+                edge.in_flight, edge.waiting = in_flight, message.waiting
             case control.QuotaDemand() | control.QuotaAck():
                 name = f"{edge.register.id}/{edge.register.incarnation}"
                 self._quotas.on_message(name, message)
@@ -243,6 +252,8 @@ class Controller:
             case "warm":
                 detail = self._warm(message.argument)
                 peer.send(control.encode(control.Answer(not detail, detail, b"{}", message.id)))
+            case "why":
+                peer.send(control.encode(self._why(message.argument, message.id)))
             case "unload":
                 peer.send(control.encode(self._unload(message.argument, message.id)))
             case what:
@@ -266,6 +277,8 @@ class Controller:
         """Wait until what was asked is answered; nothing new may be."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=s_max)
+        if self._may_act():
+            await self._scale.finish()
 
     # questions
 
@@ -295,6 +308,7 @@ class Controller:
             phases=self._times.rows(),
             registry_error=self._registry_error,
             nodes=self._nodes.status(),
+            wanted=self._scale.wanted(),
         )
 
     async def _poke(self, peer: Peer, ask_id: int) -> None:
@@ -337,16 +351,19 @@ class Controller:
         spec = self._watch.snapshot.specs.get(endpoint)
         if spec is None:
             return f"there is no endpoint {endpoint!r}"
-        views = [worker.view() for worker in self._workers.values()]
+        if not self._nodes.views(self._seen()):
+            return "there is no worker"
         for variant in spec.variants:
-            ref = (variant.model, variant.version)
-            self._let_go.pop(ref, None)
-            route = placement.route(ref, views)
-            if not route.wake_at:
-                return "there is no worker"
-            if not route.warm:
-                self._command(placement.Load(route.wake_at[0], ref))
+            self._let_go.pop((variant.model, variant.version), None)
+        self._scale.warm(spec)
+        self.act()
         return ""
+
+    def _why(self, endpoint: str, ask_id: int) -> control.Answer:
+        spec = self._watch.snapshot.specs.get(endpoint)
+        if spec is None:
+            return control.Answer(False, f"there is no endpoint {endpoint!r}", b"", ask_id)
+        return control.Answer(True, "", msgspec.json.encode(self._scale.why(spec)), ask_id)
 
     def _unload(self, endpoint: str, ask_id: int) -> control.Answer:
         """Let the workers drop what `endpoint` alone names; answer with what that is."""
@@ -355,6 +372,7 @@ class Controller:
             return control.Answer(False, f"there is no endpoint {endpoint!r}", b"", ask_id)
         refs = letting_go.refs_of(endpoint, specs)
         self._let_go.update(dict.fromkeys(refs, False))
+        self._scale.let_go(endpoint)
         self.act()
         return control.Answer(True, "", msgspec.json.encode(refs), ask_id)
 
@@ -408,6 +426,7 @@ class Controller:
             if now_s - before_s > HEARTBEAT_S + STALL_S:
                 for member in self._members():
                     member.heard_s = now_s  # this process stood still; they may have spoken
+                self._scale.hold(2 * HEARTBEAT_S)
             for edge in list(self._edges.values()):
                 if now_s - edge.heard_s > EDGE_SILENCE_S_MAX:
                     edge.peer.close(WireError("it has gone silent"))
@@ -423,6 +442,7 @@ class Controller:
             self._quotas.round()
             self._builds.round()
             self._nodes.round(now_s)
+            self._scale.save_if_due()
             self.act()
 
     def _is_same_reign(self) -> bool:
@@ -440,6 +460,7 @@ class Controller:
         self._quotas.reset()
         self._builds.reset()
         self._nodes.reset()
+        self._scale.reset()
         self._documents = None
         self._routes = None
         self._acting_since_s = None
@@ -466,27 +487,19 @@ class Controller:
             return
         snapshot = self._watch.snapshot
         views = self._nodes.views(self._seen())
-        weights = {
-            name: state.weights
-            for name, state in snapshot.states.items()
-            if name in snapshot.specs and state.revision == snapshot.specs[name].revision
-        }
         self._let_go = letting_go.still(self._let_go, views)
-        wanted = placement.demands(snapshot.specs.values(), weights)
-        wanted = {**wanted, **letting_go.demands(self._let_go)}
+        waiting = [edge.waiting for edge in self._edges.values()]
+        wanted = self._scale.demands(snapshot, views, waiting)
+        wanted.update(letting_go.demands(self._let_go))
         for step in placement.plan(wanted, views):
             self._command(step)
-        kept = {
-            ref: max(demand.replicas_max if demand.idle_s is None else 0, demand.replicas_min)
-            for ref, demand in wanted.items()
-        }
         self._nodes.act(
-            needed_of(("", count) for count in kept.values()),
-            [ref for ref, count in kept.items() if count],
-            {},
-            asyncio.get_running_loop().time(),
+            needed_of((demand.owner, demand.replicas) for demand in wanted.values()),
+            [ref for ref, demand in wanted.items() if demand.replicas],
+            placement.owners(wanted, views),
+            self._scale.now_s(),
         )
-        self._publish_routes(snapshot, self._nodes.views(self._seen()))
+        self._publish_routes(snapshot, self._nodes.views(self._seen()), wanted)
 
     def _seen(self) -> list[WorkerView]:
         return [worker.view() for worker in self._workers.values()]
@@ -503,14 +516,27 @@ class Controller:
         worker.commanded_s[op, step.ref] = now_s
         if len(worker.commanded_s) > COMMANDS_MAX:
             del worker.commanded_s[next(iter(worker.commanded_s))]
-        worker.peer.send(control.encode(control.Command(self._epoch(), op, *step.ref)))
+        is_elsewhere = isinstance(step, placement.Unload) and step.is_elsewhere
+        command = control.Command(self._epoch(), op, *step.ref, is_elsewhere)
+        worker.peer.send(control.encode(command))
 
-    def _publish_routes(self, snapshot: Snapshot, views: list[WorkerView]) -> None:
+    def _publish_routes(
+        self, snapshot: Snapshot, views: list[WorkerView], wanted: Mapping[Ref, placement.Demand]
+    ) -> None:
         # A worker that breaks later must not make every edge of the fleet unready.
         there = len(self._workers) + self._nodes.at_rest
         self._was_complete |= there >= self._workers_expected
+        whose = placement.owners(wanted, views)
+        is_up = any(not view.is_cold and not view.draining for view in views)
         engines = tuple(
-            placement.route(ref, views, is_let_go=ref in self._let_go)
+            placement.route(
+                ref,
+                views,
+                wanted.get(ref, placement.NOTHING),
+                whose,
+                is_let_go=ref in self._let_go,
+                wake_ms=self._scale.wake_ms(ref, is_up=is_up),
+            )
             for ref in sorted(snapshot.manifests)
         )
         named = {worker for engine in engines for worker in (*engine.warm, *engine.wake_at)}

@@ -18,6 +18,7 @@ import uvloop
 from pool import last_good
 from pool.config import ControllerConfig
 from pool.controller import Controller
+from pool.learned import Learned
 from pool.registry_watch import RegistryWatch
 from pool.wire.fleet_secret import load_secrets
 from pool.wire.peer import Address, serve
@@ -114,6 +115,8 @@ async def run(config: ControllerConfig) -> None:
         epoch=lambda: leadership.reign.epoch if leadership.reign else 0,
         workers_expected=config.workers_expected,
         local=local,
+        learned=Learned(store, local),
+        time_scale=config.time_scale,
     )
     controller_of.append(controller)
     interval_s = config.sync_interval_s or (

@@ -14,7 +14,7 @@ from pool.placement import Demand, Ref, WorkerView
 from registry_sync.documents import EndpointSpec
 
 # No replica is kept, and the first round in which it has no calls takes it away.
-NOTHING = Demand(replicas_min=0, replicas_max=0, idle_s=0.0)
+NOTHING = Demand(replicas=0, failed_idle_s=0.0)
 
 
 def refs_of(endpoint: str, specs: Mapping[str, EndpointSpec]) -> list[Ref]:

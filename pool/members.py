@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pool.placement import Ref, WorkerView
@@ -25,7 +26,12 @@ class Worker:
     def view(self) -> WorkerView:
         """Return what placement goes by."""
         engines = {(engine.model, engine.version): engine for engine in self.heartbeat.engines}
-        return WorkerView(self.register.id, self.heartbeat.draining, engines)
+        return WorkerView(
+            self.register.id,
+            self.heartbeat.draining,
+            engines,
+            memory_bytes_max=self.register.memory_bytes_max,
+        )
 
     def status(self) -> WorkerStatus:
         """Return what is shown of it."""
@@ -54,3 +60,4 @@ class Edge:
     heard_s: float
     acked_seq: int = 0
     in_flight: int = 0
+    waiting: Mapping[str, int] = field(default_factory=dict)  # see `Counters`

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from pool.placement import Ref, WorkerView
@@ -136,7 +137,7 @@ class NodeDesk:
             if worker.id in cold:
                 continue
             if worker.id in self._fleet.leaving:
-                worker = WorkerView(worker.id, True, worker.engines)
+                worker = msgspec.structs.replace(worker, draining=True)
             found.append(worker)
         found += [WorkerView(name, False, {}, is_cold=True) for name in cold]
         return sorted(found, key=lambda worker: worker.id)

@@ -1,19 +1,20 @@
 """Where engines are to run: a pure function from what is wanted and what is there.
 
-Decides which worker loads or unloads which engine, and what routes the edges get.  Carries nothing
-out, knows no clock, and remembers nothing: the same views give the same plan.
+Decides which worker loads or unloads which engine, and what routes the edges get.  How many
+replicas are wanted is decided in `scaling`.  Carries nothing out, knows no clock, and remembers
+nothing: the same views give the same plan.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
 
 from pool.wire.control import UNLOADED, EngineRoute, EngineState
-from registry_sync.documents import EndpointSpec
 
 Ref: TypeAlias = tuple[str, str]  # model, version
 
@@ -21,27 +22,26 @@ WAKE_AT_MAX = 3  # so many workers are named for a wake; a fourth would come too
 UNWANTED_IDLE_S = (
     300.0  # an engine that no endpoint names any more stays so long after its last call
 )
+_RANKS = {"warm": 0, "loading": 1, "failed": 2}
 
 
 class WorkerView(msgspec.Struct, frozen=True):
-    """A registered worker as its last heartbeat showed it."""
+    """A worker as its last heartbeat showed it, or a place where one can be started."""
 
     id: str
     draining: bool
     engines: Mapping[Ref, EngineState]
     is_cold: bool = False  # there is no process; a call starts it, a command does not reach it
+    memory_bytes_max: int = 0  # for engines; 0: not known
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """What the endpoints want of one version of a model.
+    """What is wanted of one version now."""
 
-    `idle_s` is None where some endpoint keeps it awake; else the longest time that any of them
-    lets it idle, and nothing loads it before a call does.
-    """
-
-    replicas_min: int
-    replicas_max: int
-    idle_s: float | None
+    replicas: int
+    owner: str = ""  # the endpoint on whose own workers it runs; empty: on those that all share
+    size_bytes: int = 0  # once loaded; 0: not known
+    failed_idle_s: float = 60.0  # one that nobody wants shows so long that it failed
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -56,46 +56,16 @@ class Unload(msgspec.Struct, frozen=True):
 
     worker: str
     ref: Ref
+    is_elsewhere: bool = False  # others have it warm; else it goes only while nobody calls
 
 
-def demands(
-    specs: Iterable[EndpointSpec], weights: Mapping[str, Mapping[str, float]]
-) -> dict[Ref, Demand]:
-    """Return what all endpoints together want of each version they name.
-
-    Args:
-        specs: the current specs.
-        weights: effective weights by endpoint and variant, where they differ from the spec's.
-    """
-    found: dict[Ref, Demand] = {}
-    for spec in specs:
-        effective = weights.get(spec.endpoint, {})
-        for variant in spec.variants:
-            scale = spec.scale
-            serves = effective.get(variant.name, variant.weight) > 0
-            idle_s = None if scale.idle_s == "auto" else float(scale.idle_s)
-            if not serves:
-                # Nobody is routed there; a call for the version itself still wakes it.
-                idle_s = UNWANTED_IDLE_S if idle_s is None else idle_s
-            ref = (variant.model, variant.version)
-            new = Demand(
-                replicas_min=scale.replicas_min if serves else 0,
-                replicas_max=scale.replicas_max if serves else 0,
-                idle_s=idle_s,
-            )
-            old = found.get(ref)
-            found[ref] = new if old is None else _both(old, new)
-    return found
+NOTHING = Demand(replicas=0)
 
 
-def _both(one: Demand, other: Demand) -> Demand:
-    # Only who keeps it awake has its replicas kept; the bound of one that sleeps adds none.
-    awake = [demand for demand in (one, other) if demand.idle_s is None]
-    return Demand(
-        max(one.replicas_min, other.replicas_min),
-        max(demand.replicas_max for demand in awake or (one, other)),
-        None if awake else max(one.idle_s or 0.0, other.idle_s or 0.0),
-    )
+@functools.lru_cache(maxsize=1 << 16)
+def _score(ref: Ref, worker: str) -> bytes:
+    key = f"{ref[0]}\0{ref[1]}\0{worker}".encode()
+    return hashlib.blake2b(key, digest_size=8).digest()
 
 
 def wake_order(ref: Ref, workers: Iterable[str]) -> list[str]:
@@ -107,108 +77,187 @@ def wake_order(ref: Ref, workers: Iterable[str]) -> list[str]:
     >>> wake_order(("m", "1"), ["a", "b"]) == wake_order(("m", "1"), ["b", "a"])
     True
     """
-
-    def score(worker: str) -> bytes:
-        key = f"{ref[0]}\0{ref[1]}\0{worker}".encode()
-        return hashlib.blake2b(key, digest_size=8).digest()
-
-    return sorted(workers, key=score, reverse=True)
+    return sorted(workers, key=lambda worker: _score(ref, worker), reverse=True)
 
 
-def replicas_wanted(demand: Demand, workers: int) -> int:
-    """Return how many replicas are kept without anybody calling.
+def owners(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> dict[str, str]:
+    """Return by worker whose it is: a dedicated endpoint's, or all others' (the empty text).
 
-    Before the autoscaler exists an endpoint that never sleeps has min(workers, replicas_max).
+    Every dedicated endpoint has one worker, also while it sleeps, and more as its versions want
+    more replicas.  One worker is always left to those that share; a dedicated endpoint for which
+    there is none shares as well.  One that runs the endpoint already is taken first, then one that
+    runs nothing that others want, so that a plan made twice moves nothing.
     """
-    if demand.idle_s is None:
-        return min(workers, max(demand.replicas_max, demand.replicas_min))
-    return min(workers, demand.replicas_min)
+    live = {worker.id: worker for worker in workers if not worker.draining}
+    wants: dict[str, int] = {}
+    for demand in wanted.values():
+        if demand.owner:
+            wants[demand.owner] = max(1, demand.replicas, wants.get(demand.owner, 0))
+    counts: dict[str, int] = {}
+    free = len(live) - 1
+    for is_first in (True, False):
+        for owner in sorted(wants):
+            more = 1 if is_first else wants[owner] - counts.get(owner, 0)
+            granted = max(0, min(more, free))
+            if granted:
+                counts[owner] = counts.get(owner, 0) + granted
+                free -= granted
+    found = dict.fromkeys(live, "")
+    for owner, count in counts.items():
+        refs = [ref for ref, demand in wanted.items() if demand.owner == owner]
+        left = [name for name, taken in found.items() if not taken]
+        order = wake_order((owner, ""), left)
+        others = {ref for ref, one in wanted.items() if one.replicas and one.owner != owner}
+        order.sort(key=lambda name: _strangeness(live[name], refs, others))
+        found.update(dict.fromkeys(order[:count], owner))
+    return found
+
+
+def _strangeness(worker: WorkerView, refs: Collection[Ref], others: Collection[Ref]) -> int:
+    """Return how much would move if the worker became the one of `refs`."""
+    running = [ref for ref in worker.engines if _state(worker, ref) in ("warm", "loading")]
+    if any(ref in refs for ref in running):
+        return 0
+    return 2 if any(ref in others for ref in running) else 1
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """Where one version is to be, and what has to happen for that."""
+
+    at: list[WorkerView]  # the workers that may have it
+    loads: list[str]
+    unloads: list[Unload]
+    leaving: set[str]  # workers that have it and are asked no more
+
+
+def _place(
+    ref: Ref, demand: Demand, workers: Sequence[WorkerView], whose: Mapping[str, str]
+) -> _Place:
+    live = [worker for worker in workers if not worker.draining]
+    own = [worker for worker in live if whose.get(worker.id, "") == demand.owner]
+    if not own:
+        own = [worker for worker in live if not whose.get(worker.id, "")]
+    states = {worker.id: _state(worker, ref) for worker in live}
+    up = [worker for worker in own if not worker.is_cold]
+    order = wake_order(ref, [worker.id for worker in up])
+    having = sorted(
+        (name for name in order if states[name] in _RANKS), key=lambda name: _RANKS[states[name]]
+    )
+    fitting = {worker.id for worker in up if _fits(worker, demand.size_bytes)}
+    others = [name for name in order if name in fitting and name not in having]
+    keep = [*having, *others][: demand.replicas]
+    is_warm = any(states[name] == "warm" for name in keep)
+    extra = [
+        worker
+        for worker in live
+        if worker.id not in keep and states[worker.id] in ("warm", "failed")
+    ]
+    return _Place(
+        own,
+        [name for name in keep if states[name] in ("", "draining", "failed")],
+        [
+            Unload(worker.id, ref, is_warm and states[worker.id] == "warm")
+            for worker in extra
+            if is_warm or (not demand.replicas and _may_go(worker.engines[ref], demand))
+        ],
+        {worker.id for worker in extra} if is_warm else set(),
+    )
+
+
+def _may_go(engine: EngineState, demand: Demand) -> bool:
+    is_fresh = engine.state == "failed" and engine.idle_s < demand.failed_idle_s
+    return not engine.calls and not is_fresh
+
+
+def _state(worker: WorkerView, ref: Ref) -> str:
+    engine = worker.engines.get(ref)
+    return "" if engine is None else engine.state
+
+
+def _fits(worker: WorkerView, size_bytes: int) -> bool:
+    used_bytes = sum(engine.bytes for engine in worker.engines.values())
+    return not worker.memory_bytes_max or used_bytes + size_bytes <= worker.memory_bytes_max
 
 
 def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Load | Unload]:
     """Return the steps from what the workers have to what is wanted; empty when they agree.
 
-    A worker that has an engine (loading, warm or failed) keeps it before another one is asked, so
-    that a plan made twice moves nothing.  One that failed is asked to load again; the worker waits
-    as long as its backoff says.  An engine with calls is never unloaded.
+    A worker that has an engine keeps it before another one is asked (warm ones first, failed ones
+    last), so that a plan made twice moves nothing.  One that failed is asked to load again; the
+    worker waits as long as its backoff says.  A version is loaded only where its size is known to
+    fit.  The last replica is never unloaded under a call; one of several is, and drains.
     """
-    live = [worker for worker in workers if not worker.draining and not worker.is_cold]
+    whose = owners(wanted, workers)
     steps: list[Load | Unload] = []
+    unloads: list[Unload] = []
     for ref, demand in wanted.items():
-        order = wake_order(ref, (worker.id for worker in live))
-        having = _having(ref, live)
-        count = replicas_wanted(demand, len(live))
-        others = [worker_id for worker_id in order if worker_id not in having]
-        steps.extend(
-            Load(worker_id, ref)
-            for worker_id in (*having, *others)[:count]
-            if having.get(worker_id, "failed") == "failed"
-        )
-    for worker in live:
-        steps.extend(_unloads(worker, wanted, live))
-    return steps
+        place = _place(ref, demand, workers, whose)
+        steps += [Load(worker, ref) for worker in place.loads]
+        unloads += place.unloads
+    for worker in workers:
+        if not worker.draining:
+            unloads += [
+                Unload(worker.id, ref)
+                for ref, engine in worker.engines.items()
+                if ref not in wanted
+                and engine.state in ("warm", "failed")
+                and not engine.calls
+                and engine.idle_s >= UNWANTED_IDLE_S
+            ]
+    return [*steps, *unloads]
 
 
-def _having(ref: Ref, live: Sequence[WorkerView]) -> dict[str, str]:
-    """Return the state of `ref` by worker that has it: those that work first, in wake order."""
-    states = {
-        worker.id: worker.engines[ref].state
-        for worker in live
-        if ref in worker.engines and worker.engines[ref].state in ("loading", "warm", "failed")
-    }
-    order = sorted(wake_order(ref, states), key=lambda worker: states[worker] == "failed")
-    return {worker: states[worker] for worker in order}
+def route(
+    ref: Ref,
+    workers: Sequence[WorkerView],
+    demand: Demand = NOTHING,
+    whose: Mapping[str, str] | None = None,
+    *,
+    is_let_go: bool = False,
+    wake_ms: int = 0,
+) -> EngineRoute:
+    """Return where `ref` runs now and who is to wake it, for the edges.
 
+    One that sleeps because somebody had it unloaded says so; one that sleeps and is about to be
+    loaded says that it loads.  Workers that drain, or give this version up, serve on for a while:
+    they are named as long as nobody else could answer.
 
-def _unloads(
-    worker: WorkerView, wanted: Mapping[Ref, Demand], live: Sequence[WorkerView]
-) -> list[Unload]:
-    steps = []
-    for ref, engine in worker.engines.items():
-        if engine.state not in ("warm", "failed") or engine.calls:
-            continue
-        demand = wanted.get(ref)
-        idle_s = UNWANTED_IDLE_S if demand is None else demand.idle_s
-        if idle_s is None or engine.idle_s < idle_s:
-            continue
-        keep = 0 if demand is None else replicas_wanted(demand, len(live))
-        if worker.id not in list(_having(ref, live))[:keep]:
-            steps.append(Unload(worker.id, ref))
-    return steps
+    Args:
+        ref: the version.
+        workers: all of them.
+        demand: what is wanted of it.
+        whose: what `owners` says.
+        is_let_go: it was unloaded by request.
+        wake_ms: how long a call would wait that found it asleep; 0: not known.
+    """
+    place = _place(ref, demand, workers, whose or {})
+    live = place.at or list(workers)
+    states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
+    staying = [worker for worker in workers if worker.id not in place.leaving]
+    warm = _warm(ref, (w for w in staying if not w.draining)) or _warm(ref, workers)
+    order = wake_order(ref, (worker.id for worker in live))
+    # Whoever is already loading it is asked first: the call joins that load.  A process is there
+    # sooner than one that has to start.  Who failed to load is asked last: another may well do.
+    ranks = {"loading": 0, "failed": 3}
+    cold = {worker.id for worker in live if worker.is_cold}
+    order.sort(key=lambda name: ranks.get(states[name].state, 1) if name in states else
+               1 + (name in cold))  # fmt: skip
+    failed = [engine for engine in states.values() if engine.state == "failed"]
+    detail = ""
+    if warm:
+        state = "warm"
+    elif any(engine.state == "loading" for engine in states.values()):
+        state = "loading"
+    elif failed:
+        state, detail = "failed", failed[0].detail
+    elif place.loads:
+        state = "loading"
+    else:
+        state, detail = "asleep", UNLOADED if is_let_go else ""
+    return EngineRoute(
+        *(*ref, warm, tuple(order[:WAKE_AT_MAX]), state, detail, 0 if warm else wake_ms)
+    )
 
 
 def _warm(ref: Ref, workers: Iterable[WorkerView]) -> tuple[str, ...]:
-    return tuple(
-        sorted(w.id for w in workers if ref in w.engines and w.engines[ref].state == "warm")
-    )
-
-
-def route(ref: Ref, workers: Sequence[WorkerView], *, is_let_go: bool = False) -> EngineRoute:
-    """Return where `ref` runs now and who is to wake it, for the edges.
-
-    One that sleeps because somebody had it unloaded says so.  Workers that drain serve on for a
-    while: they are named as long as nobody else could answer.
-    """
-    live = [worker for worker in workers if not worker.draining] or list(workers)
-    cold = {worker.id for worker in live if worker.is_cold}
-    states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
-    warm = _warm(ref, live) or _warm(ref, workers)
-    order = wake_order(ref, (worker.id for worker in live))
-    # Whoever is already loading it is asked first: the call joins that load.  Who failed to is
-    # asked last: another worker may well do.  A process is there sooner than one that has to start.
-    ranks = {"loading": 0, "failed": 3}
-    order.sort(
-        key=lambda worker: (
-            ranks.get(states[worker].state, 1) if worker in states else 1 + (worker in cold)
-        )
-    )
-    failed = [engine for engine in states.values() if engine.state == "failed"]
-    if warm:
-        state, detail = "warm", ""
-    elif any(engine.state == "loading" for engine in states.values()):
-        state, detail = "loading", ""
-    elif failed:
-        state, detail = "failed", failed[0].detail
-    else:
-        state, detail = "asleep", UNLOADED if is_let_go else ""
-    return EngineRoute(ref[0], ref[1], warm, tuple(order[:WAKE_AT_MAX]), state, detail)
+    return tuple(sorted(worker.id for worker in workers if _state(worker, ref) == "warm"))

@@ -65,6 +65,7 @@ def status(
     build_outcomes: Mapping[str, int],
     phases: Sequence[Mapping[str, Any]],
     nodes: Sequence[Mapping[str, Any]] = (),
+    wanted: Mapping[tuple[str, str], int] | None = None,
 ) -> dict[str, Any]:
     """Return the document that both commands print; only live processes are in it."""
     return {
@@ -73,7 +74,7 @@ def status(
         "nodes": [dict(node) for node in nodes],
         "edges": [{"id": e.id, "pid": e.pid, "in_flight": e.in_flight} for e in edges],
         "endpoints": [
-            _endpoint(spec, states.get(name), workers, counts, recent, loads)
+            _endpoint(spec, states.get(name), workers, counts, recent, loads, wanted or {})
             for name, spec in sorted(specs.items())
         ],
         "builds": [dict(row) for row in builds],
@@ -126,6 +127,7 @@ def _endpoint(
     counts: Mapping[tuple[str, str], tuple[int, int, int]],
     recent: Mapping[tuple[str, str], Rates],
     loads: Mapping[tuple[str, str], int],
+    wanted: Mapping[tuple[str, str], int],
 ) -> dict[str, Any]:
     refs = {(variant.model, variant.version) for variant in spec.variants}
     engines = [
@@ -153,6 +155,7 @@ def _endpoint(
                     for engine in engines
                     if (engine.model, engine.version) == ref and engine.state == "warm"
                 ),
+                "wanted": wanted.get(ref),  # replicas; None: nothing is decided yet
                 "requests": requests,
                 "errors": errors,
                 "hits": hits,

@@ -18,14 +18,16 @@ class ScalingPolicy:
     def observe(self, signals: Signals) -> None:
         """Take note of what is seen: whenever that changed, and at least every second of use."""
         if signals.arrived > self._arrived or signals.waiting or signals.running:
-            self._used_s = signals.now_s
+            self._used_s = max(self._used_s, signals.now_s - signals.idle_s)
         self._arrived = signals.arrived
 
     def decide(self, limits: Limits, signals: Signals) -> Decision:
         """Return what is wanted now; changes nothing."""
         least = max(limits.replicas_min, int(limits.is_due))
         in_use = signals.waiting + signals.running > 0
-        idle_s = math.inf if limits.idle_s is None else limits.idle_s
+        if limits.idle_s is None:
+            return Decision(replicas=max(1, least), reason="keep-alive", until_s=math.inf)
+        idle_s = limits.idle_s
         until_s = self._used_s + idle_s
         if in_use or signals.now_s < until_s:
             return Decision(replicas=max(1, least), reason="in use", until_s=until_s)

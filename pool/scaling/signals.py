@@ -31,6 +31,8 @@ class Signals(msgspec.Struct, frozen=True, kw_only=True):
     loading: int = 0
     calls_per_s: float = 0.0  # that one warm replica can do; 0: not measured yet
     wake_s: float = 1.0  # from a call for what sleeps to its run, as learned
+    # Since the last call came, as the replicas say; less than since it was seen.  0: not known.
+    idle_s: float = 0.0
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     data = tmp_path_factory.mktemp("two")
     with running_stack(data, engines=TEST_ENGINES, workers=2, edges=2) as stack:
         stack.publish("echo", identity(data / "echo.onnx"))
+        stack.edit_endpoint("echo", scale={"replicas_min": 2})
         until(lambda: warm_in(stack) == 2, 30.0, "a replica in both workers")
         yield stack
 

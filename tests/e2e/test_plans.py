@@ -151,6 +151,7 @@ def test_builder_dies_with_its_worker_and_another_worker_builds(tmp_path: Path) 
     options: dict[str, Any] = {"workers": 2, "engines": (OPTIMIZED,), "env": studio.env}
     with running_stack(tmp_path / "stack", **options) as stack:
         stack.publish("digits", mlp(tmp_path / "m.onnx"))
+        stack.edit_endpoint("digits", scale={"replicas_min": 2})
         builder = until(lambda: studio.at("begun"), 60.0, "a build has begun", 0.05)[0]
         os.kill(parent_of(builder), signal.SIGKILL)
         until(lambda: not is_alive(builder), 10.0, "the builder has ended")

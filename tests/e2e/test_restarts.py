@@ -32,7 +32,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     options = ("--lame-duck-s", str(LAME_DUCK_S))
     with running_stack(data, engines=TEST_ENGINES, edges=2, workers=2, arguments=options) as stack:
         stack.publish("echo", identity(data / "echo.onnx"))
-        stack.edit_endpoint("echo", cache=None)
+        stack.edit_endpoint("echo", cache=None, scale={"replicas_min": 2})
         until(lambda: warm_in(stack) == 2, 30.0, "a replica in both workers")
         yield stack
 
@@ -113,7 +113,7 @@ def test_rolling_restarts_without_a_lame_duck_fail_no_request_of_a_busy_client(
 ) -> None:
     stack = start_stack(engines=TEST_ENGINES, edges=2, workers=2)
     stack.publish("echo", identity(stack.data / "echo.onnx"))
-    stack.edit_endpoint("echo", cache=None)
+    stack.edit_endpoint("echo", cache=None, scale={"replicas_min": 2})
     until(lambda: warm_in(stack) == 2, 30.0, "a replica in both workers")
     load = roll(stack, ["edge-0", "worker-0", "edge-1", "worker-1"])
     print(f"\n{load.answered} requests over 4 restarts, slowest {max(load.latencies_s):.3f} s")

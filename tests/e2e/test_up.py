@@ -305,6 +305,7 @@ def test_up_with_two_of_each_serves_over_both_edges(tmp_path: Path) -> None:
             *("controller", "edge-0", "edge-1", "sync", "worker-0", "worker-1"),
         ]
         stack.publish("one", identity(tmp_path / "one.onnx"))
+        stack.edit_endpoint("one", scale={"replicas_min": 2})
         # Each connection is its own, and the kernel spreads them over the edges.
         assert {stack.infer("one", INPUT).status for _ in range(30)} == {200}
         status = stack.status()

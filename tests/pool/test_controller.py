@@ -496,7 +496,7 @@ async def test_warm_says_what_is_wrong(stack: Stack) -> None:
 
 
 async def test_what_is_unloaded_by_request_sleeps_until_it_is_woken(stack: Stack) -> None:
-    stack.put_spec()  # which never sleeps by its policy
+    stack.put_spec(replicas_min=2)  # which never sleeps by its policy
     await stack.controller.poll()
     one, follower = await stack.joined(worker("w1", engine())), await stack.joined(edge())
     client = await stack.join(control.Ask("unload", "e", 1))

@@ -21,7 +21,7 @@ def spec(name: str, *versions: str) -> EndpointSpec:
 
 
 def plan(let_go: dict[placement.Ref, bool], *workers: WorkerView) -> list[Load | Unload]:
-    wanted = placement.demands([spec("m", "1")], {})
+    wanted = {REF: placement.Demand(2)}
     return placement.plan({**wanted, **letting_go.demands(let_go)}, workers)
 
 

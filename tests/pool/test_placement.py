@@ -17,102 +17,31 @@ from pool.placement import (
     Ref,
     Unload,
     WorkerView,
-    demands,
+    owners,
     plan,
-    replicas_wanted,
     route,
     wake_order,
 )
 from pool.wire.control import EngineState
-from registry_sync.documents import EndpointSpec, Scale, Variant
 
 M1: Ref = ("m", "1")
 M2: Ref = ("m", "2")
-AWAKE = Demand(0, 4, None)
-
-
-def spec(
-    name: str = "e",
-    *variants: tuple[str, str, float],
-    replicas_min: int = 0,
-    replicas_max: int = 4,
-    idle_s: float | None = None,
-) -> EndpointSpec:
-    """An endpoint of (variant, version, weight) over the model `m`."""
-    return EndpointSpec(
-        name,
-        tuple(Variant(v, "m", version, w) for v, version, w in variants or (("a", "1", 100.0),)),
-        scale=Scale(replicas_min, replicas_max, "auto" if idle_s is None else idle_s),
-    )
+ONE, TWO, NONE = Demand(1), Demand(2), Demand(0)
 
 
 def engine(ref: Ref = M1, state: str = "warm", calls: int = 0, idle_s: float = 0.0) -> EngineState:
     return EngineState(*ref, "test", state, calls=calls, idle_s=idle_s, detail=f"{state}!")
 
 
-def worker(name: str, *engines: EngineState, draining: bool = False) -> WorkerView:
-    return WorkerView(name, draining, {(one.model, one.version): one for one in engines})
+def worker(
+    name: str, *engines: EngineState, draining: bool = False, is_cold: bool = False, room: int = 0
+) -> WorkerView:
+    found = {(one.model, one.version): one for one in engines}
+    return WorkerView(name, draining, found, is_cold=is_cold, memory_bytes_max=room)
 
 
 def first_of(ref: Ref, *workers: str) -> str:
     return wake_order(ref, workers)[0]
-
-
-# demands
-
-
-def test_endpoint_that_never_sleeps_wants_its_versions_awake() -> None:
-    assert demands([spec()], {}) == {M1: Demand(0, 4, None)}
-
-
-def test_endpoint_with_a_time_lets_its_versions_sleep_after_it() -> None:
-    assert demands([spec(idle_s=30.0, replicas_min=1)], {}) == {M1: Demand(1, 4, 30.0)}
-
-
-def test_arm_without_weight_wants_nothing_and_may_go() -> None:
-    wanted = demands([spec("e", ("a", "1", 100.0), ("b", "2", 0.0), replicas_min=2)], {})
-    assert wanted[M2] == Demand(0, 0, UNWANTED_IDLE_S)
-
-
-def test_effective_weight_decides_and_not_the_one_of_the_spec() -> None:
-    two = spec("e", ("a", "1", 100.0), ("b", "2", 0.0))
-    wanted = demands([two], {"e": {"a": 0.0, "b": 100.0}})
-    assert (wanted[M1].idle_s, wanted[M2].idle_s) == (UNWANTED_IDLE_S, None)
-
-
-def test_two_endpoints_on_one_version_keep_it_awake_if_one_does() -> None:
-    assert demands([spec("e", idle_s=9.0), spec("f")], {})[M1].idle_s is None
-
-
-def test_two_endpoints_on_one_version_let_it_sleep_after_the_longer_time() -> None:
-    assert demands([spec("e", idle_s=9.0), spec("f", idle_s=60.0)], {})[M1].idle_s == 60.0
-
-
-def test_two_endpoints_on_one_version_need_the_larger_minimum() -> None:
-    both = [spec("e", idle_s=9.0, replicas_min=1), spec("f", idle_s=9.0, replicas_min=3)]
-    assert demands(both, {})[M1].replicas_min == 3
-
-
-def test_bound_of_an_endpoint_that_sleeps_keeps_no_replica_awake() -> None:
-    both = [spec("e", replicas_max=1), spec("f", idle_s=60.0, replicas_max=8)]
-    assert replicas_wanted(demands(both, {})[M1], workers=8) == 1
-    assert demands(both, {}) == demands(both[::-1], {})
-
-
-def test_arm_without_weight_takes_no_replica_from_another_endpoint() -> None:
-    both = [spec("e", ("a", "2", 100.0), ("b", "1", 0.0)), spec("f", replicas_max=3)]
-    assert demands(both, {})[M1] == demands(both[::-1], {})[M1] == Demand(0, 3, None)
-
-
-# how many
-
-
-def test_awake_version_has_a_replica_on_each_worker_up_to_its_bound() -> None:
-    assert [replicas_wanted(Demand(0, 2, None), n) for n in (0, 1, 2, 3)] == [0, 1, 2, 2]
-
-
-def test_sleeping_version_has_its_minimum() -> None:
-    assert [replicas_wanted(Demand(2, 4, 60.0), n) for n in (1, 2, 3)] == [1, 2, 2]
 
 
 # plans
@@ -120,7 +49,7 @@ def test_sleeping_version_has_its_minimum() -> None:
 
 def test_missing_replicas_are_loaded_in_wake_order() -> None:
     order = wake_order(M1, ["a", "b", "c"])
-    steps = plan({M1: Demand(0, 2, None)}, [worker("a"), worker("b"), worker("c")])
+    steps = plan({M1: TWO}, [worker("a"), worker("b"), worker("c")])
     assert steps == [Load(order[0], M1), Load(order[1], M1)]
 
 
@@ -128,32 +57,76 @@ def test_missing_replicas_are_loaded_in_wake_order() -> None:
 def test_worker_that_has_the_engine_keeps_it(state: str) -> None:
     last = wake_order(M1, ["a", "b"])[1]
     views = [worker(name, *([engine(state=state)] if name == last else [])) for name in "ab"]
-    assert plan({M1: Demand(0, 1, None)}, views) == []
+    assert plan({M1: ONE}, views) == []
 
 
 def test_engine_that_failed_keeps_its_place_and_is_tried_again() -> None:
     last = wake_order(M1, ["a", "b"])[1]
     views = [worker(n, *([engine(state="failed")] if n == last else [])) for n in "ab"]
-    assert plan({M1: Demand(0, 1, None)}, views) == [Load(last, M1)]
+    assert plan({M1: ONE}, views) == [Load(last, M1)]
 
 
-def test_engine_that_failed_is_left_alone_where_nobody_wants_it() -> None:
-    assert plan({M1: Demand(0, 4, 60.0)}, [worker("a", engine(state="failed"))]) == []
+def test_engine_that_failed_and_nobody_wants_shows_it_for_a_while() -> None:
+    def failed(idle_s: float) -> list[WorkerView]:
+        return [worker("a", engine(state="failed", idle_s=idle_s))]
+
+    assert plan({M1: NONE}, failed(59.9)) == []
+    assert plan({M1: NONE}, failed(60.0)) == [Unload("a", M1)]
+    assert plan({M1: Demand(0, failed_idle_s=0.0)}, failed(0.0)) == [Unload("a", M1)]
 
 
 def test_worker_that_drains_gets_nothing_and_counts_for_nothing() -> None:
     views = [worker("a", engine(), draining=True), worker("b")]
-    assert plan({M1: Demand(0, 1, None)}, views) == [Load("b", M1)]
+    assert plan({M1: ONE}, views) == [Load("b", M1)]
 
 
 def test_engine_that_drains_is_no_replica() -> None:
-    assert plan({M1: AWAKE}, [worker("a", engine(state="draining"))]) == [Load("a", M1)]
+    assert plan({M1: ONE}, [worker("a", engine(state="draining"))]) == [Load("a", M1)]
 
 
-def test_idle_engine_is_unloaded_once_its_time_is_over() -> None:
-    wanted = {M1: Demand(0, 4, 60.0)}
-    assert plan(wanted, [worker("a", engine(idle_s=59.9))]) == []
-    assert plan(wanted, [worker("a", engine(idle_s=60.0))]) == [Unload("a", M1)]
+def test_engine_that_is_not_wanted_any_more_is_unloaded() -> None:
+    assert plan({M1: NONE}, [worker("a", engine())]) == [Unload("a", M1)]
+
+
+def test_last_replica_is_not_unloaded_under_a_call() -> None:
+    assert plan({M1: NONE}, [worker("a", engine(calls=1))]) == []
+
+
+def test_one_of_several_is_unloaded_under_calls_and_drains() -> None:
+    kept, extra = wake_order(M1, ["a", "b"])
+    views = [worker(name, engine(calls=3)) for name in "ab"]
+    assert plan({M1: ONE}, views) == [Unload(extra, M1, is_elsewhere=True)]
+    assert route(M1, views, ONE).warm == (kept,)
+
+
+def test_replica_stays_until_the_one_that_is_to_replace_it_is_warm() -> None:
+    wanted = {M1: Demand(1, owner="e"), M2: NONE}
+    whose = owners(wanted, [worker("a"), worker("b")])
+    own = next(name for name, owner in whose.items() if owner)
+    other = next(name for name, owner in whose.items() if not owner)
+    # It runs where it may not, and loads where it is to be.
+    views = [worker(other, engine(M1)), worker(own, engine(M1, "loading"))]
+    assert plan(wanted, views) == []
+    assert route(M1, views, wanted[M1], whose).warm == (other,)
+    views = [worker(other, engine(M1)), worker(own, engine(M1))]
+    assert plan(wanted, views) == [Unload(other, M1, is_elsewhere=True)]
+    assert route(M1, views, wanted[M1], whose).warm == (own,)
+
+
+def test_cold_place_is_sent_no_command() -> None:
+    assert plan({M1: TWO}, [worker("a"), worker("b", is_cold=True)]) == [Load("a", M1)]
+
+
+def test_version_is_loaded_only_where_it_is_known_to_fit() -> None:
+    first, last = wake_order(M1, ["a", "b"])
+    full = worker(first, EngineState(*M2, "test", "warm", bytes=60), room=100)
+    wanted = {M1: Demand(1, size_bytes=50), M2: ONE}
+    assert plan(wanted, [full, worker(last, room=100)]) == [Load(last, M1)]
+    assert plan(wanted, [full, worker(last, room=40)]) == []
+    assert plan(wanted, [full, worker(last)]) == [Load(last, M1)]
+    # A call may wake it all the same; it does not say that it is about to load.
+    asleep = route(M1, [full, worker(last, room=40)], wanted[M1])
+    assert (asleep.state, len(asleep.wake_at)) == ("asleep", 2)
 
 
 @pytest.mark.parametrize("state", ["warm", "failed"])
@@ -171,25 +144,76 @@ def test_engine_with_calls_is_never_unloaded() -> None:
     assert plan({}, [worker("a", engine(calls=1, idle_s=1e9))]) == []
 
 
-def test_engine_that_never_sleeps_is_never_unloaded() -> None:
+def test_engine_that_is_wanted_is_never_unloaded() -> None:
     views = [worker(name, engine(idle_s=1e9)) for name in "abc"]
-    assert plan({M1: Demand(0, 1, None)}, views) == []
+    assert plan({M1: Demand(3)}, views) == []
 
 
 def test_minimum_stays_when_the_others_sleep() -> None:
     views = [worker(name, engine(idle_s=1e9)) for name in "abc"]
     kept = first_of(M1, "a", "b", "c")
-    steps = plan({M1: Demand(1, 4, 60.0)}, views)
+    steps = plan({M1: ONE}, views)
     assert {step.worker for step in steps} == {"a", "b", "c"} - {kept}
 
 
 def test_of_two_replicas_the_one_that_works_stays() -> None:
     first, last = wake_order(M1, ["a", "b"])
-    views = [
-        worker(first, engine(state="failed", idle_s=1e9)),
-        worker(last, engine(idle_s=1e9)),
-    ]
-    assert plan({M1: Demand(1, 4, 60.0)}, views) == [Unload(first, M1)]
+    views = [worker(first, engine(state="failed")), worker(last, engine())]
+    assert plan({M1: ONE}, views) == [Unload(first, M1)]
+
+
+# dedicated workers
+
+OWN = Demand(1, owner="e")
+
+
+def test_dedicated_endpoint_has_a_worker_of_its_own_and_the_rest_share() -> None:
+    views = [worker(name) for name in "abc"]
+    wanted = {M1: OWN, M2: Demand(3)}
+    whose = owners(wanted, views)
+    (own,) = [name for name, owner in whose.items() if owner == "e"]
+    steps = plan(wanted, views)
+    assert [step for step in steps if step.ref == M1] == [Load(own, M1)]
+    assert {step.worker for step in steps if step.ref == M2} == {"a", "b", "c"} - {own}
+    assert route(M1, views, OWN, whose).wake_at == (own,)
+    assert own not in route(M2, views, wanted[M2], whose).wake_at
+
+
+def test_dedicated_endpoint_keeps_its_worker_while_it_sleeps() -> None:
+    views = [worker(name) for name in "ab"]
+    awake, asleep = owners({M1: OWN}, views), owners({M1: Demand(0, owner="e")}, views)
+    assert awake == asleep
+    assert sorted(awake.values()) == ["", "e"]
+
+
+def test_worker_that_runs_a_dedicated_endpoint_already_becomes_its_own() -> None:
+    for name in "abc":
+        views = [worker(one, *([engine()] if one == name else [])) for one in "abc"]
+        assert owners({M1: OWN}, views)[name] == "e"
+
+
+def test_one_worker_is_left_to_those_that_share() -> None:
+    wanted = {("m", str(n)): Demand(2, owner=f"e{n}") for n in range(4)}
+    for count in range(7):
+        views = [worker(f"w{n}") for n in range(count)]
+        found = list(owners(wanted, views).values())
+        assert found.count("") == (1 if count else 0)
+        assert (
+            sorted({owner for owner in found if owner}) == [f"e{n}" for n in range(count - 1)][:4]
+        )
+
+
+def test_dedicated_endpoint_without_a_worker_of_its_own_shares() -> None:
+    views = [worker("a")]
+    assert plan({M1: OWN, M2: ONE}, views) == [Load("a", M1), Load("a", M2)]
+    assert route(M1, views, OWN, owners({M1: OWN}, views)).wake_at == ("a",)
+
+
+def test_dedicated_endpoint_gets_as_many_workers_as_it_wants_replicas() -> None:
+    views = [worker(f"w{n}") for n in range(4)]
+    wanted = {M1: Demand(2, owner="e"), M2: ONE}
+    assert list(owners(wanted, views).values()).count("e") == 2
+    assert len([step for step in plan(wanted, views) if step.ref == M1]) == 2
 
 
 # routes
@@ -231,6 +255,23 @@ def test_worker_that_failed_to_load_is_asked_last() -> None:
 def test_engine_that_works_somewhere_hides_that_it_failed_elsewhere() -> None:
     views = [worker("a", engine(state="failed")), worker("b", engine())]
     assert (route(M1, views).state, route(M1, views).detail) == ("warm", "")
+
+
+def test_worker_that_is_up_is_asked_before_one_that_has_to_start() -> None:
+    first, last = wake_order(M1, ["a", "b"])
+    views = [worker(first, is_cold=True), worker(last)]
+    assert route(M1, views).wake_at == (last, first)
+
+
+def test_version_that_is_about_to_be_loaded_says_so() -> None:
+    assert route(M1, [worker("a")], ONE).state == "loading"
+    assert route(M1, [worker("a", is_cold=True)], ONE).state == "asleep"
+    assert route(M1, [], ONE).state == "asleep"
+
+
+def test_route_says_how_long_a_wake_takes_unless_it_is_warm() -> None:
+    assert route(M1, [worker("a")], wake_ms=70).wake_ms == 70
+    assert route(M1, [worker("a", engine())], ONE, wake_ms=70).wake_ms == 0
 
 
 def test_route_without_workers_wakes_nobody() -> None:
@@ -286,11 +327,10 @@ fleets = st.lists(
     ),
     max_size=6,
 )
+refs = st.sampled_from([("m", n) for n in "1234"])
+shared = st.dictionaries(refs, st.builds(Demand, st.integers(0, 4)))
 wishes = st.dictionaries(
-    st.sampled_from([("m", n) for n in "1234"]),
-    st.builds(
-        Demand, st.integers(0, 3), st.integers(1, 6), st.sampled_from([None, None, 60.0, 300.0])
-    ),
+    refs, st.builds(Demand, st.integers(0, 4), st.sampled_from(["", "", "e", "f"]))
 )
 
 
@@ -314,13 +354,17 @@ def carried_out(views: list[WorkerView], steps: list[Load | Unload]) -> list[Wor
 
 def check(wanted: Mapping[Ref, Demand], views: list[WorkerView]) -> None:
     live = [view for view in views if not view.draining]
+    whose = owners(wanted, views)
     for ref, demand in wanted.items():
-        warm = sum(1 for view in live if ref in view.engines and view.engines[ref].state == "warm")
-        assert warm >= replicas_wanted(demand, len(live))
+        own = [view for view in live if whose[view.id] == demand.owner]
+        own = own or [view for view in live if not whose[view.id]]
+        warm = sum(1 for view in own if ref in view.engines and view.engines[ref].state == "warm")
+        assert warm >= min(demand.replicas, len(own))
+        assert len(route(ref, views, demand, whose).warm) >= min(demand.replicas, len(own))
 
 
 @settings(max_examples=300, deadline=None)
-@given(fleets, wishes)
+@given(fleets, shared)
 def test_plan_carried_out_ends_and_does_not_flap(
     fleet: list[tuple[bool, dict[Ref, EngineState]]], wanted: dict[Ref, Demand]
 ) -> None:
@@ -335,6 +379,18 @@ def test_plan_carried_out_ends_and_does_not_flap(
             if isinstance(step, Load):
                 loaded.add(here)
         views = carried_out(views, steps)
+    assert plan(wanted, views) == []
+    check(wanted, views)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleets, wishes)
+def test_plan_with_workers_of_their_own_ends_as_well(
+    fleet: list[tuple[bool, dict[Ref, EngineState]]], wanted: dict[Ref, Demand]
+) -> None:
+    views = [WorkerView(f"w{n}", *parts) for n, parts in enumerate(fleet)]
+    for _ in range(8):
+        views = carried_out(views, plan(wanted, views))
     assert plan(wanted, views) == []
     check(wanted, views)
 

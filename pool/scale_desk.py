@@ -1,0 +1,349 @@
+"""How many replicas of each version are wanted: one policy per version, and what it goes by.
+
+Makes `Signals` of what workers and edges say, asks the policies when something has changed or
+their time has come, and remembers why they said what they said.  Decides nothing itself, knows no
+clock and carries nothing out: the controller does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from pool.placement import Demand, Ref, WorkerView
+from pool.scaling.policy import ScalingPolicy
+from pool.scaling.seen import Seen, Sightings
+from pool.scaling.signals import Decision, Limits, Signals
+from pool.wire.control import EngineState
+
+LOG_MAX: Final = 32  # decisions that are remembered of each version
+OBSERVE_S: Final = 1.0  # a version in use is shown to its policy so often at least
+PAUSE_S: Final = 0.1  # between two decisions on a busy version
+WAKE_S_UNKNOWN: Final = 1.0
+FORGOTTEN_MAX: Final = 4096  # versions that no endpoint names any more, with what was learned
+SAVED_BYTES_MAX: Final = 8 << 20
+POLICY_BYTES_MAX: Final = 64 << 10
+AWAY_S_MAX: Final = 30 * 86_400.0
+
+_log = structlog.get_logger()
+
+
+class _Version(msgspec.Struct, array_like=True, frozen=True):
+    policy: bytes
+    age_s: float = 0.0  # of the policy's state, before the whole was saved
+    rows_per_s: float = 0.0
+    rows_per_call: float = 0.0
+    wake_s: float = 0.0
+    size_bytes: int = 0
+
+
+class _Saved(msgspec.Struct, array_like=True, frozen=True):
+    unix_s: float
+    start_s: float
+    versions: dict[str, _Version]  # by "model/version"
+
+
+@dataclass(slots=True)
+class _Desk:
+    """One version's policy and what it said last."""
+
+    policy: ScalingPolicy
+    key: object = None
+    limits: Limits | None = None
+    signals: Signals | None = None
+    decision: Decision | None = None
+    observed_s: float = -math.inf
+    decided_s: float = -math.inf
+    log: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LOG_MAX))
+
+
+class ScaleDesk:
+    """The policies of all versions.
+
+    Args:
+        time_scale: the policies see time pass so many times faster.
+        make: a policy for a version that had none.
+    """
+
+    def __init__(
+        self, *, time_scale: float = 1.0, make: Callable[[], ScalingPolicy] = ScalingPolicy
+    ) -> None:
+        self._time_scale = time_scale
+        self._make = make
+        # The whole mutable state: what is seen, the policies, what predecessors had learned, how
+        # long a process takes to start, and until when nothing is decided.
+        self._seen = Sightings()
+        self._desks: dict[Ref, _Desk] = {}
+        self._saved: dict[Ref, tuple[_Version, float]] = {}  # and when that was
+        self._start_s = 0.0
+        self._origin: tuple[float, float] | None = None  # monotonic, unix: of the first round
+        self._is_restored = False
+        self._held_until_s = -math.inf
+
+    # what is seen
+
+    def count(self, worker: str, incarnation: str, engines: Iterable[EngineState]) -> None:
+        """Take note of a worker's report."""
+        self._seen.count(worker, incarnation, engines)
+
+    def started(self, phases: Mapping[str, int]) -> None:
+        """Take note of how long a worker process took to start, in microseconds by phase."""
+        start_s = sum(phases.values()) / 1e6
+        if start_s:
+            self._start_s = start_s if not self._start_s else (self._start_s + start_s) / 2
+
+    def hold(self, until_s: float) -> None:
+        """Decide nothing before `until_s`: what is known is older than it seems."""
+        self._held_until_s = until_s
+
+    # what is wanted
+
+    def round(
+        self,
+        limits: Mapping[Ref, Limits],
+        workers: Sequence[WorkerView],
+        *,
+        now_s: float,
+        unix_s: float,
+        waiting: Mapping[Ref, int] | None = None,
+        owners: Mapping[Ref, str] | None = None,
+    ) -> dict[Ref, Demand]:
+        """Return what is wanted of every version that has limits.
+
+        Args:
+            limits: what the endpoints allow.
+            workers: all of them, as they are now.
+            now_s: monotonic.
+            unix_s: wall clock.
+            waiting: calls that wait at edges, because no worker can be reached.
+            owners: of the versions that have workers of their own, whose.
+        """
+        self._seen.look((worker.engines, worker.draining) for worker in workers)
+        self._origin = self._origin or (now_s, unix_s)
+        for ref in [ref for ref in self._desks if ref not in limits]:
+            self._put_away(ref, now_s)
+        is_up = any(not worker.is_cold and not worker.draining for worker in workers)
+        demands: dict[Ref, Demand] = {}
+        for ref, allowed in limits.items():
+            seen = self._seen.versions.setdefault(ref, Seen())
+            at_edges = (waiting or {}).get(ref, 0)
+            if not self._is_restored or now_s < self._held_until_s:
+                there = seen.warm + seen.loading + int(at_edges > 0)
+                replicas = max(allowed.replicas_min, int(allowed.is_due), there)
+            else:
+                signals = self._signals(seen, at_edges, now_s, unix_s, is_up=is_up)
+                replicas = self._ask(ref, allowed, signals, now_s)
+            demands[ref] = Demand(replicas, (owners or {}).get(ref, ""), seen.size_bytes)
+        return demands
+
+    def next_s(self) -> float:
+        """Return when to ask again if nothing happens before; infinite: never."""
+        times_s = (desk.decision.until_s for desk in self._desks.values() if desk.decision)
+        return min(times_s, default=math.inf) / self._time_scale
+
+    def wake_s(self, ref: Ref, *, is_up: bool = True) -> float:
+        """Return how long a call waits that finds `ref` asleep; 0: not known."""
+        seen = self._seen.versions.get(ref)
+        wake_s = seen.wake_s if seen is not None else 0.0
+        return wake_s + (0.0 if is_up else self._start_s) if wake_s else 0.0
+
+    def _signals(
+        self, seen: Seen, at_edges: int, now_s: float, unix_s: float, *, is_up: bool
+    ) -> Signals:
+        scale = self._time_scale
+        wake_s = seen.wake_s or WAKE_S_UNKNOWN
+        if scale != 1.0:
+            assert self._origin is not None
+            unix_s = self._origin[1] + (now_s - self._origin[0]) * scale
+        return Signals(
+            now_s=now_s * scale,
+            unix_s=unix_s,
+            arrived=seen.arrived,
+            waiting=seen.waiting + at_edges,
+            running=seen.running,
+            warm=seen.warm,
+            loading=seen.loading,
+            calls_per_s=seen.calls_per_s / scale,
+            wake_s=(wake_s + (0.0 if is_up else self._start_s)) * scale,
+            idle_s=seen.idle_s * scale,
+        )
+
+    def _ask(self, ref: Ref, limits: Limits, signals: Signals, now_s: float) -> int:
+        desk = self._desks.get(ref)
+        if desk is None:
+            desk = self._desks[ref] = _Desk(self._take_out(ref, now_s))
+        key = (signals.arrived, signals.waiting, signals.running, signals.warm, signals.loading)
+        in_use = signals.waiting + signals.running > 0
+        was_used = desk.signals is not None and desk.signals.waiting + desk.signals.running > 0
+        is_news = key != desk.key
+        if is_news and in_use and was_used and now_s < desk.decided_s + PAUSE_S:
+            is_news = False  # a moment later, and then all of it at once
+        try:
+            if is_news or (in_use and now_s >= desk.observed_s + OBSERVE_S):
+                desk.policy.observe(signals)
+                desk.observed_s = now_s
+                is_news = True
+            decision = desk.decision
+            is_over = decision is None or signals.now_s >= decision.until_s
+            if decision is None or is_news or is_over or limits != desk.limits:
+                decision = desk.policy.decide(limits, signals)
+                self._note(desk, limits, signals, decision)
+                desk.key, desk.decided_s = key, now_s
+        except Exception:
+            # A policy's bug on one version must not take the controller away from all the others.
+            _log.exception("bug", model=ref[0], version=ref[1])
+            del self._desks[ref]  # a new one may do better than what was learned wrong
+            return max(limits.replicas_min, int(limits.is_due), signals.warm, int(in_use))
+        return decision.replicas
+
+    def _note(self, desk: _Desk, limits: Limits, signals: Signals, decision: Decision) -> None:
+        before = desk.decision
+        if (
+            before is None
+            or before.replicas != decision.replicas
+            or before.reason != decision.reason
+        ):
+            desk.log.append(
+                {
+                    "unix_s": round(signals.unix_s, 3),
+                    "now_s": signals.now_s,
+                    "replicas": decision.replicas,
+                    "before": before.replicas if before is not None else None,
+                    "reason": decision.reason,
+                    "terms": _plain(decision.terms),
+                }
+            )
+        desk.limits, desk.signals, desk.decision = limits, signals, decision
+
+    # why
+
+    def why(self, ref: Ref, now_s: float) -> dict[str, Any]:
+        """Return what is wanted of a version, what that goes by, and how it came about."""
+        desk = self._desks.get(ref)
+        seen = self._seen.versions.get(ref, Seen())
+        found: dict[str, Any] = {"model": ref[0], "version": ref[1], "wanted": None}
+        found["learned"] = {
+            "rows_per_s": round(seen.rows_per_s, 3),
+            "calls_per_s": round(seen.calls_per_s, 3),
+            "wake_s": round(seen.wake_s, 4),
+            "start_s": round(self._start_s, 4),
+            "bytes": seen.size_bytes,
+        }
+        if desk is None or desk.decision is None or desk.signals is None:
+            return {**found, "reason": "nothing is decided yet", "log": []}
+        decision, now_s = desk.decision, now_s * self._time_scale
+        left_s = decision.until_s - now_s
+        return {
+            **found,
+            "wanted": decision.replicas,
+            "reason": decision.reason,
+            "holds_s": round(max(0.0, left_s), 3) if math.isfinite(left_s) else None,
+            "terms": _plain(decision.terms),
+            "demand": {
+                "arrived": desk.signals.arrived,
+                "waiting": desk.signals.waiting,
+                "running": desk.signals.running,
+                "warm": seen.warm,
+                "loading": seen.loading,
+                "seen_s_ago": round(max(0.0, now_s - desk.signals.now_s), 3),
+            },
+            "limits": msgspec.to_builtins(desk.limits),
+            "log": [
+                {
+                    **{name: value for name, value in entry.items() if name != "now_s"},
+                    "s_ago": round(now_s - entry["now_s"], 3),
+                }
+                for entry in desk.log
+            ],
+        }
+
+    def wanted(self) -> dict[Ref, int]:
+        """Return how many replicas were wanted last of each version that has a policy."""
+        desks = self._desks.items()
+        return {ref: desk.decision.replicas for ref, desk in desks if desk.decision is not None}
+
+    # what was learned
+
+    def save(self, now_s: float, unix_s: float) -> bytes:
+        """Return what was learned: no more than `SAVED_BYTES_MAX`, what is served first."""
+        versions: dict[str, _Version] = {}
+        left_bytes = SAVED_BYTES_MAX
+        found = {**dict.fromkeys(self._desks), **dict.fromkeys(self._saved)}
+        for ref in found:
+            saved = self._saved_of(ref, now_s)
+            size_bytes = len(saved.policy) + 256
+            if len(saved.policy) <= POLICY_BYTES_MAX and size_bytes <= left_bytes:
+                versions["/".join(ref)] = saved
+                left_bytes -= size_bytes
+        return msgspec.msgpack.encode(_Saved(unix_s, self._start_s, versions))
+
+    def restore(self, data: bytes | None, now_s: float, unix_s: float) -> bool:
+        """Take over what a predecessor had learned, before which nothing is decided.
+
+        Args:
+            data: from its `save`; None: there is nothing.
+            now_s: monotonic.
+            unix_s: wall clock: tells how long nobody was there to learn.
+
+        Returns:
+            False if `data` is not readable; then everything is learned anew.
+        """
+        self._is_restored = True
+        if data is None:
+            return True
+        try:
+            saved = msgspec.msgpack.decode(data, type=_Saved)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return False
+        away_s = min(max(0.0, unix_s - saved.unix_s), AWAY_S_MAX)
+        self._start_s = self._start_s or saved.start_s
+        for name, version in saved.versions.items():
+            model, _, number = name.partition("/")
+            ref = (model, number)
+            self._saved[ref] = (version, now_s - away_s - version.age_s)
+            seen = self._seen.versions.setdefault(ref, Seen())
+            seen.rows_per_s = seen.rows_per_s or version.rows_per_s
+            seen.rows_per_call = seen.rows_per_call or version.rows_per_call
+            seen.wake_s = seen.wake_s or version.wake_s
+            seen.size_bytes = seen.size_bytes or version.size_bytes
+        return True
+
+    def _saved_of(self, ref: Ref, now_s: float) -> _Version:
+        if ref not in self._desks:
+            saved, at_s = self._saved[ref]
+            return msgspec.structs.replace(saved, age_s=max(0.0, now_s - at_s))
+        desk, seen = self._desks[ref], self._seen.versions.get(ref, Seen())
+        if desk.signals is not None:  # so that its times are relative to now
+            moved_s = now_s * self._time_scale - desk.signals.now_s
+            unix_s = desk.signals.unix_s + moved_s
+            now = msgspec.structs.replace(
+                desk.signals, now_s=desk.signals.now_s + moved_s, unix_s=unix_s
+            )
+            desk.policy.observe(now)
+        return _Version(
+            *(desk.policy.save(), 0.0, seen.rows_per_s, seen.rows_per_call),
+            *(seen.wake_s, seen.size_bytes),
+        )
+
+    def _take_out(self, ref: Ref, now_s: float) -> ScalingPolicy:
+        policy = self._make()
+        saved, at_s = self._saved.pop(ref, (None, now_s))
+        if saved is not None and saved.policy:
+            policy.restore(saved.policy, at_s * self._time_scale)
+        return policy
+
+    def _put_away(self, ref: Ref, now_s: float) -> None:
+        self._saved[ref] = (self._saved_of(ref, now_s), now_s)
+        del self._desks[ref]
+        while len(self._saved) > FORGOTTEN_MAX:
+            del self._saved[next(iter(self._saved))]
+
+
+def _plain(terms: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: round(v, 6) if math.isfinite(v) else None for name, v in terms.items()}

@@ -1,0 +1,241 @@
+"""The controller's hand on the scale desk: when it is asked, what time it is, and what is kept.
+
+Owns the timer of the next decision, the checkpoint of what was learned, and until when endpoints
+are warm by request or by the clock.  What is wanted is decided in `scaling`; where it is to be, in
+`placement`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+
+from pool.learned import Learned
+from pool.placement import Demand, Ref, WorkerView
+from pool.registry_watch import Snapshot
+from pool.scale_desk import ScaleDesk
+from pool.scaling.due import timed, why_due
+from pool.scaling.limits import limits_of, owners_of
+from pool.scaling.signals import Limits
+from pool.wire import control
+from registry_sync.documents import EndpointSpec
+
+SAVE_S: Final = 300.0
+LOAD_S_MAX: Final = 5.0  # a registry that is slower loses to this node's copy
+LAST_SAVE_S_MAX: Final = 2.0
+LOOK_S_MIN: Final = 0.05  # between two looks that a policy asks for
+LEAD_S: Final = 1.0  # before the hours of a schedule, besides the wake itself
+ASKED_S: Final = 600.0  # `warm` alone, where a learned policy decides afterwards
+
+_log = structlog.get_logger()
+
+
+class ScaleOrders:
+    """What is wanted, for one controller.
+
+    Args:
+        act: called when a policy's time has come.
+        learned: where it is kept what was learned; None: nowhere.
+        time_scale: see `ScaleDesk`.
+    """
+
+    def __init__(
+        self, act: Callable[[], None], learned: Learned | None = None, *, time_scale: float = 1.0
+    ) -> None:
+        self._act = act
+        self._learned = learned
+        self._time_scale = time_scale
+        # The whole mutable state: the desk, what is under way, and what was made of which snapshot.
+        self._desk = ScaleDesk(time_scale=time_scale)
+        self._asked_s: dict[str, float] = {}  # endpoint → warm until then, by request
+        self._timer: asyncio.TimerHandle | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._saving: asyncio.Task[object] | None = None
+        self._saved_s: float | None = None  # None: nothing is restored yet
+        self._snapshot: Snapshot | None = None
+        self._timed: Mapping[str, tuple[str, float]] = {}
+        self._due: dict[str, str] = {}
+        self._limits: Mapping[Ref, Limits] = {}
+        self._owners: Mapping[Ref, str] = {}
+
+    # members
+
+    def join(self, register: control.RegisterWorker) -> None:
+        """Take note of a worker."""
+        self._desk.started(register.phases)
+        self._desk.count(register.id, register.incarnation, register.engines)
+
+    def count(self, worker: str, incarnation: str, engines: Iterable[control.EngineState]) -> None:
+        """Take note of a heartbeat."""
+        self._desk.count(worker, incarnation, engines)
+
+    # what is wanted
+
+    def demands(
+        self,
+        snapshot: Snapshot,
+        workers: Sequence[WorkerView],
+        waiting: Iterable[Mapping[str, int]],
+    ) -> dict[Ref, Demand]:
+        """Return what is wanted now, and see that it is asked for again in time.
+
+        Args:
+            snapshot: the documents that hold.
+            workers: all of them.
+            waiting: by edge: calls that no worker can be reached for, by "model/version".
+        """
+        loop = asyncio.get_running_loop()
+        now_s, unix_s = loop.time(), time.time()
+        if self._loading is None:
+            self._loading = loop.create_task(self._restore())
+        self._make_limits(snapshot, now_s, unix_s)
+        at_edges: dict[Ref, int] = {}
+        for counts in waiting:
+            for name, count in counts.items():
+                model, _, version = name.partition("/")
+                at_edges[model, version] = at_edges.get((model, version), 0) + count
+        found = self._desk.round(
+            self._limits,
+            workers,
+            now_s=now_s,
+            unix_s=unix_s,
+            waiting=at_edges,
+            owners=self._owners,
+        )
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        next_s = self._desk.next_s()
+        if math.isfinite(next_s):
+            self._timer = loop.call_at(max(next_s, now_s + LOOK_S_MIN), self._act)
+        return found
+
+    def _make_limits(self, snapshot: Snapshot, now_s: float, unix_s: float) -> None:
+        is_new = snapshot is not self._snapshot
+        if is_new:
+            self._timed = timed(snapshot.specs, snapshot.states)
+        self._asked_s = {
+            name: until_s
+            for name, until_s in self._asked_s.items()
+            if now_s < until_s and name in snapshot.specs
+        }
+        due = dict.fromkeys(self._asked_s, "request")
+        for name, (schedule, until_unix_s) in self._timed.items():
+            lead_s = LEAD_S + 1.5 * self._wake_s(snapshot.specs[name])
+            why = why_due(schedule, until_unix_s, unix_s, lead_s)
+            if why:
+                due[name] = why
+        if is_new or due != self._due:
+            self._snapshot, self._due = snapshot, due
+            self._limits = limits_of(snapshot.specs.values(), weights_of(snapshot), due)
+            self._owners = owners_of(snapshot.specs.values())
+
+    def _wake_s(self, spec: EndpointSpec) -> float:
+        return max(self._desk.wake_s((v.model, v.version), is_up=False) for v in spec.variants)
+
+    def warm(self, spec: EndpointSpec) -> None:
+        """Have an endpoint warm for a while from now on, by request."""
+        idle_s = ASKED_S if spec.scale.idle_s == "auto" else float(spec.scale.idle_s)
+        now_s = asyncio.get_running_loop().time()
+        self._asked_s[spec.endpoint] = now_s + idle_s / self._time_scale
+
+    def let_go(self, endpoint: str) -> None:
+        """Take back what `warm` asked for."""
+        self._asked_s.pop(endpoint, None)
+
+    def wake_ms(self, ref: Ref, *, is_up: bool) -> int:
+        """Return how long a call waits that finds `ref` asleep, to two digits; 0: not known."""
+        wake_ms = self._desk.wake_s(ref, is_up=is_up) * 1e3
+        return math.ceil(float(f"{wake_ms:.1e}")) if wake_ms else 0
+
+    def now_s(self) -> float:
+        """Return the time by which policies go; monotonic."""
+        return asyncio.get_running_loop().time() * self._time_scale
+
+    def hold(self, for_s: float) -> None:
+        """Decide nothing for a while: heartbeats have waited to be read."""
+        self._desk.hold(asyncio.get_running_loop().time() + for_s)
+
+    # why
+
+    def wanted(self) -> dict[Ref, int]:
+        """Return how many replicas were wanted last of each version that has a policy."""
+        return self._desk.wanted()
+
+    def why(self, spec: EndpointSpec) -> dict[str, Any]:
+        """Return what `tidepool status --why` shows of an endpoint."""
+        now_s = asyncio.get_running_loop().time()
+        refs = dict.fromkeys((variant.model, variant.version) for variant in spec.variants)
+        return {
+            "endpoint": spec.endpoint,
+            "due": self._due.get(spec.endpoint, ""),
+            "versions": [
+                {**self._desk.why(ref, now_s), "owner": self._owners.get(ref, "")} for ref in refs
+            ],
+        }
+
+    # what was learned
+
+    async def _restore(self) -> None:
+        """Take over what a predecessor had learned; until then nothing is put to sleep."""
+        data: bytes | None = None
+        if self._learned is not None:
+            try:
+                async with asyncio.timeout(LOAD_S_MAX):
+                    data = await asyncio.to_thread(self._learned.load)
+            except TimeoutError:
+                _log.warning("learned_unreachable", error=f"not within {LOAD_S_MAX:g} s")
+                data = await asyncio.to_thread(self._learned.load_local)
+        now_s = asyncio.get_running_loop().time()
+        if not self._desk.restore(data, now_s, time.time()):
+            _log.warning("learned_unreadable", bytes=len(data or b""))
+        self._saved_s = now_s
+        self._act()
+
+    def save_if_due(self) -> None:
+        """Keep what was learned, every now and then."""
+        now_s = asyncio.get_running_loop().time()
+        is_saving = self._saving is not None and not self._saving.done()
+        if self._saved_s is None or now_s - self._saved_s < SAVE_S or is_saving:
+            return
+        self._save(now_s)
+
+    def _save(self, now_s: float) -> None:
+        if self._learned is None:
+            return
+        self._saved_s = now_s
+        data = self._desk.save(now_s, time.time())
+        work = asyncio.to_thread(self._learned.save, data)
+        self._saving = asyncio.get_running_loop().create_task(work)
+
+    async def finish(self) -> None:
+        """Keep what was learned, once more; a registry that hangs is not waited for."""
+        if self._saved_s is not None:
+            self._save(asyncio.get_running_loop().time())
+        if self._saving is not None:
+            await asyncio.wait([self._saving], timeout=LAST_SAVE_S_MAX)
+
+    def reset(self) -> None:
+        """Forget everything: somebody else leads."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._loading is not None:
+            self._loading.cancel()
+        self._timer = self._loading = self._saved_s = self._snapshot = None
+        self._asked_s.clear()
+        self._due.clear()
+        self._desk = ScaleDesk(time_scale=self._time_scale)
+
+
+def weights_of(snapshot: Snapshot) -> dict[str, Mapping[str, float]]:
+    """Return the effective weights, where the controller has set others than the spec's."""
+    return {
+        name: state.weights
+        for name, state in snapshot.states.items()
+        if name in snapshot.specs and state.revision == snapshot.specs[name].revision
+    }

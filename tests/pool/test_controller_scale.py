@@ -1,0 +1,262 @@
+"""The controller as it scales: what it commands, what routes say, what it keeps and explains."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+import pytest
+
+from pool import controller as controller_module
+from pool import scale_orders
+from pool.controller import Controller
+from pool.learned import KEY, Learned
+from pool.wire import control
+from registry_sync.documents import EndpointState
+from registry_sync.endpoints import update_state
+from registry_sync.stores import NotFound
+from tests.support.control import Member, beat, edge, engine, worker
+from tests.support.control_stack import Stack, running_controller
+
+SOON_S = 0.15  # long enough for what must not come, on a loopback socket
+
+
+@pytest.fixture
+async def stack(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
+    monkeypatch.setattr(controller_module, "SETTLE_S", 0.0)
+    async with running_controller() as made:
+        yield made
+
+
+def with_learned(stack: Stack) -> Controller:
+    """Let the next controller of a stack know what the last one had learned."""
+    stack.controller = Controller(
+        stack.watch,
+        may_act=lambda: stack.leads,
+        epoch=lambda: stack.epoch,
+        workers_expected=0,
+        local=stack.local,
+        learned=Learned(stack.store, stack.local),
+    )
+    return stack.controller
+
+
+async def until(fits: Callable[[], object], what: str) -> None:
+    async with asyncio.timeout(10.0):
+        while not fits():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def ops(member: Member) -> list[tuple[str, bool]]:
+    return [(command.op, command.is_elsewhere) for command in member.all(control.Command)]
+
+
+async def test_new_endpoint_has_one_warm_replica(stack: Stack) -> None:
+    members = [await stack.joined(worker(name)) for name in ("w1", "w2", "w3")]
+    stack.put_spec()
+    await stack.controller.poll()
+    await until(lambda: any(ops(member) for member in members), "a command")
+    await asyncio.sleep(SOON_S)
+    assert sorted(ops(member) for member in members) == [[], [], [("load", False)]]
+
+
+async def test_replica_too_many_leaves_the_routes_before_it_drains_under_calls(
+    stack: Stack,
+) -> None:
+    stack.put_spec(idle_s=60.0, replicas_min=2)
+    await stack.controller.poll()
+    follower = await stack.joined(edge())
+    busy = engine(calls=1)
+    one, two = [await stack.joined(worker(name, busy)) for name in ("w1", "w2")]
+    await follower.hear(control.Routes, lambda r: len(r.engines[0].warm) == 2)
+    assert ops(one) == ops(two) == []
+    stack.put_spec(idle_s=60.0, replicas_min=1)
+    await stack.controller.poll()
+    routes = await follower.hear(control.Routes, lambda r: r.engines[0].warm in (("w1",), ("w2",)))
+    (kept,) = routes.engines[0].warm
+    gone = two if kept == "w1" else one
+    assert (await gone.hear(control.Command)).is_elsewhere
+    assert ops(one) + ops(two) == [("unload", True)]
+
+
+async def test_version_that_a_call_woke_stays_for_its_time(stack: Stack) -> None:
+    stack.put_spec(idle_s=0.5)
+    await stack.controller.poll()
+    follower = await stack.joined(edge())
+    one = await stack.joined(worker("w1"))
+    one.say(beat(engine(state="loading", calls=1)))
+    one.say(beat(engine(calls=1)))
+    one.say(beat(engine(idle_s=0.0)))
+    await follower.hear(control.Routes, lambda r: bool(r.engines and r.engines[0].warm))
+    await asyncio.sleep(SOON_S)
+    assert ops(one) == []
+    await one.hear(control.Command)  # by the policy's own time, and no heartbeat
+    assert ops(one) == [("unload", False)]
+
+
+async def test_what_is_warm_by_request_stays_for_a_while(stack: Stack) -> None:
+    stack.put_spec(idle_s=1.0)
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1"))
+    client = await stack.join(control.Ask("warm", "e", 7))
+    assert (await client.hear(control.Answer)).ok
+    await one.hear(control.Command)
+    one.say(beat(engine(idle_s=30.0)))
+    await asyncio.sleep(SOON_S)
+    assert ops(one) == [("load", False)]
+    stack.controller.act()  # as the next round does
+    await asyncio.sleep(1.0)
+    stack.controller.act()
+    await one.hear(control.Command, lambda command: command.op == "unload")
+
+
+async def test_endpoint_is_warm_until_the_time_in_its_state(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.put_spec(idle_s=60.0)
+    now_s = 1_000_000.0
+    monkeypatch.setattr(scale_orders.time, "time", lambda: now_s)
+
+    def until_then(state: EndpointState | None) -> EndpointState:
+        return EndpointState("e", 1, {}, warm_until_unix_s=now_s + 100.0)
+
+    await asyncio.to_thread(update_state, stack.store, "e", until_then)
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1"))
+    assert (await one.hear(control.Command)).op == "load"
+    one.say(beat(engine(idle_s=1e4)))
+    await asyncio.sleep(SOON_S)
+    assert ops(one) == [("load", False)]
+    now_s += 101.0
+    stack.controller.act()
+    await one.hear(control.Command, lambda command: command.op == "unload")
+
+
+async def test_endpoint_is_warm_in_the_hours_of_its_schedule(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eight = 1_795_766_400.0  # Friday, 27 November 2026, 08:00 UTC
+    now_s = eight - 60.0
+    monkeypatch.setattr(scale_orders.time, "time", lambda: now_s)
+    stack.put_spec(idle_s=60.0, warm="Mon-Fri 08:00-18:00 UTC")
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1"))
+    await asyncio.sleep(SOON_S)
+    assert ops(one) == []
+    now_s = eight - 0.5  # it is to be warm when its hours begin
+    stack.controller.act()
+    assert (await one.hear(control.Command)).op == "load"
+    one.say(beat(engine(idle_s=1e4)))
+    now_s = eight + 10 * 3600
+    stack.controller.act()
+    await one.hear(control.Command, lambda command: command.op == "unload")
+
+
+async def test_clock_that_is_stepped_changes_nothing_else(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = time.time()
+    monkeypatch.setattr(scale_orders.time, "time", lambda: now_s)
+    stack.put_spec(idle_s=60.0)
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1"))
+    one.say(beat(engine(calls=1)))
+    one.say(beat(engine(idle_s=0.1)))
+    for step_s in (3600.0, -7200.0, 86_400.0):
+        now_s += step_s
+        one.say(beat(engine(idle_s=0.1)))
+        stack.controller.act()
+        await asyncio.sleep(SOON_S)
+    assert ops(one) == []
+
+
+async def test_routes_say_how_long_a_wake_takes(stack: Stack) -> None:
+    stack.put_spec(idle_s=60.0)
+    await stack.controller.poll()
+    follower = await stack.joined(edge())
+    one = await stack.joined(worker("w1", msgspec.structs.replace(engine(), wake_us=71_234)))
+    one.say(beat())
+    routes = await follower.hear(control.Routes, lambda r: bool(r.engines and r.engines[0].wake_ms))
+    assert (routes.engines[0].state, routes.engines[0].wake_ms) == ("asleep", 71)
+
+
+# why
+
+
+async def test_why_tells_what_is_wanted_of_every_version(stack: Stack) -> None:
+    stack.put_spec(idle_s=60.0)
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1"))
+    one.say(beat(engine(calls=2)))
+    await until(lambda: stack.status()["endpoints"][0]["variants"][0]["wanted"] == 1, "decided")
+    client = await stack.join(control.Ask("why", "e", 5))
+    answer = await client.hear(control.Answer)
+    assert (answer.ok, answer.id) == (True, 5)
+    why = msgspec.json.decode(answer.data)
+    (version,) = why["versions"]
+    assert (why["endpoint"], version["model"], version["wanted"]) == ("e", "m", 1)
+    assert version["demand"]["running"] == 2
+    assert version["log"][-1]["replicas"] == 1
+
+
+async def test_why_of_an_unknown_endpoint_says_so(stack: Stack) -> None:
+    await stack.controller.poll()
+    client = await stack.join(control.Ask("why", "nope", 5))
+    answer = await client.hear(control.Answer)
+    assert (answer.ok, answer.detail) == (False, "there is no endpoint 'nope'")
+
+
+# what was learned
+
+
+async def test_next_controller_goes_on_with_what_was_learned(stack: Stack) -> None:
+    stack.put_spec(idle_s=60.0)
+    await with_learned(stack).poll()
+    one = await stack.joined(worker("w1", msgspec.structs.replace(engine(), wake_us=50_000)))
+    one.say(beat(engine(calls=1)))
+    await until(lambda: stack.status()["endpoints"][0]["variants"][0]["wanted"] == 1, "decided")
+    with pytest.raises(NotFound):
+        stack.store.get(KEY)
+    await stack.controller.finish(1.0)
+    assert stack.store.get(KEY).data
+    one.peer.close()
+
+    await with_learned(stack).poll()
+    follower = await stack.joined(edge())
+    await stack.joined(worker("w1"))
+    routes = await follower.hear(control.Routes, lambda r: bool(r.engines and r.engines[0].wake_ms))
+    assert routes.engines[0].wake_ms == 50
+
+
+async def test_what_was_learned_is_kept_every_few_minutes(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale_orders, "SAVE_S", 0.2)
+    stack.put_spec(idle_s=60.0)
+    await with_learned(stack).poll()
+    await stack.joined(worker("w1"))
+    stack.go(stack.controller.tick_forever())
+    await until(lambda: [e for e in stack.store.list("control") if e.key == KEY], "it is kept")
+
+
+async def test_registry_that_hangs_costs_what_was_learned_and_puts_nothing_to_sleep(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale_orders, "LOAD_S_MAX", 0.4)
+    monkeypatch.setattr(Learned, "load", lambda self: time.sleep(0.8))
+    stack.put_spec(idle_s=60.0)
+    await with_learned(stack).poll()
+    one = await stack.joined(worker("w1", engine(idle_s=1e6)))
+    await asyncio.sleep(SOON_S)
+    assert ops(one) == []
+    assert (await one.hear(control.Command)).op == "unload"
+
+
+async def test_broken_checkpoint_is_learned_anew(stack: Stack) -> None:
+    stack.store.put_new(KEY, b"\xc1garbage")
+    stack.put_spec()
+    await with_learned(stack).poll()
+    one = await stack.joined(worker("w1"))
+    assert (await one.hear(control.Command)).op == "load"

@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "infra.commands.status",
     "warm": "infra.commands.status",
     "bench": "infra.commands.bench",
+    "simulate": "infra.commands.simulate",
 }
 
 

@@ -40,6 +40,7 @@ CONFINED = {
     "boto3": ("registry_sync.s3",),
     "botocore": ("registry_sync.s3",),
     "diskcache": ("edge.disk_store",),
+    "matplotlib": ("infra.simulate.plots",),
     "magika": (),  # the demo's model: infra.demo_files finds it by name, and does without
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from infra.simulate.autoscalers import Kpa, Ray
 from infra.simulate.engine import Load, Maker, Simulated, World
 from infra.simulate.fixed import Fixed
 from infra.simulate.limit import Limit
@@ -26,6 +27,8 @@ FAMILIES: Final[Mapping[str, Callable[[], Maker]]] = {
     "fixed-10m": lambda: lambda load, world: Fixed(600.0),
     "fixed-20m": lambda: lambda load, world: Fixed(1200.0),
     "fixed-60m": lambda: lambda load, world: Fixed(3600.0),
+    "kpa": lambda: lambda load, world: Kpa(),
+    "ray": lambda: lambda load, world: Ray(),
     "limit": lambda: Limit,
 }
 

@@ -90,6 +90,7 @@ class Fleet(Stack):
         pools: int = 1,
         workers: int = 1,
         engines: Sequence[str] = (),
+        pool_arguments: Sequence[str] = (),
     ) -> None:
         super().__init__(folder / "client", StackOptions(registry=registry))
         self.env: dict[str, str | None] = {
@@ -113,6 +114,7 @@ class Fleet(Stack):
                 *("pool", "--data", str(folder / name), "--registry", registry),
                 *("--listen-host", "127.0.0.1", "--lame-duck-s", "0", "--workers", str(workers)),
                 *(part for engine in engines for part in ("--engine", engine)),
+                *pool_arguments,
             )
             for name in "bcd"[:pools]
         ]
@@ -205,9 +207,17 @@ def running_fleet(
     pools: int = 1,
     workers: int = 1,
     engines: Sequence[str] = (),
+    pool_arguments: Sequence[str] = (),
 ) -> Iterator[Fleet]:
     """Run two nodes, or more: `pools` with `workers` each; `env` is what boto3 needs."""
-    fleet = Fleet(folder, registry, env, edges=edges, pools=pools, workers=workers, engines=engines)
+    fleet = Fleet(
+        *(folder, registry, env),
+        edges=edges,
+        pools=pools,
+        workers=workers,
+        engines=engines,
+        pool_arguments=pool_arguments,
+    )
     try:
         fleet.start()
         yield fleet

@@ -287,6 +287,26 @@ def purge(store: Store, name: str, version: str | None = None) -> EndpointState:
     return update_state(store, name, purged)
 
 
+def warm_until(store: Store, name: str, until_unix_s: float) -> EndpointState:
+    """Have an endpoint warm until then, whatever its policy says; returns the new state.
+
+    Args:
+        store: the registry.
+        name: the endpoint.
+        until_unix_s: by the wall clock; 0: no longer.
+
+    Raises:
+        NotFound: there is no such endpoint.
+    """
+    spec, _ = get_spec(store, name)
+
+    def asked(state: EndpointState | None) -> EndpointState:
+        state = state or EndpointState(name, spec.revision, {})
+        return replace(state, warm_until_unix_s=until_unix_s)
+
+    return update_state(store, name, asked)
+
+
 def _require_version(store: Store, spec: EndpointSpec, version: str) -> None:
     # Not only those of the spec: one that it named before is answered from the cache again as
     # soon as a rollback names it.

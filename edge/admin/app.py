@@ -24,7 +24,7 @@ from edge.admin.endpoints import Endpoints
 from edge.admin.engines import Engines
 from edge.admin.keys import ApiKeys
 from edge.admin.models import Models
-from edge.admin.problems import Problem
+from edge.admin.problems import Problem, not_found
 from edge.admin.trail import Trail
 from edge.auth import allow_admin
 from edge.errors import BadRequest, Refusal
@@ -66,6 +66,7 @@ class Admin:
             Route("/readyz", self.readyz),
             Route("/metrics", self.metrics),
             Route("/admin/pool", self.pool),
+            Route("/admin/endpoints/{name}/why", self.why),
             *Endpoints(self._desk).routes(),
             *ApiKeys(self._desk).routes(),
             *Models(self._desk).routes(),
@@ -135,6 +136,19 @@ class Admin:
             found = await self._service.world.ask("status")
         except ConnectionError as error:
             raise Problem(503, "no-controller", str(error)) from None
+        return Response(found.data, media_type="application/json")
+
+    async def why(self, request: Request) -> Response:
+        """What `tidepool status --why NAME --json` prints."""
+        name = request.path_params["name"]
+        if name not in self._service.world.snapshot.endpoints:
+            raise not_found(f"endpoint {name!r:.80}")
+        try:
+            found = await self._service.world.ask("why", name)
+        except ConnectionError as error:
+            raise Problem(503, "no-controller", str(error)) from None
+        if not found.ok:
+            raise not_found(f"endpoint {name!r:.80}")
         return Response(found.data, media_type="application/json")
 
 

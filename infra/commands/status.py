@@ -7,8 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 import typer
@@ -16,25 +18,41 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from infra.changes import recorded
 from infra.client import ask, get
 from infra.commands.options import (
     DATA_DEFAULT,
     Data,
     Json,
+    Reason,
     Registry,
     controller_address,
     node_of,
+    poke,
     said,
     store_of,
 )
 from infra.stack import CannotStart
 from infra.status_view import Document, lines, tables
+from infra.until import parse as parse_until
+from infra.why_view import why_lines
 from pool.wire.control import Answer
+from registry_sync import endpoints
 
 WATCH_S = 1.0
 AdminUrl = Annotated[
     str,
     typer.Option("--url", help="An edge's admin URL, asked with TIDEPOOL_API_KEY; else --data."),
+]
+Why = Annotated[
+    str,
+    typer.Option(
+        "--why", metavar="NAME", help="Show why an endpoint has the replicas that it has."
+    ),
+]
+Until = Annotated[
+    str,
+    typer.Option("--until", help="18:00, 30m, 2h, 2026-12-01T18:00; now: no longer."),
 ]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second.")]
 
@@ -51,8 +69,12 @@ def status_command(
     url: AdminUrl = "",
     json: Json = False,
     watch: Watch = False,
+    why: Why = "",
 ) -> None:
     """Show workers, edges and endpoints, with what the last minute brought."""
+    if why:
+        _show_why(why, data, registry, url, json)
+        return
 
     def look() -> bytes:
         return _by_http(url) if url else _ask(data, registry, "status", "").data
@@ -63,6 +85,14 @@ def status_command(
         _every_second(lambda: _print(look(), json))
     else:
         _watch(look)
+
+
+def _show_why(name: str, data: Path, registry: str, url: str, json: bool) -> None:
+    if url:
+        found = _by_http(url, f"/admin/endpoints/{quote(name, safe='')}/why")
+    else:
+        found = _ask(data, registry, "why", name).data
+    typer.echo(found.decode() if json else "\n".join(why_lines(msgspec.json.decode(found))))
 
 
 def _print(document: bytes, json: bool) -> None:
@@ -103,8 +133,8 @@ def _watch(look: Callable[[], bytes]) -> None:
         _every_second(show)
 
 
-def _by_http(url: str) -> bytes:
-    """Return the status as an edge's admin port tells it.
+def _by_http(url: str, path: str = "/admin/pool") -> bytes:
+    """Return what an edge's admin port tells at `path`.
 
     Raises:
         CannotStart: nobody answers, or the key is not good for it.
@@ -112,7 +142,7 @@ def _by_http(url: str) -> bytes:
     key = os.environ.get("TIDEPOOL_API_KEY", "")
     if not key:
         raise CannotStart("--url needs a key: set TIDEPOOL_API_KEY")
-    status, body = get(f"{url.rstrip('/')}/admin/pool", {"authorization": f"Bearer {key}"}, 20.0)
+    status, body = get(f"{url.rstrip('/')}{path}", {"authorization": f"Bearer {key}"}, 20.0)
     if status == 200:
         return body
     if status == 0:
@@ -131,10 +161,34 @@ class _Problem(msgspec.Struct):
     detail: str
 
 
-def warm_command(name: str, data: Data = DATA_DEFAULT, registry: Registry = "") -> None:
-    """Let every version of an endpoint be loaded somewhere now."""
-    _ask(data, registry, "warm", name)
-    typer.echo(f"warming {name}")
+def warm_command(
+    name: str,
+    until: Until = "",
+    reason: Reason = "",
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Let every version of an endpoint be loaded somewhere now, and stay so until a time."""
+    if not until:
+        _ask(data, registry, "warm", name)
+        typer.echo(f"warming {name}")
+        return
+    with said():
+        until_unix_s = parse_until(until, datetime.now().astimezone())
+        store = store_of(data, registry)
+        recorded(
+            *(store, reason, "endpoint.warm", name),
+            lambda: endpoints.warm_until(store, name, until_unix_s),
+            lambda _: ("", ""),
+        )
+        poke(data, store, says_if_nobody=True)
+        if until_unix_s and controller_address(data, store) is not None:
+            _ask(data, registry, "warm", name)  # also if it was unloaded by request
+    if until_unix_s:
+        shown = datetime.fromtimestamp(until_unix_s).astimezone().isoformat(" ", "minutes")
+        typer.echo(f"warming {name} until {shown}")
+    else:
+        typer.echo(f"{name} is warm by request no longer")
 
 
 def _ask(data: Path, registry: str, what: str, argument: str) -> Answer:

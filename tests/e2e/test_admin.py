@@ -491,6 +491,20 @@ def test_the_pool_is_shown(site: Site) -> None:
 # The audit trail.
 
 
+def test_why_an_endpoint_has_its_replicas_is_shown(site: Site) -> None:
+    def why() -> dict[str, Any]:
+        answer = site.stack.request("GET", f"/admin/endpoints/{MODEL}/why", admin=True)
+        assert answer.status == 200
+        found: dict[str, Any] = answer.json()
+        return found
+
+    until(lambda: why()["versions"][0]["wanted"] is not None, 10.0, "something is decided")
+    version = why()["versions"][0]
+    assert version["reason"]
+    assert version["log"]
+    problem(site.stack.request("GET", "/admin/endpoints/absent/why", admin=True), 404, "not-found")
+
+
 def test_every_change_is_recorded_with_key_reason_and_request(site: Site) -> None:
     admin_id, admin = site.key(scopes=["admin"])
     said = {"key": admin, "x_tidepool_reason": "incident 7 %E2%80%93 100 % %C3%BC"}

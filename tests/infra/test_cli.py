@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from registry_sync.endpoints import read_state
 from tests.support.models import identity, mlp
 from tests.support.processes import Ended, command, descendants, environment, is_alive, tidepool
 from tests.support.stack import Stack, running_stack, until
@@ -337,6 +339,30 @@ def test_warm_wakes_an_endpoint_that_sleeps(live: Stack) -> None:
     ended = tidepool("warm", "absent", "--data", str(live.data))
     assert ended.code == 1
     assert "absent" in ended.stderr
+
+
+def test_warm_until_holds_over_the_policy_and_is_kept_in_the_registry(live: Stack) -> None:
+    live.set_endpoint({**yaml.safe_load(spec("dawn")), "scale": {"idle_s": 0.5}})
+    said = live.cli("warm", "dawn", "--until", "2h")
+    assert said.startswith("warming dawn until ")
+    found = read_state(live.store, "dawn")
+    assert found is not None
+    assert 7100 < found[0].warm_until_unix_s - time.time() <= 7200
+    until(lambda: live.variants("dawn")["a"]["replicas"] == 1, 20.0, "it is warm")
+    time.sleep(1.5)  # three times what its policy lets it idle
+    assert live.variants("dawn")["a"]["replicas"] == 1
+    why = json.loads(live.cli("status", "--why", "dawn", "--json"))
+    assert (why["endpoint"], why["due"], why["versions"][0]["wanted"]) == ("dawn", "request", 1)
+    assert "endpoint dawn  due by request" in live.cli("status", "--why", "dawn")
+    assert live.cli("warm", "dawn", "--until", "now") == "dawn is warm by request no longer"
+    for arguments, problem in (
+        (("warm", "dawn", "--until", "25:00"), "'25:00' is no time"),
+        (("warm", "dawn", "--until", "2020-01-01"), "'2020-01-01' is over"),
+        (("warm", "absent", "--until", "2h"), "absent"),
+        (("status", "--why", "absent"), "there is no endpoint 'absent'"),
+    ):
+        ended = tidepool(*arguments, "--data", str(live.data))
+        assert (ended.code, problem in ended.stderr) == (1, True)
 
 
 def test_edge_that_stands_still_does_not_fail_a_change(live: Stack) -> None:

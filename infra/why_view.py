@@ -1,0 +1,82 @@
+"""How `tidepool status --why` explains an endpoint's replicas: lines for a person.
+
+A view of the document that `--json` prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from infra.printable import printable
+
+Document = Mapping[str, Any]
+
+
+def why_lines(why: Document) -> list[str]:
+    """Return the explanation of one endpoint as lines."""
+    why = printable(why)
+    due = {"schedule": "  due by its schedule", "request": "  due by request"}
+    found = [f"endpoint {why['endpoint']}{due.get(why.get('due', ''), '')}"]
+    for version in why["versions"]:
+        found.extend(_version(version))
+    return found
+
+
+def _version(version: Document) -> Iterator[str]:
+    name = f"{version['model']}/{version['version']}"
+    if version["wanted"] is None:
+        yield f"  {name}  {version['reason']}"
+        return
+    count = version["wanted"]
+    holds = _seconds(version["holds_s"]) if version["holds_s"] is not None else ""
+    yield (
+        f"  {name}  {count} replica{'' if count == 1 else 's'} wanted: {version['reason']}"
+        + (f"  unless a call comes, for {holds}" if holds else "")
+    )
+    if version.get("owner"):
+        yield f"    on workers of {version['owner']} alone"
+    demand = version["demand"]
+    yield (
+        f"    demand    {demand['arrived']} calls seen, {demand['waiting']} waiting, "
+        f"{demand['running']} running; {demand['warm']} warm, {demand['loading']} loading"
+    )
+    learned = version["learned"]
+    yield (
+        f"    learned   {_speed(learned['calls_per_s'])} by one replica; "
+        f"a wake takes {_known(learned['wake_s'])}, a process {_known(learned['start_s'])} more"
+    )
+    limits = version["limits"]
+    idle_s = limits["idle_s"]
+    budget = limits.get("replica_hours_per_day_max")
+    yield (
+        f"    limits    {limits['replicas_min']} to {limits['replicas_max']} replicas, idle "
+        + ("learned" if idle_s is None else _seconds(idle_s))
+        + f", a cold start costs {_seconds(limits['cold_start_cost_s'])} of idling"
+        + (f", {budget:g} replica hours a day" if budget is not None else "")
+        + f", forecast {limits['forecast']}"
+    )
+    for term, value in version["terms"].items():
+        yield f"    term      {term} {'unbounded' if value is None else format(value, '.4g')}"
+    for entry in version["log"]:
+        before = "" if entry["before"] is None else f"{entry['before']} → "
+        terms = "  ".join(
+            f"{term} {value:.4g}" for term, value in entry["terms"].items() if value is not None
+        )
+        line = f"    {_seconds(entry['s_ago'])} ago  {before}{entry['replicas']}  {entry['reason']}"
+        yield f"{line}  {terms}".rstrip()
+
+
+def _speed(calls_per_s: float) -> str:
+    return f"{calls_per_s:.4g} calls/s" if calls_per_s else "speed not known"
+
+
+def _known(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds else "an unknown time"
+
+
+def _seconds(seconds: float) -> str:
+    for unit, length_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.3g} {unit}"
+    return f"{seconds:.3g} s"

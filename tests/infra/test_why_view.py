@@ -1,0 +1,46 @@
+"""How the reasons behind an endpoint's replicas read."""
+
+from __future__ import annotations
+
+import msgspec
+
+from infra.why_view import why_lines
+from pool.placement import WorkerView
+from pool.scale_desk import ScaleDesk
+from pool.scaling.signals import Limits
+from pool.wire.control import EngineState
+
+REF = ("m", "1")
+
+
+def explained(**more: object) -> str:
+    desk = ScaleDesk()
+    desk.restore(None, 0.0, 0.0)
+    engine = EngineState("m", "1", "test", "warm", wake_us=70_000, rows_per_s=200.0)
+    limits = {REF: Limits(idle_s=90.0, replica_hours_per_day_max=30.0)}
+    for now_s, calls in ((1.0, 2), (3.0, 0)):
+        engine = msgspec.structs.replace(engine, calls=calls, arrived=2, arrived_rows=8)
+        views = [WorkerView("w", False, {REF: engine})]
+        desk.count("w", "i", [engine])
+        desk.round(limits, views, now_s=now_s, unix_s=now_s)
+    why = {"endpoint": "e", "due": "", "versions": [{**desk.why(REF, 63.0), "owner": ""}], **more}
+    return "\n".join(why_lines(msgspec.json.decode(msgspec.json.encode(why))))
+
+
+def test_it_tells_demand_limits_and_decisions() -> None:
+    text = explained()
+    assert text.startswith("endpoint e\n  m/1  1 replica wanted: ")
+    assert "2 calls seen, 0 waiting, 0 running; 1 warm, 0 loading" in text
+    assert "50 calls/s by one replica; a wake takes 70 ms, a process an unknown time more" in text
+    assert "0 to 4 replicas, idle 90 s, a cold start costs 60 min of idling" in text
+    assert "30 replica hours a day" in text
+    assert "62 s ago  1  " in text
+
+
+def test_it_tells_what_the_clock_wants() -> None:
+    assert explained(due="schedule").startswith("endpoint e  due by its schedule\n")
+
+
+def test_it_tells_when_nothing_is_decided_yet() -> None:
+    why = {"endpoint": "e", "due": "", "versions": [ScaleDesk().why(REF, 0.0)]}
+    assert why_lines(why) == ["endpoint e", "  m/1  nothing is decided yet"]

@@ -60,6 +60,7 @@ class UpOptions:
     cache_memory_bytes: int = 256 << 20
     cache_disk_bytes: int = 1 << 30
     plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT
+    memory_bytes_max: int = 0
     device: str = stack.AUTO
     body_bytes_in_flight_max: int = 512 << 20
     access_log: AccessLogMode = "off"
@@ -226,6 +227,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             engines=options.engines,
             lame_duck_s=options.lame_duck_s,
             plans_bytes_max=options.plans_bytes_max,
+            memory_bytes_max=options.memory_bytes_max,
             on=options.device,
         ),
         *stack.edge_processes(

@@ -211,6 +211,7 @@ def worker_processes(
     lame_duck_s: float = 0.0,
     drain_s_max: float = 30.0,
     plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT,
+    memory_bytes_max: int = 0,
     on: str = AUTO,
 ) -> list[ProcessSpec]:
     """Return the node's workers: on unix sockets, or on TCP from `port` on.
@@ -244,6 +245,7 @@ def worker_processes(
             lame_duck_s=lame_duck_s,
             drain_s_max=drain_s_max,
             plans_bytes_max=plans_bytes_max,
+            memory_bytes_max=memory_bytes_max,
             log_level=log_level,
         )
         specs.append(

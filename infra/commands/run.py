@@ -116,7 +116,15 @@ PlansMax = Annotated[
     int,
     typer.Option("--plans-bytes-max", min=1, help="Built plans kept on this node, all together."),
 ]
-
+EnginesMax = Annotated[
+    int,
+    typer.Option(
+        "--memory-bytes-max",
+        min=0,
+        help="For the models loaded in one worker process; what is least missed leaves for what "
+        "is called.  0: what its device has.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -162,6 +170,7 @@ def up_command(
     cache_memory_bytes: MemoryMax = 256 << 20,
     cache_disk_bytes: DiskMax = 1 << 30,
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
+    memory_bytes_max: EnginesMax = 0,
     device: Device = stack.AUTO,
     log_level: LogLevel = "warning",
 ) -> None:
@@ -189,6 +198,7 @@ def up_command(
         cache_memory_bytes=cache_memory_bytes,
         cache_disk_bytes=cache_disk_bytes,
         plans_bytes_max=plans_bytes_max,
+        memory_bytes_max=memory_bytes_max,
         device=device,
         log_level=log_level,
     )
@@ -271,6 +281,7 @@ def pool_command(
     engine: Engines = None,
     lame_duck_s: LameDuck = 5.0,
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
+    memory_bytes_max: EnginesMax = 0,
     device: Device = stack.AUTO,
     log_level: LogLevel = "info",
 ) -> None:
@@ -301,6 +312,7 @@ def pool_command(
             engines=tuple(engine or ()),
             lame_duck_s=lame_duck_s,
             plans_bytes_max=plans_bytes_max,
+            memory_bytes_max=memory_bytes_max,
             on=device,
         ),
     ]

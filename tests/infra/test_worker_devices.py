@@ -66,3 +66,12 @@ def test_a_device_that_is_not_there_is_refused_before_anything_starts(
     assert done.returncode == 1
     assert '--device: there is no device "cuda:77" here' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_workers_are_told_how_much_memory_engines_may_use(tmp_path: Path) -> None:
+    workers = worker_processes(
+        Node(tmp_path), 2, "info", controller="", memory_bytes_max=1 << 30, on="cpu"
+    )
+    for worker in workers:
+        assert isinstance(worker.config, WorkerConfig)
+        assert worker.config.memory_bytes_max == 1 << 30

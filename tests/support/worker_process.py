@@ -171,6 +171,7 @@ async def running_worker(
     *,
     id: str = "w",
     engines: Sequence[str] = (),
+    memory_bytes_max: int = 0,
     prepare: Callable[[], None] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[WorkerProcess]:
@@ -196,6 +197,7 @@ async def running_worker(
         threads=1,
         engines=tuple(engines),
         device="cpu",
+        memory_bytes_max=memory_bytes_max,
     )
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(  # noqa: ASYNC220

@@ -56,6 +56,7 @@ class UpOptions:
     lame_duck_s: float = 0.0
     keep_alive_s: float = 5.0
     sync_interval_s: float = 0.0
+    time_scale: float = 1.0  # see `ControllerConfig`
     body_bytes_max: int = 64 << 20
     cache_memory_bytes: int = 256 << 20
     cache_disk_bytes: int = 1 << 30
@@ -217,6 +218,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             level,
             workers_expected=options.workers,
             sync_interval_s=options.sync_interval_s,
+            time_scale=options.time_scale,
         ),
         stack.sync_process(node, options.registry, level, plans_bytes_max=options.plans_bytes_max),
         *stack.worker_processes(

@@ -183,6 +183,7 @@ def controller_process(
     advertise: str = "",
     workers_expected: int = 0,
     sync_interval_s: float = 0.0,
+    time_scale: float = 1.0,
 ) -> ProcessSpec:
     """Return a controller; it always listens on the node's own socket."""
     config = ControllerConfig(
@@ -192,6 +193,7 @@ def controller_process(
         listen=(node.control, *listen),
         advertise=advertise,
         sync_interval_s=sync_interval_s,
+        time_scale=time_scale,
         workers_expected=workers_expected,
         log_level=log_level,
     )

@@ -57,6 +57,15 @@ WorkersIdle = Annotated[
         help="A worker process that nobody needs ends so long after it was last of use.",
     ),
 ]
+TimeScale = Annotated[
+    float,
+    typer.Option(
+        "--time-scale",
+        min=0.001,
+        hidden=True,
+        help="A rehearsal: what decides about sleep and replicas sees time pass so much faster.",
+    ),
+]
 Edges = Annotated[int, typer.Option("--edges", min=1, help="Edge processes.")]
 RegistryOf = Annotated[str, typer.Option("--registry", help="s3://bucket/prefix or a folder.")]
 Engines = Annotated[
@@ -172,6 +181,7 @@ def up_command(
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
     memory_bytes_max: EnginesMax = 0,
     device: Device = stack.AUTO,
+    time_scale: TimeScale = 1.0,
     log_level: LogLevel = "warning",
 ) -> None:
     """Run the whole system on this machine until Ctrl-C or SIGTERM."""
@@ -200,6 +210,7 @@ def up_command(
         plans_bytes_max=plans_bytes_max,
         memory_bytes_max=memory_bytes_max,
         device=device,
+        time_scale=time_scale,
         log_level=log_level,
     )
     with said():

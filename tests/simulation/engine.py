@@ -27,6 +27,20 @@ class Costs(msgspec.Struct, frozen=True):
     row_s: float = 0.001
     bytes: int = 1000
     fails: bool = False  # to load
+    journal: str = ""  # a file that is told when a replica is warm, and when it has gone
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A line of a journal: how a replica stands from now on."""
+
+    at_s: float  # monotonic, as everywhere on a machine
+    model: str
+    what: str  # warm | gone
+
+
+def read_journal(path: Path) -> list[Change]:
+    """Return every change, in order."""
+    return [msgspec.json.decode(line, type=Change) for line in path.read_bytes().splitlines()]
 
 
 @dataclass
@@ -72,6 +86,7 @@ class SimulatedSession:
         self.costs = costs
         self.model = model
         self.memory_bytes = costs.bytes
+        self._note("warm")
 
     def infer(self, tensors: Tensors, outputs: Sequence[str] = ()) -> Tensors:
         """Run."""
@@ -91,6 +106,13 @@ class SimulatedSession:
 
     def close(self) -> None:
         """Nothing is held."""
+        self._note("gone")
+
+    def _note(self, what: str) -> None:
+        if self.costs.journal:
+            change = Change(time.monotonic(), self.model, what)
+            with open(self.costs.journal, "ab", buffering=0) as file:  # a line is one write
+                file.write(msgspec.json.encode(change) + b"\n")
 
 
 class SimulatedEngine:

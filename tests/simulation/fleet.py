@@ -19,7 +19,9 @@ from unittest import mock
 
 import numpy as np
 
+from edge import __main__ as edge_main
 from edge import dispatch
+from edge.config import EdgeConfig
 from edge.dispatch import Pool
 from edge.errors import Refusal
 from edge.metrics import Metrics
@@ -31,13 +33,12 @@ from pool.config import ControllerConfig, WorkerConfig
 from pool.wire.data import Tensor
 from registry_sync import daemon
 from registry_sync.config import SyncConfig
-from registry_sync.documents import EndpointSpec, Scale, Variant, write
 from tests.simulation import spawning
-from tests.simulation.engine import Costs, artifact, described, ledger, new_ledger
+from tests.simulation.documents import put_endpoint, put_model
+from tests.simulation.engine import Costs, ledger, new_ledger
 from tests.simulation.processes import Process
 from tests.simulation.store import FarStore
 from tests.simulation.world import World, until
-from tests.support.artifacts import blob_key, manifest_of
 
 T = TypeVar("T")
 
@@ -76,15 +77,15 @@ class Edge:
     async def _main(self) -> None:
         folder = self._fleet.folder / self.name
 
-        async def find() -> str | None:
-            return self._controller or await self._fleet.leader()
-
+        config = EdgeConfig(
+            id=self.name, data=str(folder), registry=REGISTRY, controller=self._controller
+        )
         self.pool = Pool(self.name, None)
         self.world = EdgeWorld(
             edge_id=self.name,
             folder=folder,
             pool=self.pool,
-            find=find,
+            find=edge_main.finder(config),
             secrets=None,
             metrics=Metrics(folder / "metrics", self.name),
         )
@@ -153,29 +154,15 @@ class Fleet:
 
     # documents
 
-    def put_model(self, model: str, costs: Costs | None = None) -> None:
-        """Publish version 1 of a model."""
-        files = artifact(costs or Costs())
-        manifest = described(manifest_of(files, model))
-        for data in files.values():
-            self.store.behind.put_file_new(blob_key(data), self._file(data))
-        self.store.behind.put_new(f"models/{model}/1/manifest.json", write(manifest))
-
-    def put_endpoint(self, name: str, model: str = "", **scale: Any) -> None:
-        """Write an endpoint of one variant."""
-        variants = (Variant("stable", model or name, "1", 100.0),)
-        spec = EndpointSpec(name, variants, scale=Scale(**scale))
-        self.store.behind.put_new(f"endpoints/{name}.json", write(spec))
-
     def put(self, name: str, costs: Costs | None = None, **scale: Any) -> None:
-        """Publish a model and an endpoint of its name."""
-        self.put_model(name, costs)
-        self.put_endpoint(name, **scale)
+        """Publish a model, and an endpoint of its name."""
+        put_model(self.store.behind, name, costs)
+        put_endpoint(self.store.behind, name, **scale)
 
-    def _file(self, data: bytes) -> Path:
-        path = self.folder / "upload"
-        path.write_bytes(data)
-        return path
+    def change(self, name: str, **scale: Any) -> None:
+        """Replace an endpoint's document."""
+        self.store.behind.delete(f"endpoints/{name}.json")
+        put_endpoint(self.store.behind, name, **scale)
 
     # processes
 
@@ -228,9 +215,17 @@ class Fleet:
         )
 
     def pool(
-        self, node: str, *, workers: int, up_min: int, parked: int = 0, rest_s: float = 5.0
+        self,
+        node: str,
+        *,
+        workers: int,
+        up_min: int,
+        parked: int = 0,
+        rest_s: float = 5.0,
+        controller: str | None = "c1",
     ) -> Process:
         """Start a node as `tidepool pool` does: a supervisor, its workers, and the node's agent."""
+        control = "" if controller is None else self.control(controller)
         place = stack.Node(self.folder / node)
         place.prepare()
         (place.data / "node-id").write_text(node)
@@ -239,12 +234,12 @@ class Fleet:
             processes = (
                 stack.sync_process(place, REGISTRY, "info"),
                 *stack.worker_processes(
-                    place, workers, "info", controller=self.control(), engines=(ENGINE,), on="cpu"
+                    place, workers, "info", controller=control, engines=(ENGINE,), on="cpu"
                 ),
             )
             limits = UpLimits(up_min=up_min, parked=parked, rest_s=rest_s)
             await local.run_tier(
-                local.TierOptions(place, processes, node, limits=limits, controller=self.control())
+                local.TierOptions(place, processes, node, limits=limits, controller=control)
             )
 
         return self.world.start(node, main)
@@ -252,11 +247,6 @@ class Fleet:
     def edge(self, name: str = "e1", *, controller: str | None = "c1") -> Edge:
         """Start an edge; without a `controller` it finds the leader by the record."""
         return Edge(self, name, "" if controller is None else self.control(controller))
-
-    async def leader(self) -> str | None:
-        """Return where the leader listens, as an edge finds it."""
-        seen = await asyncio.to_thread(daemon.look, self.store)
-        return None if seen.record is None else seen.record.url
 
     async def ready(self, *edges: Edge, workers: int) -> None:
         """Wait until the edges can reach so many workers and know every endpoint."""
@@ -317,7 +307,7 @@ def fleet_of(world: World) -> Iterator[Fleet]:
     with ExitStack() as exits:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="tp")))
         store = FarStore(folder / "registry", world.loop.dice)
-        for module in (controller_main, daemon):
+        for module in (controller_main, daemon, edge_main):
             exits.enter_context(mock.patch.object(module, "open_store", return_value=store))
         new_ledger()
         world.loop.spawn = functools.partial(spawning.spawn, world.loop)

@@ -1,0 +1,130 @@
+"""The shells do what the simulator says: the same trace, at a hundred times its speed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pool.scaling.signals import Limits
+from tests.simulation.documents import put_endpoint, put_model
+from tests.simulation.engine import read_journal
+from tests.simulation.fleet import ENGINE, Edge, Fleet, fleet_of
+from tests.simulation.rehearsal import (
+    COSTS,
+    SCALE,
+    Row,
+    Trace,
+    difference,
+    measured,
+    simulated,
+    trace,
+)
+from tests.simulation.world import World, simulate, until
+from tests.support.stack import Stack
+
+PART_MAX = 0.10  # the figure
+
+
+def limits_of(scale: Mapping[str, Any]) -> Limits:
+    """Return what the simulator's policy is allowed, as the endpoint's document has it."""
+    idle_s = scale.get("idle_s", "auto")
+    return Limits(replicas_max=1, idle_s=None if idle_s == "auto" else float(idle_s))
+
+
+async def play(fleet: Fleet, edge: Edge, played: Trace) -> dict[str, list[float]]:
+    """Call every model at its times; return when that was."""
+    begin_s = fleet.world.now_s
+    sent_s: dict[str, list[float]] = {model: [] for model in played.arrivals_s}
+    tasks = []
+    calls = sorted((at_s, model) for model, times in played.arrivals_s.items() for at_s in times)
+    for at_s, model in calls:
+        await asyncio.sleep(max(0.0, begin_s + at_s / SCALE - fleet.world.now_s))
+        sent_s[model].append(fleet.world.now_s)
+        tasks.append(edge.ask(model))
+    done = await asyncio.gather(*tasks)
+    assert {one.status for one in done} == {200}
+    await asyncio.sleep(max(0.0, begin_s + played.end_s / SCALE - fleet.world.now_s))
+    return sent_s
+
+
+def shells(played: Trace, seed: int, **scale: Any) -> tuple[Row, float]:
+    """Play a trace to real shells in virtual time."""
+
+    async def main(world: World) -> tuple[Row, float]:
+        with fleet_of(world) as fleet:
+            journal = fleet.folder / "journal"
+            costs = msgspec.structs.replace(COSTS, journal=str(journal))
+            for model in played.arrivals_s:
+                fleet.put(model, costs, replicas_max=1, **scale)
+            fleet.controller(time_scale=SCALE)
+            fleet.sync("n1")
+            fleet.worker("w1")
+            edge = fleet.edge()
+            await fleet.ready(edge, workers=1)
+            await until(lambda: all(map(edge.knows, played.arrivals_s)))
+            sent_s = await play(fleet, edge, played)
+            fleet.check()
+            return measured(sent_s, read_journal(journal), world.now_s)
+
+    return simulate(main, seed=seed)
+
+
+def compare(seen: Row, said: Row, wake_s: float, played: Trace) -> None:
+    """Check the figure."""
+    cold, warm = difference(seen.cold_share, said.cold_share), difference(seen.warm_s, said.warm_s)
+    print(f"\nseen {seen}\nsaid {said}\nwake {wake_s:.1f} s: cold {cold:.1%}, warm {warm:.1%} off")
+    assert seen.calls == said.calls == played.calls
+    assert cold <= PART_MAX
+    assert warm <= PART_MAX
+
+
+@pytest.mark.parametrize("idle_s", [600, "auto"])
+def test_shells_in_virtual_time_do_what_the_simulator_says(idle_s: object) -> None:
+    played = trace(7, models=6, hours=3.0)
+    seen, wake_s = shells(played, 7, idle_s=idle_s)
+    said = simulated(played, limits_of({"idle_s": idle_s}), wake_s)
+    compare(seen, said, wake_s, played)
+
+
+def real_stack(played: Trace, stack: Stack, journal: Path, **scale: Any) -> tuple[Row, float]:
+    """Play a trace to a real `tidepool up`, over HTTP."""
+    costs = msgspec.structs.replace(COSTS, journal=str(journal))
+    for model in played.arrivals_s:
+        put_model(stack.store, model, costs)
+        put_endpoint(stack.store, model, replicas_max=1, **scale)
+    stack.poke()
+    calls = sorted((at_s, model) for model, times in played.arrivals_s.items() for at_s in times)
+    sent_s: dict[str, list[float]] = {model: [] for model in played.arrivals_s}
+    begin_s = time.monotonic()
+
+    def call(model: str) -> int:
+        return stack.infer(model, {"x": ("INT64", [1], [1])}).status
+
+    with ThreadPoolExecutor(32) as threads:
+        answers = []
+        for at_s, model in calls:
+            time.sleep(max(0.0, begin_s + at_s / SCALE - time.monotonic()))
+            sent_s[model].append(time.monotonic())
+            answers.append(threads.submit(call, model))
+        assert {answer.result() for answer in answers} == {200}
+    time.sleep(max(0.0, begin_s + played.end_s / SCALE - time.monotonic()))
+    return measured(sent_s, read_journal(journal), begin_s + played.end_s / SCALE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("idle_s", [600, "auto"])
+def test_real_stack_does_what_the_simulator_says(
+    idle_s: object, start_stack: Callable[..., Stack], tmp_path: Path
+) -> None:
+    played = trace(7, models=8, hours=3.0)
+    stack = start_stack(engines=[ENGINE], arguments=["--time-scale", str(SCALE)])
+    seen, wake_s = real_stack(played, stack, tmp_path / "journal", idle_s=idle_s)
+    said = simulated(played, limits_of({"idle_s": idle_s}), wake_s)
+    compare(seen, said, wake_s, played)

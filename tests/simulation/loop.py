@@ -29,7 +29,8 @@ class SimulatedLoop(VirtualTimeLoop):
         self.dice = random.Random(seed)
         self.is_over = False  # the scenario has ended: the dead run too, to be cleared up
         self.processes: dict[int, Process] = {}
-        self.failures: list[BaseException] = []  # of mains that ended by an exception
+        self.failures: list[BaseException] = []  # what nobody has caught
+        self.main: asyncio.Task[Any] | None = None  # the scenario
         self.wall_s = 1_800_000_000.0 - START_S  # what the wall clock shows above the monotonic one
         super().__init__()
         self.jumping.now_s = START_S
@@ -169,8 +170,14 @@ class SimulatedLoop(VirtualTimeLoop):
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if not isinstance(error, ENDED) and not self.is_over:
-            self.failures.append(error or RuntimeError(context.get("message", "?")))
             loop.default_exception_handler(context)
+            self.fail(error or RuntimeError(context.get("message", "?")))
+
+    def fail(self, error: BaseException) -> None:
+        """End the scenario: something has failed that nobody waits for."""
+        self.failures.append(error)
+        if self.main is not None:
+            self.outside(self.main.cancel)
 
 
 def _no_programs(arguments: Sequence[str], pass_fds: Sequence[int]) -> Any:

@@ -93,6 +93,7 @@ class Network:
         self._listeners.setdefault(key, []).append(listener)
         if listener.process is not None:
             listener.process.listeners[listener] = None
+            listener.process.takes(sock.fileno())
         self._accept_queued(key, sock, listener)
         return listener
 

@@ -70,8 +70,8 @@ class Process:
                 raise
             except BaseException as error:
                 if self.state != "dead" and not self._loop.is_over:
-                    self._loop.failures.append(error)
                     self.exit(1)
+                    self._loop.fail(error)
                 raise Gone from error
             self.exit(0)
 
@@ -127,6 +127,10 @@ class Process:
     def holds(self, descriptor: int) -> None:
         """Take note of a descriptor that the system would close at the end."""
         self._open.append((descriptor, _identity(descriptor)))
+
+    def takes(self, descriptor: int) -> None:
+        """Take note that somebody in the process closes a descriptor, and the system need not."""
+        self._open = [(found, identity) for found, identity in self._open if found != descriptor]
 
     def locked(self, descriptor: int) -> None:
         """Take note of a lock that the system would free at the end."""

@@ -23,6 +23,7 @@ from tests.simulation import threads
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.processes import Gone, current
 
+LOCK_POLL_S = 0.002
 PACKAGES = ("pool", "edge", "registry_sync", "infra")
 
 
@@ -50,7 +51,14 @@ def replaced(loop: SimulatedLoop) -> Iterator[None]:
         raise Gone
 
     def flock(file: Any, operation: int) -> None:
-        old_flock(file, operation)
+        while True:
+            try:
+                old_flock(file, operation | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if operation & fcntl.LOCK_NB:
+                    raise
+                loop.threads.sleep(LOCK_POLL_S)  # whoever holds it sleeps in virtual time too
         process = current()
         if process is not None and not operation & fcntl.LOCK_UN:
             process.locked(file if isinstance(file, int) else file.fileno())

@@ -159,7 +159,8 @@ def test_main_that_ends_by_a_bug_fails_the_scenario() -> None:
         async def work() -> None:
             raise ValueError("a bug")
 
-        assert await world.start("p", work).ended == 1
+        world.start("p", work)
+        await asyncio.get_running_loop().create_future()
 
     with pytest.raises(AssertionError, match="a bug"):
         simulate(main)
@@ -214,6 +215,19 @@ def test_conditions_and_semaphores_wait_in_virtual_time() -> None:
         await asyncio.gather(asyncio.to_thread(first), asyncio.to_thread(second))
         assert order == ["first", "second"]
         assert time.monotonic() == START_S + 8
+
+    simulate(main)
+
+
+def test_lock_of_a_file_is_waited_for_in_virtual_time(folder: Path) -> None:
+    async def main(world: World) -> None:
+        def hold() -> None:
+            with open(folder / "lock", "a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                time.sleep(5)
+
+        await asyncio.gather(asyncio.to_thread(hold), asyncio.to_thread(hold))
+        assert START_S + 10 <= time.monotonic() < START_S + 11
 
     simulate(main)
 

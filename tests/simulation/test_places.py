@@ -23,7 +23,7 @@ def test_node_without_demand_has_no_worker_and_a_call_starts_one() -> None:
             fleet.controller()
             fleet.pool("n1", workers=2, up_min=0, rest_s=5.0)
             edge = fleet.edge()
-            await until(lambda: edge.knows("m"))
+            await until(lambda: edge.knows("m") and edge.routes_to("m"))
             await until(lambda: not up(fleet))
             asked = await edge.ask("m")
             assert asked.status == 200, asked.detail
@@ -92,5 +92,25 @@ def test_node_that_is_told_to_end_ends_its_workers_first() -> None:
             node.kill(signal.SIGTERM)
             assert await node.ended == 0
             assert not up(fleet)
+
+    simulate(main)
+
+
+def test_worker_that_nobody_needs_any_more_ends_once_and_stays_away() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", replicas_min=2)
+            fleet.controller()
+            fleet.pool("n1", workers=2, up_min=0, rest_s=5.0)
+            edges = [fleet.edge("e1"), fleet.edge("e2")]
+            await fleet.ready(*edges, workers=2)
+            fleet.change("m", replicas_min=1, replicas_max=1, idle_s=2)
+            traffic = world.go(fleet.traffic(edges, "m", per_s=5, for_s=80))
+            await until(lambda: len(up(fleet)) == 1)
+            before = len(world.loop.processes)
+            await traffic
+            assert len(world.loop.processes) == before, "processes come and go for nothing"
+            assert fleet.statuses() == {200: len(fleet.asked)}
+            fleet.check()
 
     simulate(main)

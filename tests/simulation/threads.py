@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STALL_S_MAX: Final = 20.0  # of real time, without giving the turn back
+STALL_S_MAX: Final = 10.0  # of real time, without giving the turn back
 ON_LOOP_S_MAX: Final = 0.005  # the loop of one process must not hold up all of them for longer
 
 _Condition = threading.Condition

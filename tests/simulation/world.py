@@ -108,10 +108,12 @@ def _simulate(main: Callable[[World], Coroutine[Any, Any, T]], seed: int, wall_s
     try:
         with system.replaced(loop), _logging(world), _alarm(wall_s_max, loop):
             result = _run(loop, main(world))
-    except BaseException:
+    except BaseException as error:
         print(world.text())
         for failure in loop.failures:
             traceback.print_exception(failure)
+        if isinstance(error, asyncio.CancelledError) and loop.failures:
+            raise AssertionError(f"{loop.failures}") from loop.failures[0]
         raise
     bugs = world.log("bug")
     if loop.failures or bugs:
@@ -123,7 +125,8 @@ def _simulate(main: Callable[[World], Coroutine[Any, Any, T]], seed: int, wall_s
 def _run(loop: SimulatedLoop, main: Coroutine[Any, Any, T]) -> T:
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(main)
+        loop.main = loop.create_task(main)
+        return loop.run_until_complete(loop.main)
     finally:
         loop.is_over = True
         loop.threads.close()

@@ -1,15 +1,17 @@
-"""How long a version idles between its calls: histograms that forget, and what versions share."""
+"""The bins in which idle gaps are counted, histograms that forget, and what versions share."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+
 MINUTE_S: Final = 60.0
+HOUR_S: Final = 3600.0
 
 # Edges of the bins, in seconds.  Fine where a window costs little and gaps are many, coarse
 # where both turn round; what is longer than the last edge is in the one open bin behind it.
@@ -19,11 +21,14 @@ EDGES_S: Final[tuple[float, ...]] = (
     *(MINUTE_S * minute for minute in range(60, 240, 4)),
     *(MINUTE_S * minute for minute in range(240, 24 * 60 + 1, 20)),
 )
+EDGES: Final = np.array(EDGES_S)
+WIDTHS_S: Final = np.diff(EDGES)
 BINS: Final = len(EDGES_S)  # the open one included
-WIDTHS_S: Final[NDArray[np.float64]] = np.diff(np.array(EDGES_S))
 
-# Counts are divided by the scale they were added with; before it overflows, all are divided.
+# Counts are heavier by a scale than they are worth; before it overflows, all are divided by it.
 _SCALE_MAX: Final = 1e100
+# Of what versions have in common and what is supposed of any, so much weighs the latter.
+SUPPOSED: Final = 0.3
 
 
 def bin_of(gap_s: float) -> int:
@@ -36,59 +41,67 @@ def bin_of(gap_s: float) -> int:
 
 
 class GapHistogram:
-    """Counts per bin of which each gap makes the older ones `keep` times as heavy."""
+    """Counts per bin; with each gap that is counted, the older ones fade by the factor `keep`."""
 
     def __init__(self, keep: float) -> None:
         assert 0 < keep <= 1
         self._keep = keep
-        # The whole mutable state: counts, heavier by `_scale` than they are worth.
+        # The whole mutable state: counts, heavier by `_scale` than they are worth, and their sum.
         self._counts = [0.0] * BINS
         self._scale = 1.0
         self._total = 0.0
 
     @property
     def total(self) -> float:
-        """How many gaps it stands for, after forgetting."""
+        """How many gaps it stands for."""
         return self._total / self._scale
 
-    def add(self, gap_s: float) -> None:
-        """Count one gap; O(1)."""
+    def add(self, index: int) -> None:
+        """Count one gap in this bin; O(1)."""
         self._scale /= self._keep
-        self._counts[bin_of(gap_s)] += self._scale
+        self._counts[index] += self._scale
         self._total += self._scale
         if self._scale > _SCALE_MAX:
-            self._counts = [count / self._scale for count in self._counts]
-            self._total, self._scale = self._total / self._scale, 1.0
+            self.take(self.counts())
 
-    def counts(self) -> NDArray[np.float64]:
-        """Return the counts as they weigh now, shape (BINS,)."""
+    def count(self, index: int) -> float:
+        """Return how many gaps the bin stands for."""
+        return self._counts[index] / self._scale
+
+    def counts(self) -> Floats:
+        """Return what every bin stands for, shape (BINS,)."""
         return np.array(self._counts) / self._scale
 
-    def take(self, counts: Sequence[float]) -> None:
-        """Put these counts, one per bin, in place of its own."""
-        assert len(counts) == BINS
-        self._counts, self._scale, self._total = list(counts), 1.0, sum(counts)
+    def take(self, counts: Floats) -> None:
+        """Put these counts, shape (BINS,), in place of its own."""
+        assert counts.shape == (BINS,)
+        self._counts, self._scale, self._total = counts.tolist(), 1.0, float(counts.sum())
 
 
 class GapPool:
-    """What the gaps of all versions look like together: the prior of a version that is new.
+    """How the idle gaps of all versions are distributed: what is supposed of a new one.
 
-    Every version weighs the same, however many calls it has.
+    A version tells with which weights it is like each of the same distributions.  Every version
+    weighs the same, however many calls it has.
     """
 
     def __init__(self) -> None:
-        # The whole mutable state: the shares of every version that has told of itself.
-        self._shares = np.zeros(BINS)
-        self._versions = 0.0
+        # The whole mutable state: the weights that the versions told, added up; how many did.
+        self._weights: Floats | None = None
+        self._versions = 0
 
-    def exchange(self, before: NDArray[np.float64] | None, now: NDArray[np.float64]) -> None:
-        """Take a version's shares, shape (BINS,), in place of those that it gave before."""
+    def exchange(self, before: Floats | None, now: Floats) -> None:
+        """Take a version's weights, shape (members,), in place of those that it told before."""
+        self._weights = now.copy() if self._weights is None else self._weights + now
         if before is None:
             self._versions += 1
         else:
-            self._shares -= before
-        self._shares += now
+            self._weights -= before
 
-    def prior(self) -> NDArray[np.float64] | None:
-        """Return the mean shares, shape (BINS,), or None while nobody told anything."""
-        return self._shares / self._versions if self._versions else None
+    def prior(self, members: int) -> Floats:
+        """Return how likely each of the distributions is for one of which nothing is known."""
+        if self._weights is None:
+            return np.full(members, 1 / members)
+        assert self._weights.shape == (members,)
+        common = np.maximum(self._weights, 0.0) / self._versions
+        return np.asarray((1 - SUPPOSED) * common + SUPPOSED / members)

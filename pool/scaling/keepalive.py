@@ -7,45 +7,89 @@ from typing import Final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from pool.scaling.gaps import BINS, GapHistogram, GapPool
+from pool.scaling.gaps import BINS, HOUR_S, Floats, GapHistogram, GapPool, bin_of
 from pool.scaling.hazard import Windows, windows
+from pool.scaling.renewal import MEMBERS, Renewal
+from pool.scaling.ticks import Ticks
 
-# A version of which little is known stays warm for this long, for as many gaps.
-EXPLORE_S: Final = 4 * 3600.0
-EXPLORE_GAPS: Final = 4
+# A version that nobody has called yet stays warm for this long.
+EXPLORE_S: Final = 4 * HOUR_S
+# With every gap the older ones fade by this, in the histogram.
+KEEP: Final = 0.995
+# The histogram's own word weighs its gaps; what is supposed weighs so many.
+SUPPOSED_GAPS: Final = (1.0, 6.0)
+# A clock is believed by so much; the rest is left to what the distributions say.
+CLOCK: Final = 0.8
+# With every gap, what the older ones told of who foretells best fades by this.
+TRUST_KEEP: Final = 0.98
+# A plan is made anew once this share more gaps are known, or the last plan missed a call.
+REPLAN_SHARE: Final = 1 / 16
+# Unless a clock is believed by this: its windows move with every tick.
+CLOCK_MATTERS: Final = 0.01
 
 
 class _Saved(msgspec.Struct, array_like=True):
     """What is kept of a version over a restart; nothing in it is a time of day."""
 
     gaps: int
-    counts: list[float]
+    counts: dict[int, float]
+    evidence: list[float]
+    ticks: tuple[int, float, float, float]
+    trust: list[float]
 
 
 class KeepAlive:
-    """Decides for one version, whether one replica stays or becomes warm while nothing calls.
+    """Decides for one version whether one replica stays, or becomes, warm while nothing calls.
 
-    Times are in seconds on one clock that never falls.  A new version counts as in use until
-    `ended` is called for the first time; the owner does so when it first sees the version.
+    Four predictors say how the next gap is distributed: the smooth distributions of
+    `pool.scaling.renewal`, two histograms that add more or less of the gaps seen to these, and
+    a clock.  They are mixed by how well each foretold the gaps so far, and the cheapest windows
+    are laid into the mixture.  As every gap is seen to its end whether or not a replica was
+    warm, nothing has to be tried out for the sake of learning.
+
+    Times are in seconds on one clock that never falls.  A version counts as in use until
+    `ended` is called for the first time; its owner does so when it first sees it idle.
+
+    Args:
+        pool: what versions tell one another; without, each learns for itself.
+
+    Source:
+        Bayesian model averaging with forgetting (Raftery et al., 2010).
     """
 
     def __init__(self, pool: GapPool | None = None) -> None:
-        # The whole mutable state: what was learned, since when it idles, and the plan.
-        self._pool = pool
-        self._told: NDArray[np.float64] | None = None
-        self._histogram = GapHistogram(keep=0.99)
+        self._pool = pool or GapPool()
+        # The whole mutable state: what was learned, who foretells best, what the pool was told,
         self._gaps = 0
+        self._renewal = Renewal(self._pool.prior(MEMBERS))
+        self._histogram = GapHistogram(KEEP)
+        self._ticks = Ticks()
+        self._trust = np.zeros(2 + len(SUPPOSED_GAPS))
+        self._told: Floats | None = None
+        # whether it was ever called and since when it idles, and the plan for an idle gap.
+        self._was_called = False
         self._idle_since_s: float | None = None
         self._plan: Windows = []
-        self._planned_for: tuple[int, float, float] | None = None
+        self._planned_for = (0.0, 0.0)
+        self._planned_gaps = -1
 
     def began(self, now_s: float, idle_s: float) -> None:
-        """A call came after `idle_s` without any."""
-        self._idle_since_s = None
-        self._gaps += 1
-        self._histogram.add(idle_s)
+        """A call came after `idle_s` without any.
+
+        What was before the first call is no gap: it tells when the version came, not of its
+        calls.  Nor is a call that finds others inside the end of one.
+        """
+        was_idle, self._idle_since_s = self._idle_since_s is not None, None
+        if not self._was_called:
+            self._was_called = True
+            self._planned_gaps = -1
+            return
+        if not was_idle:
+            return
+        self._learn(max(0.0, idle_s))
+        if not any(opens_s <= idle_s < closes_s for opens_s, closes_s in self._plan):
+            self._planned_gaps = -1
 
     def ended(self, now_s: float) -> None:
         """Nothing is inside any more."""
@@ -61,7 +105,7 @@ class KeepAlive:
         """
         if self._idle_since_s is None:
             return True, math.inf
-        self._make_plan(cost_s, wake_s)
+        self._replan((cost_s, wake_s))
         idle_s = now_s - self._idle_since_s
         for opens_s, closes_s in self._plan:
             if idle_s < opens_s:
@@ -70,24 +114,76 @@ class KeepAlive:
                 return True, self._idle_since_s + closes_s
         return False, math.inf
 
-    def _make_plan(self, cost_s: float, wake_s: float) -> None:
-        key = (self._gaps, cost_s, wake_s)
-        if self._planned_for == key:
+    def plan(self) -> Windows:
+        """Return the windows within a gap, as last made; for people."""
+        return list(self._plan)
+
+    def _learn(self, gap_s: float) -> None:
+        """Let every predictor take note of a gap, and weigh it by how well it foretold that."""
+        index = bin_of(gap_s)
+        smooth = self._renewal.share(index)
+        count, total = self._histogram.count(index), self._histogram.total
+        foretold = [smooth]
+        foretold += [(count + gaps * smooth) / (total + gaps) for gaps in SUPPOSED_GAPS]
+        tick = self._ticks.share(index) if self._ticks.is_known else smooth
+        foretold.append(CLOCK * tick + (1 - CLOCK) * smooth)
+        self._trust *= TRUST_KEEP
+        self._trust += np.log(foretold)
+        self._trust -= self._trust.max()
+        self._renewal.add(index)
+        self._histogram.add(index)
+        self._ticks.add(gap_s)
+        self._gaps += 1
+        if self._gaps & (self._gaps - 1) == 0:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Exchange with the pool; done whenever the gaps have doubled."""
+        now = self._renewal.weights()
+        self._pool.exchange(self._told, now)
+        self._told = now
+        self._renewal.suppose(self._pool.prior(MEMBERS))
+
+    def _replan(self, cost_and_wake_s: tuple[float, float]) -> None:
+        """Make the plan anew, if what it goes by has changed enough."""
+        trust = np.exp(self._trust)
+        trust /= trust.sum()
+        does_clock_matter = self._ticks.is_known and trust[-1] > CLOCK_MATTERS
+        is_fresh = self._planned_gaps >= 0 and (
+            self._gaps - self._planned_gaps <= self._gaps * REPLAN_SHARE
+        )
+        if self._planned_gaps == self._gaps:
+            is_fresh = True
+        elif does_clock_matter:
+            is_fresh = False
+        if is_fresh and self._planned_for == cost_and_wake_s:
             return
-        self._planned_for = key
-        if self._gaps < EXPLORE_GAPS:
+        self._planned_for, self._planned_gaps = cost_and_wake_s, self._gaps
+        if not self._was_called:
             self._plan = [(0.0, EXPLORE_S)]
-            return
-        counts = self._histogram.counts()
-        prior = self._pool.prior() if self._pool else None
-        if prior is None:
-            prior = np.full(BINS, 1 / BINS)
-        shares = (counts + prior) / (counts.sum() + 1.0)
-        self._plan = windows(shares, cost_s, wake_s)
+        else:
+            self._plan = windows(self._shares(trust), *cost_and_wake_s)
+
+    def _shares(self, trust: Floats) -> Floats:
+        """Return the probability of every bin, shape (BINS,), as the predictors say together."""
+        smooth = self._renewal.shares()
+        counts, total = self._histogram.counts(), self._histogram.total
+        shares = trust[0] * smooth
+        for weight, gaps in zip(trust[1:-1], SUPPOSED_GAPS, strict=True):
+            shares += weight * (counts + gaps * smooth) / (total + gaps)
+        tick = self._ticks.shares() if self._ticks.is_known else smooth
+        return np.asarray(shares + trust[-1] * (CLOCK * tick + (1 - CLOCK) * smooth))
 
     def save(self) -> bytes:
         """Return what was learned."""
-        saved = _Saved(self._gaps, self._histogram.counts().tolist())
+        counts = self._histogram.counts()
+        saved = _Saved(
+            gaps=self._gaps,
+            counts={int(index): float(counts[index]) for index in np.flatnonzero(counts > 1e-3)},
+            evidence=self._renewal.evidence().tolist(),
+            ticks=self._ticks.save(),
+            trust=self._trust.tolist(),
+        )
         return msgspec.msgpack.encode(saved)
 
     def restore(self, data: bytes) -> None:
@@ -96,6 +192,20 @@ class KeepAlive:
             saved = msgspec.msgpack.decode(data, type=_Saved)
         except msgspec.DecodeError:
             return
-        if len(saved.counts) == BINS:
-            self._gaps = saved.gaps
-            self._histogram.take(saved.counts)
+        numbers = [*saved.counts.values(), *saved.evidence, *saved.ticks, *saved.trust]
+        is_whole = len(saved.evidence) == MEMBERS and len(saved.trust) == len(self._trust)
+        is_whole &= saved.gaps > 0
+        if not is_whole or not all(math.isfinite(number) for number in numbers):
+            return
+        is_possible = min(*saved.counts.values(), *saved.ticks[:2], saved.ticks[3]) >= 0
+        if not is_possible or any(not 0 <= index < BINS for index in saved.counts):
+            return
+        counts = np.zeros(BINS)
+        for index, count in saved.counts.items():
+            counts[index] = count
+        self._gaps, self._was_called, self._planned_gaps = saved.gaps, True, -1
+        self._histogram.take(counts)
+        self._renewal.take(np.array(saved.evidence))
+        self._ticks.take(saved.ticks)
+        self._trust = np.array(saved.trust)
+        self._tell()

@@ -147,8 +147,8 @@ class Version:
         if self._decided is None:
             return next_s
         next_s = min(next_s, max(self._decided.until_s, now_s + STEP_S_MIN))
-        if next_s <= now_s + self._world.round_s:
-            return next_s
+        if next_s <= now_s + 2 * self._world.round_s:
+            return next_s  # the next call comes within a round: what ends before is seen with it
         if self._started < arrived:
             starts_s = min((*self._free_s[:1], *islice(self._warm_s, 1)))
             return min(next_s, max(now_s, starts_s) + self._world.round_s)

@@ -26,6 +26,9 @@ LOG_MAX: Final = 32  # decisions that are remembered of each version
 OBSERVE_S: Final = 1.0  # a version in use is shown to its policy so often at least
 PAUSE_S: Final = 0.1  # between two decisions on a busy version
 WAKE_S_UNKNOWN: Final = 1.0
+# A call that an edge cannot hand over is a wake already, where the edge can dial at all; only one
+# that waits for longer than that is demand for more workers.
+AT_EDGES_S: Final = 2.0
 FORGOTTEN_MAX: Final = 4096  # versions that no endpoint names any more, with what was learned
 SAVED_BYTES_MAX: Final = 8 << 20
 POLICY_BYTES_MAX: Final = 64 << 10
@@ -77,11 +80,13 @@ class ScaleDesk:
         self._time_scale = time_scale
         self._make = make
         # The whole mutable state: what is seen, the policies, what predecessors had learned, how
-        # long a process takes to start, and until when nothing is decided.
+        # long a process takes to start, since when calls wait at edges, and until when nothing is
+        # decided.
         self._seen = Sightings()
         self._desks: dict[Ref, _Desk] = {}
         self._saved: dict[Ref, tuple[_Version, float]] = {}  # and when that was
         self._start_s = 0.0
+        self._waiting_since_s: dict[Ref, float] = {}  # at edges, for want of a worker
         self._origin: tuple[float, float] | None = None  # monotonic, unix: of the first round
         self._is_restored = False
         self._held_until_s = -math.inf
@@ -132,9 +137,9 @@ class ScaleDesk:
         demands: dict[Ref, Demand] = {}
         for ref, allowed in limits.items():
             seen = self._seen.versions.setdefault(ref, Seen())
-            at_edges = (waiting or {}).get(ref, 0)
+            at_edges = self._at_edges(ref, (waiting or {}).get(ref, 0), now_s)
             if not self._is_restored or now_s < self._held_until_s:
-                there = seen.warm + seen.loading + int(at_edges > 0)
+                there = seen.warm + seen.loading
                 replicas = max(allowed.replicas_min, int(allowed.is_due), there)
             else:
                 signals = self._signals(seen, at_edges, now_s, unix_s, is_up=is_up)
@@ -152,6 +157,13 @@ class ScaleDesk:
         seen = self._seen.versions.get(ref)
         wake_s = seen.wake_s if seen is not None else 0.0
         return wake_s + (0.0 if is_up else self._start_s) if wake_s else 0.0
+
+    def _at_edges(self, ref: Ref, waiting: int, now_s: float) -> int:
+        if not waiting:
+            self._waiting_since_s.pop(ref, None)
+            return 0
+        since_s = self._waiting_since_s.setdefault(ref, now_s)
+        return waiting if now_s - since_s >= AT_EDGES_S else 0
 
     def _signals(
         self, seen: Seen, at_edges: int, now_s: float, unix_s: float, *, is_up: bool

@@ -114,10 +114,19 @@ def test_calls_of_all_replicas_are_added_up_and_draining_ones_are_no_replicas() 
         WorkerView("b", False, {REF: engine("loading", calls=2, waiting=2)}),
         WorkerView("c", True, {REF: engine(calls=4, waiting=0)}),
     ]
-    made.desk.round(made.limits, views, now_s=1.0, unix_s=1.0, waiting={REF: 5})
+    made.desk.round(made.limits, views, now_s=1.0, unix_s=1.0)
     (signals,) = made.policy.asked
-    assert (signals.waiting, signals.running) == (1 + 2 + 5, 2 + 4)
+    assert (signals.waiting, signals.running) == (1 + 2, 2 + 4)
     assert (signals.warm, signals.loading) == (1, 1)
+
+
+def test_call_that_waits_at_an_edge_is_a_wake_first_and_only_then_demand() -> None:
+    made = Desk()
+    for now_s in (1.0, 2.9, 3.0):
+        made.round(now_s, waiting=5)
+    made.round(4.0)
+    made.round(5.0, waiting=5)
+    assert [signals.waiting for signals in made.policy.asked] == [0, 5, 0]
 
 
 def test_what_was_learned_is_known_while_it_sleeps() -> None:

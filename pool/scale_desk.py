@@ -11,12 +11,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 import structlog
 
 from pool.placement import Demand, Ref, WorkerView
+from pool.scaling.gaps import GapPool
 from pool.scaling.policy import ScalingPolicy
 from pool.scaling.seen import Seen, Sightings
 from pool.scaling.signals import Decision, Limits, Signals
@@ -71,14 +73,14 @@ class ScaleDesk:
 
     Args:
         time_scale: the policies see time pass so many times faster.
-        make: a policy for a version that had none.
+        make: a policy for a version that had none; by default they learn from one another.
     """
 
     def __init__(
-        self, *, time_scale: float = 1.0, make: Callable[[], ScalingPolicy] = ScalingPolicy
+        self, *, time_scale: float = 1.0, make: Callable[[], ScalingPolicy] | None = None
     ) -> None:
         self._time_scale = time_scale
-        self._make = make
+        self._make = make or partial(ScalingPolicy, GapPool())
         # The whole mutable state: what is seen, the policies, what predecessors had learned, how
         # long a process takes to start, since when calls wait at edges, and until when nothing is
         # decided.

@@ -80,6 +80,10 @@ PURE = (
     "pool.scaling.seen",
     "pool.scaling.ticks",
     "pool.scaling.policy",
+    "pool.scaling.autoscale",
+    "pool.scaling.budget",
+    "pool.scaling.envelope",
+    "pool.scaling.seasonal",
     "pool.scaling.fleet",
     "pool.scaling.residency",
     "registry_sync.pt2_operators",
@@ -266,7 +270,8 @@ def test_edge_loads_no_framework() -> None:
 
 
 def test_controller_loads_no_framework() -> None:
-    watched = {"torch", "tensorrt", "onnxruntime", "numpy", "boto3", "onnx"}
+    # numpy may come: what is learned of idle gaps are vectors, replanned while calls come in.
+    watched = {"torch", "tensorrt", "onnxruntime", "boto3", "onnx"}
     assert not _loaded_by(["pool.controller_main"], watched)
 
 

@@ -9,14 +9,16 @@ from infra.simulate.autoscalers import Kpa, Ray
 from infra.simulate.engine import Load, Maker, Simulated, World
 from infra.simulate.fixed import Fixed
 from infra.simulate.limit import Limit
+from pool.scaling.gaps import GapPool
 from pool.scaling.policy import ScalingPolicy
 
 
 def _tidepool() -> Maker:
-    """What production runs."""
+    """What production runs: the versions learn from one another."""
+    pool = GapPool()
 
     def make(load: Load, world: World) -> Simulated:
-        return ScalingPolicy()
+        return ScalingPolicy(pool)
 
     return make
 

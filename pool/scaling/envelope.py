@@ -1,0 +1,137 @@
+"""The demand envelope of one version: how many calls a second it must be able to take.
+
+Knows no replicas and reads no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import deque
+from typing import Final
+
+# Doubling from about a service time up to a minute: short ones see a burst, long ones a trend.
+WINDOWS_S: Final = (4.0, 8.0, 16.0, 32.0, 60.0)
+# A step is judged by the shortest of these in which it cannot be chance.
+STEP_WINDOWS_S: Final = (0.5, 1.0, 2.0, 4.0)
+# Two looks nearer to each other than this are one.
+LOOK_S: Final = 0.25
+# When something comes it is looked at within this.
+IDLE_LOOK_S: Final = 0.5
+# More calls than expected by this many deviations of a Poisson count, and this many, are no chance.
+CHANCE_DEVIATIONS: Final = 3.0
+CHANCE_CALLS: Final = 2.0
+
+
+class Held:
+    """The highest value that still counts; each counts for a while after it was seen."""
+
+    def __init__(self) -> None:
+        # The whole mutable state: until when, and what; the former rises, the latter falls.
+        self._values: deque[tuple[float, float]] = deque()
+
+    def add(self, now_s: float, value: float, hold_s: float) -> None:
+        """Let this value count for `hold_s`, which is about the same every time."""
+        values = self._values
+        while values and values[-1][1] <= value:
+            values.pop()
+        if value > 0:
+            values.append((now_s + hold_s, value))
+        while values and values[0][0] <= now_s:
+            values.popleft()
+
+    def highest(self, now_s: float) -> tuple[float, float]:
+        """Return the highest value that counts, or 0, and until when it does."""
+        for until_s, value in self._values:
+            if now_s < until_s:
+                return value, until_s
+        return 0.0, math.inf
+
+
+class Envelope:
+    """Counts arrivals over several windows at once, and remembers the highest demand of late.
+
+    A rate r serves all calls of a window of W seconds with a wait of at most d when
+    ``calls <= r * (W + d)``; the demand is the least r for which that holds in every window.
+
+    Source:
+        Arrival curves of network calculus (Cruz 1991); the doubling windows and the maximum
+        over the recent past are InferLine's (SoCC 2020).
+    """
+
+    def __init__(self, wait_s: float) -> None:
+        # The whole mutable state: looks (when, calls ever), and the maxima of the recent past.
+        self._wait_s = wait_s
+        self._looks_s: list[float] = []
+        self._arrived: list[int] = []
+        self._last_arrived = 0
+        self._was_idle = True
+        self._demand = 0.0
+        self._peaks = Held()
+
+    def observe(self, now_s: float, arrived: int, inside: int, hold_s: float) -> None:
+        """Take note that there have been `arrived` calls.
+
+        Args:
+            now_s: the time of this look.
+            arrived: calls ever; where it falls it is counted anew.
+            inside: calls that have not ended.
+            hold_s: for how long a demand counts after it was seen.
+        """
+        looks_s, counts = self._looks_s, self._arrived
+        if not looks_s or arrived < self._last_arrived:  # what came before, came at any time
+            looks_s.clear()
+            counts.clear()
+            self._last_arrived = max(0, arrived - inside)
+        if not looks_s or (self._was_idle and looks_s[-1] < now_s - IDLE_LOOK_S):
+            # Nobody looked while nothing came, so what is seen now came just now.
+            looks_s.append(now_s - IDLE_LOOK_S)
+            counts.append(self._last_arrived)
+        self._was_idle = not inside
+        self._last_arrived = arrived
+        self._demand = 0.0
+        for window_s in WINDOWS_S:
+            calls, seen_s = self._calls(now_s, window_s)
+            self._demand = max(self._demand, calls / (seen_s + self._wait_s))
+        if now_s - looks_s[-1] >= LOOK_S:
+            looks_s.append(now_s)
+            counts.append(arrived)
+            # The oldest look that a window needs is the last one before it.
+            while len(looks_s) > 1 and looks_s[1] <= now_s - WINDOWS_S[-1]:
+                del looks_s[0], counts[0]
+        self._peaks.add(now_s, self._demand, hold_s)
+
+    def demand(self) -> float:
+        """Return the calls per second that the last minute asks for."""
+        return self._demand
+
+    def peak(self, now_s: float) -> tuple[float, float]:
+        """Return the highest demand that still counts, and until when it does."""
+        return self._peaks.highest(now_s)
+
+    def step(self, now_s: float, capacity: float) -> float:
+        """Return the calls per second of a rise that is no chance, or 0.
+
+        Args:
+            now_s: the time of the last look, or later.
+            capacity: calls per second that can be taken as it is.
+        """
+        highest = 0.0
+        for window_s in STEP_WINDOWS_S:
+            calls, seen_s = self._calls(now_s, window_s)
+            if not calls:
+                break
+            expected = capacity * seen_s
+            if calls > expected + CHANCE_DEVIATIONS * math.sqrt(expected) + CHANCE_CALLS:
+                highest = max(highest, calls / seen_s)
+        return highest
+
+    def _calls(self, now_s: float, window_s: float) -> tuple[int, float]:
+        """Return how many calls came in this window, or since the last look before it."""
+        index = bisect_right(self._looks_s, now_s - window_s + 1e-9) - 1
+        if index < 0:  # before the first look there was nothing
+            return self._last_arrived - self._arrived[0], window_s
+        came = self._last_arrived - self._arrived[index]
+        if self._arrived[index + 1 : index + 2] == [self._arrived[index]]:
+            return came, window_s  # nothing came before the look after it
+        return came, now_s - self._looks_s[index]

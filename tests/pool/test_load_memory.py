@@ -36,9 +36,9 @@ async def test_memory_of_what_is_unloaded_comes_back(folder: Path, cycles: int) 
         for _ in range(cycles):
             assert await worker.load("big") == "warm"
             assert (await worker.call(manifest)).status == 200
-            assert worker.pss_bytes() > 50 * MIB
+            assert worker.rss_bytes() > 50 * MIB
             await worker.unload("big")
-            after.append(worker.pss_bytes())
+            after.append(worker.rss_bytes())
     print("\nMiB after unload:", [round(size / MIB, 1) for size in after[:: max(1, cycles // 20)]])
     assert max(after[10:]) <= 1.05 * after[9]
 
@@ -55,11 +55,11 @@ async def test_load_that_fails_leaves_the_memory_as_it_was(folder: Path) -> None
         assert (await worker.call(small)).status == 200
         for model in ("damaged", "cut"):  # what the libraries keep once
             assert await worker.load(model) == "failed"
-        before = worker.pss_bytes()
+        before = worker.rss_bytes()
         for model in ("damaged", "cut", "other", "damaged", "cut", "other"):
             await worker.unload(model)
             assert await worker.load(model) == "failed"
-        assert worker.pss_bytes() <= 1.05 * before
+        assert worker.rss_bytes() <= 1.05 * before
         assert (await worker.call(small)).status == 200
 
 
@@ -76,7 +76,7 @@ async def test_model_too_large_for_the_memory_fails_and_everything_else_is_serve
             assert reply.status == 503, reply.detail
             assert (await worker.call(small)).status == 200
             await worker.unload("large")
-            after.append(worker.pss_bytes())
+            after.append(worker.rss_bytes())
         print("\nMiB after failing:", [round(size / MIB, 1) for size in after])
         assert max(after) < 100 * MIB
         assert max(after[2:]) <= 1.05 * after[1]  # the libraries keep a little, once

@@ -32,7 +32,7 @@ async def test_worker_keeps_to_its_bound_while_every_model_is_answered(folder: P
         held: list[int] = []
         for manifest in manifests * 2:
             assert (await worker.call(manifest)).status == 200
-            held.append(worker.pss_bytes())
+            held.append(worker.rss_bytes())
         print("\nMiB after each call:", [round(size / MIB) for size in held])
         assert max(held[4:]) <= max(held[:2]) + 20 * MIB  # one more would be 30
         assert (await member.hear(RegisterWorker)).memory_bytes_max == 65 * MIB
@@ -48,12 +48,12 @@ async def test_memory_of_a_large_model_is_back_once_it_sleeps_and_no_cpu_is_used
     large = put_model(folder / "store", "large", mib=mib)
     async with running_worker(folder) as worker:
         assert (await worker.call(small)).status == 200
-        before = worker.pss_bytes()
+        before = worker.rss_bytes()
         for _ in range(2 if idle_s < 10 else 20):
             assert (await worker.call(large)).status == 200
-            loaded = worker.pss_bytes()
+            loaded = worker.rss_bytes()
             await worker.unload("large")
-            after = worker.pss_bytes()
+            after = worker.rss_bytes()
         await worker.unload("small")
         began_s, began_cpu_s = time.monotonic(), worker.cpu_s()
         await asyncio.sleep(idle_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from registry_sync import catalog, documents, endpoints
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import (
     CACHE_EPOCHS_MAX,
+    Assign,
     BadDocument,
     EndpointSpec,
     EndpointState,
@@ -361,7 +363,9 @@ def count_up(url: str, times: int) -> int:
     for _ in range(times):
         while True:
             current, _ = endpoints.get_spec(store, "m")
-            raised = replace(current, deadline_ms=current.deadline_ms + 1)
+            # A content of its own: after a lost answer nobody can tell his write from an equal one.
+            own = Assign(salt=uuid.uuid4().hex)
+            raised = replace(current, deadline_ms=current.deadline_ms + 1, assign=own)
             try:
                 endpoints.set_spec(store, raised, if_revision=current.revision)
                 break

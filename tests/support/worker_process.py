@@ -153,10 +153,13 @@ class WorkerProcess:
         async with asyncio.timeout(PATIENCE_S):
             return await self._replies[call_id]
 
-    def pss_bytes(self) -> int:
-        """Return its share of memory."""
+    def rss_bytes(self) -> int:
+        """Return its memory in RAM.
+
+        Not its share of it, which grows whenever somebody else with the same libraries ends.
+        """
         text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
-        line = next(line for line in text.splitlines() if line.startswith("Pss:"))
+        line = next(line for line in text.splitlines() if line.startswith("Rss:"))
         return int(line.split()[1]) << 10
 
     def cpu_s(self) -> float:

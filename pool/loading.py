@@ -6,9 +6,11 @@ The best engine whose plan is on the node is taken, else the portable one: a cal
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Final
 
 from pool.config import WorkerConfig
 from pool.engines import choice
@@ -16,10 +18,13 @@ from pool.engines.base import Engine, EngineError
 from pool.load_guard import LoadGuard
 from pool.loaded import CannotLoad, Loaded, load_session
 from pool.phases import BUILD_WAIT, TURN, enter
-from registry_sync.client import SyncError, fetch_golden_via, fetch_via
+from registry_sync.client import SyncAway, SyncError, fetch_golden_via, fetch_via
 from registry_sync.documents import Manifest
 from registry_sync.local import LocalStore
 from registry_sync.sync import golden_path, present
+
+SYNC_BACK_S_MAX: Final = 2.0  # its supervisor starts it again at once; a call may wait for that
+SYNC_LOOK_S: Final = 0.05
 
 
 class Loader:
@@ -41,14 +46,25 @@ class Loader:
         """Bring a version to this node, unless it is here; raises `CannotLoad`."""
         manifest = await asyncio.to_thread(present, self.local, model, version)
         if manifest is None:
-            try:
-                await fetch_via(self._sync_socket, model, version)
-            except (SyncError, OSError) as error:
-                raise CannotLoad(str(error)) from None
+            await self._fetch(model, version)
             manifest = await asyncio.to_thread(present, self.local, model, version)
             if manifest is None:
                 raise CannotLoad(f"{model} version {version} was brought and is not there")
         return manifest
+
+    async def _fetch(self, model: str, version: str) -> None:
+        """Have sync fetch a version; one that has just died, or not begun yet, is waited for."""
+        until_s = time.monotonic() + SYNC_BACK_S_MAX
+        while True:
+            try:
+                await fetch_via(self._sync_socket, model, version)
+                return
+            except SyncAway as error:
+                if time.monotonic() >= until_s:
+                    raise CannotLoad(str(error)) from None
+            except (SyncError, OSError) as error:
+                raise CannotLoad(str(error)) from None
+            await asyncio.sleep(SYNC_LOOK_S)
 
     async def golden(self, manifest: Manifest) -> Path | None:
         """Return the file with a version's recorded inputs, bringing it; None: it has none.

@@ -38,6 +38,13 @@ class SyncError(Exception):
         self.retry = retry
 
 
+class SyncAway(SyncError):
+    """The sync process is not there, or ended before it answered; its successor may answer."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, retry=True)
+
+
 async def fetch_via(socket_path: str | Path, model: str, version: str) -> None:
     """Have a version brought to this node; returns when its files are in the local store.
 
@@ -139,13 +146,13 @@ async def _ask(socket_path: str | Path, request: Request) -> Reply:
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=LINE_BYTES_MAX)
     except OSError as error:
-        raise SyncError(f"no sync process at {socket_path}: {error}", retry=True) from error
+        raise SyncAway(f"no sync process at {socket_path}: {error}") from error
     try:
         writer.write(encode(request))
         await writer.drain()
         line = await reader.readline()
         if not line.endswith(b"\n"):
-            raise SyncError("the sync process ended before it answered", retry=True)
+            raise SyncAway("the sync process ended before it answered")
         reply = decode_reply(line)
     except (OSError, ValueError, msgspec.DecodeError) as error:
         # ValueError is what asyncio makes of a line that is too long.

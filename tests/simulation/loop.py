@@ -82,6 +82,13 @@ class SimulatedLoop(VirtualTimeLoop):
         self._check_closed()
         return self.call_soon(callback, *args, context=context)
 
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = super().create_task(coro, **options)
+        process = of(options.get("context"))
+        if process is not None:
+            process.tasks.add(task)
+        return task
+
     def outside(self, callback: Callable[[], object]) -> None:
         """Have `callback` called whatever becomes of the process that asks for it."""
         super().call_soon(callback, context=contextvars.Context())

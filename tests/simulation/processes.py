@@ -7,6 +7,7 @@ import contextvars
 import fcntl
 import os
 import signal
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Process:
         self.listeners: dict[Listener, None] = {}
         self.frozen: list[Call] = []
         self.children: list[Process] = []
+        self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self.ended: asyncio.Future[int] = loop.create_future()
         self._loop = loop
         # Descriptors, and what they were.
@@ -108,6 +110,8 @@ class Process:
             listener.close()
         for transport in list(self.transports):
             transport.vanish()
+        for task in self.tasks:
+            task._log_destroy_pending = False  # nobody will ever run it again
         for child in self.children:
             child.kill(signal.SIGKILL)
         for descriptor, identity in self._locks:

@@ -114,3 +114,20 @@ def test_worker_that_nobody_needs_any_more_ends_once_and_stays_away() -> None:
             fleet.check()
 
     simulate(main)
+
+
+def test_worker_that_is_woken_while_sync_is_being_started_waits_for_it() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=3)
+            fleet.controller()
+            fleet.pool("n1", workers=1, up_min=1)
+            edge = fleet.edge()
+            await fleet.ready(edge, workers=1)
+            fleet.named("n1.sync").kill()
+            asked = await edge.ask("m")
+            assert asked.status == 200, asked.detail
+            assert asked.wait_s < 2.0
+            fleet.check()
+
+    simulate(main)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 from infra.simulate import loads
+from infra.simulate.apps684 import apps684
 from infra.simulate.engine import Load
 
 
@@ -23,4 +24,5 @@ GENERATORS: Final[Mapping[str, Callable[[], list[Load]]]] = {
     "hourly": _one(loads.hourly),
     "sparse": _one(loads.sparse),
     "repeating": _one(loads.repeating),
+    "apps-684": apps684,
 }

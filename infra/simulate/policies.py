@@ -8,6 +8,7 @@ from typing import Final
 from infra.simulate.autoscalers import Kpa, Ray
 from infra.simulate.engine import Load, Maker, Simulated, World
 from infra.simulate.fixed import Fixed
+from infra.simulate.hybrid import HybridHistogram
 from infra.simulate.limit import Limit
 from pool.scaling.gaps import GapPool
 from pool.scaling.policy import ScalingPolicy
@@ -29,6 +30,7 @@ FAMILIES: Final[Mapping[str, Callable[[], Maker]]] = {
     "fixed-10m": lambda: lambda load, world: Fixed(600.0),
     "fixed-20m": lambda: lambda load, world: Fixed(1200.0),
     "fixed-60m": lambda: lambda load, world: Fixed(3600.0),
+    "hybrid-histogram": lambda: lambda load, world: HybridHistogram(),
     "kpa": lambda: lambda load, world: Kpa(),
     "ray": lambda: lambda load, world: Ray(),
     "limit": lambda: Limit,

@@ -17,6 +17,7 @@ NAMES = [
     "fixed-10m",
     "fixed-20m",
     "fixed-60m",
+    "hybrid-histogram",
     "kpa",
     "ray",
 ]

@@ -7,6 +7,7 @@ import pytest
 
 from infra.simulate.engine import Load, World, run
 from infra.simulate.fixed import Fixed
+from infra.simulate.hybrid import HybridHistogram
 from infra.simulate.ideal import ideal_s
 from infra.simulate.limit import Limit
 
@@ -80,3 +81,33 @@ def test_limit_beats_every_fixed_time_in_both() -> None:
         other = run(calls, Fixed(keep_s), world)
         assert best.cold <= other.cold
         assert best.waste_s <= other.waste_s
+
+
+def test_hybrid_keeps_four_hours_while_it_knows_little() -> None:
+    calls = _load((0, 1), (3 * 3600, 1), (7 * 3600 + 60, 1))
+    found = run(calls, HybridHistogram(), World(end_s=86_400, wake_s=0))
+    assert found.cold == 2
+    assert found.waste_s == pytest.approx((3 + 4 + 4) * 3600, abs=10)
+
+
+def test_hybrid_goes_at_once_and_is_back_just_before_a_gap_that_it_knows() -> None:
+    calls = _load(*((3600.0 * n, 1) for n in range(100)))
+    found = run(calls, HybridHistogram(), World(end_s=100 * 3600.0))
+    assert found.cold == 1
+    # Of each hour from the 54th minute on, after five gaps; a timer's tail is 66 minutes.
+    assert found.waste_s == pytest.approx(5 * 3600 + 94 * 0.1 * 3600, rel=0.1)
+
+
+def test_hybrid_keeps_four_hours_where_gaps_are_anything() -> None:
+    rng = np.random.default_rng(2)
+    gaps_s = rng.uniform(60, 4 * 3600 - 200, 300)
+    calls = Load("m", np.cumsum(gaps_s), np.zeros(300))
+    found = run(calls, HybridHistogram(), World(end_s=float(calls.arrivals_s[-1]), wake_s=0))
+    assert found.cold <= 30  # until the bins fill, a few gaps look like a pattern
+
+
+def test_hybrid_forecasts_gaps_beyond_its_range() -> None:
+    calls = _load(*((20_000.0 * n, 1) for n in range(40)))
+    found = run(calls, HybridHistogram(), World(end_s=39 * 20_000.0))
+    assert found.cold <= 6
+    assert found.waste_s == pytest.approx(5 * 4 * 3600 + 34 * 0.15 * 20_000, rel=0.1)

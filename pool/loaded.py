@@ -17,7 +17,14 @@ _log = structlog.get_logger()
 
 
 class CannotLoad(Exception):
-    """Why a version cannot be had in this worker; the text is for the caller."""
+    """Why a version cannot be had in this worker; the text is for the caller.
+
+    `passes`: it is not the version's fault, and may be over any moment.
+    """
+
+    def __init__(self, text: str, *, passes: bool = False) -> None:
+        super().__init__(text)
+        self.passes = passes
 
 
 class NoRoom(CannotLoad):

@@ -61,9 +61,11 @@ class Loader:
                 return
             except SyncAway as error:
                 if time.monotonic() >= until_s:
-                    raise CannotLoad(str(error)) from None
-            except (SyncError, OSError) as error:
-                raise CannotLoad(str(error)) from None
+                    raise CannotLoad(str(error), passes=True) from None
+            except SyncError as error:
+                raise CannotLoad(str(error), passes=error.retry) from None
+            except OSError as error:
+                raise CannotLoad(str(error), passes=True) from None
             await asyncio.sleep(SYNC_LOOK_S)
 
     async def golden(self, manifest: Manifest) -> Path | None:

@@ -32,6 +32,7 @@ from pool.waking import Wakes, Waking, too_late
 
 BACKOFF_S_MIN = 1.0
 BACKOFF_S_MAX = 60.0
+PASSING_S_MAX = 2.0  # where it is not the version's fault
 LATE_S = 2.0  # so long after it has left, a call may come that was sent by older routes
 ELSEWHERE = "other workers have the model loaded"
 HELD_S = 0.5  # so often whoever waits for a load hears how far it is
@@ -351,7 +352,7 @@ class EngineSlot:
             self._turn_away(str(error))
             return
         except CannotLoad as error:
-            self._fail(str(error))
+            self._fail(str(error), passes=error.passes)
             return
         except Exception as error:
             # Whatever a loader raises must end as a failed slot, not as a silent one.
@@ -387,10 +388,11 @@ class EngineSlot:
         )
         self._on_change()
 
-    def _fail(self, detail: str) -> None:
+    def _fail(self, detail: str, *, passes: bool = False) -> None:
         self._failures += 1
         doublings = min(self._failures - 1, 16)  # far beyond the longest pause already
-        pause_s = min(BACKOFF_S_MIN * 2**doublings, BACKOFF_S_MAX)
+        longest_s = PASSING_S_MAX if passes else BACKOFF_S_MAX
+        pause_s = min(BACKOFF_S_MIN * 2**doublings, longest_s)
         self._retry_at_s = time.monotonic() + pause_s
         self._waking = None
         self.detail = detail

@@ -44,12 +44,14 @@ from registry_sync.messages import (
 from registry_sync.names import BadName
 from registry_sync.open import open_store
 from registry_sync.plan_desk import PlanDesk
-from registry_sync.stores import Store, StoreError, StoreUnavailable
+from registry_sync.stores import Distant, Store, StoreError, StoreUnavailable
 from registry_sync.sync import FetchError, fetch, fetch_golden, golden_path, present
 
 _FETCHES_MAX = 8  # each holds up to 64 MiB of parts
 _PUTS_MAX = 4  # apart too: one that waits for another writer does so for a minute
 _LOOKS_MAX = 2  # apart from the fetches, so that no download delays finding the leader
+SILENT_S_MAX = 4.0  # who waits for a registry that says nothing waits for so long, and hears why
+LOOK_S = 0.25
 _DRAIN_S_MAX = 1.0  # for a part that is being written; then the process ends all the same
 
 _log = structlog.get_logger()
@@ -62,6 +64,16 @@ class Registry:
         self._url = url
         self._lock = threading.Lock()
         self._store: Store | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self._url
+
+    def silent_s(self) -> float:
+        """Return for how long it has not answered who asks it now; 0: it does, or nobody does."""
+        store = self._store
+        return store.silent_s() if isinstance(store, Distant) else 0.0
 
     def store(self) -> Store:
         """Return the store; raises `BadStore`, and then tries again the next time."""
@@ -133,7 +145,20 @@ class Daemon:
             self._under_way[request] = task
             task.add_done_callback(lambda _: self._under_way.pop(request))
         # A caller who leaves does not end it: his connection notices when it is to answer.
-        return await task
+        return await self._unless_silent(task) if isinstance(request, Fetch) else await task
+
+    async def _unless_silent(self, task: asyncio.Task[Reply]) -> Reply:
+        """Wait for work on which calls wait; not for long while the registry says nothing.
+
+        The work goes on, and whoever asks again joins it.
+        """
+        while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
+            silent_s = self._registry.silent_s()
+            if silent_s >= SILENT_S_MAX:
+                url = self._registry.url
+                error = f"the registry {url} has not answered for {silent_s:.0f} s"
+                return Reply(ok=False, error=error, retry=True)
+        return task.result()
 
     async def _work(
         self, request: Fetch | FetchGolden | AskLeader | FetchPlan | PutPlan | PutGate | UsePlan

@@ -72,6 +72,7 @@ _CONNECTIONS_MAX = 32
 _PART_BYTES = 8 << 20  # of a multipart upload; S3 takes 5 MiB to 5 GiB
 _PARTS_MAX = 10_000  # S3's limit
 _PARTS_AT_ONCE = 4
+_HEARD_BYTES = 1 << 20  # after so many of a body it is known again that the server answers
 _TOKEN = "tidepool-write"
 
 # Codes that say "later" with a status that does not; every 5xx and 429 says so by its status.
@@ -100,6 +101,10 @@ class S3Store:
         self._prefix = check_folder(prefix)
         self._page_keys = page_keys
         self._client = _make_client()
+        # The whole mutable state: since when each call under way waits, and when the server was
+        # last heard, for whomever.
+        self._since_s: dict[object, float] = {}
+        self._heard_s = 0.0
 
     @property
     def url(self) -> str:
@@ -191,7 +196,11 @@ class S3Store:
                 if _status(error) == 416:
                     return b""
                 raise
-            return answer["Body"].read()
+            parts = []
+            while part := answer["Body"].read(_HEARD_BYTES):
+                self._heard_s = time.monotonic()
+                parts.append(part)
+            return b"".join(parts)
 
         return self._call(key, get)
 
@@ -233,6 +242,11 @@ class S3Store:
 
         with contextlib.suppress(NotFound):
             self._call(key, delete)
+
+    def silent_s(self) -> float:
+        now_s = time.monotonic()
+        since_s = min(list(self._since_s.values()), default=now_s)
+        return now_s - max(since_s, self._heard_s)
 
     def close(self) -> None:
         self._client.close()
@@ -337,11 +351,21 @@ class S3Store:
 
     def _call(self, key: str, operation: Callable[[], _T]) -> _T:
         """Run an operation, again while it fails in a way that may pass, and name its failure."""
+        me = object()
+        self._since_s[me] = time.monotonic()
+        try:
+            return self._tried(key, operation)
+        finally:
+            del self._since_s[me]
+
+    def _tried(self, key: str, operation: Callable[[], _T]) -> _T:
         tries = 0
         while True:
             tries += 1
             try:
-                return operation()
+                result = operation()
+                self._heard_s = time.monotonic()
+                return result
             except ClientError as error:
                 if not _is_retryable(error):
                     raise self._named(key, error) from error

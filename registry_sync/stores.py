@@ -14,7 +14,7 @@ its own nonce or revision number.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -146,6 +146,14 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of connections; the store is not used afterwards."""
+
+
+@runtime_checkable
+class Distant(Protocol):
+    """A store that may hang, and can tell."""
+
+    def silent_s(self) -> float:
+        """Return for how long whoever asks it now has heard nothing; 0: it answers."""
 
 
 def check_key(key: str) -> str:

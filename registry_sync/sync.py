@@ -13,13 +13,21 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from registry_sync.documents import BadDocument, File, Manifest, read_manifest
 from registry_sync.local import LocalStore
 from registry_sync.names import check_name, check_version
-from registry_sync.parts import FULL, read_in_order, require_room, write_all
+from registry_sync.parts import (
+    FULL,
+    PART_BYTES,
+    PARTS_AHEAD_MAX,
+    read_in_order,
+    require_room,
+    write_all,
+)
 from registry_sync.stores import Store
 
 MANIFEST_BYTES_MAX = 16 << 20
@@ -102,11 +110,27 @@ def fetch(
         raise BadManifest(f"{key}: {error}") from error
     if (manifest.model, manifest.version) != (model, version):
         raise BadManifest(f"{key}: is about {manifest.model} {manifest.version}")
-    for file in manifest.files:
-        fetch_blob(store, local, file, stop)
+    _fetch_files(store, local, manifest.files, stop)
     # Last, so that a kept manifest tells of a fetch that was once complete.
     local.save_manifest(manifest, data)
     return manifest
+
+
+def _fetch_files(
+    store: Store, local: LocalStore, files: Sequence[File], stop: threading.Event | None
+) -> None:
+    """Bring files: small ones side by side, each large one by parts that are."""
+    small = [file for file in files if file.bytes <= PART_BYTES]
+    threads = ThreadPoolExecutor(min(PARTS_AHEAD_MAX, max(1, len(small))), "file")
+    try:
+        for _ in threads.map(lambda file: fetch_blob(store, local, file, stop), small):
+            pass
+    finally:
+        # Not waited for, as in `read_in_order`.
+        threads.shutdown(wait=False, cancel_futures=True)
+    for file in files:
+        if file.bytes > PART_BYTES:
+            fetch_blob(store, local, file, stop)
 
 
 def golden_path(local: LocalStore, manifest: Manifest) -> Path | None:

@@ -201,6 +201,21 @@ async def test_pauses_between_failures_double_up_to_a_minute(
         now_s += 0.01
 
 
+async def test_pause_stays_short_where_the_version_is_not_to_blame(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=lambda: now_s))
+    place.loader.error = CannotLoad("the registry does not answer", passes=True)
+    place.loader.go.set()
+    for pause_s in (1, 2, 2, 2):
+        before = place.loader.loads
+        place.slot.ensure()
+        await place.until("failed")
+        assert place.loader.loads == before + 1
+        now_s += pause_s
+
+
 async def test_engine_that_fails_for_a_day_may_still_come_back(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

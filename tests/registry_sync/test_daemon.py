@@ -20,14 +20,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from registry_sync import daemon
 from registry_sync.client import SyncError, fetch_via, leader_via, ping_via
 from registry_sync.config import SyncConfig
 from registry_sync.directory import DirectoryStore
 from registry_sync.leader import LEADER_KEY
 from registry_sync.leader_record import LeaderRecord
 from registry_sync.local import LocalStore
+from registry_sync.local_plans import LocalPlans
 from registry_sync.open import open_store
 from registry_sync.stores import Store
+from registry_sync.sync import present
 from tests.support.artifacts import blob_key, put_artifact
 from tests.support.faulty_s3 import HOLD, SLOW_DOWN, FaultyS3, faulty_s3
 from tests.support.seaweed import S3Server
@@ -171,6 +174,32 @@ async def test_a_registry_that_does_not_answer_is_worth_a_retry(
         await fetch_via(running.socket, "m", "1")
     assert refusal.value.retry
     await fetch_via(running.socket, "m", "1")
+
+
+async def test_who_waits_for_a_registry_that_says_nothing_hears_why_and_may_join_again(
+    tmp_path: Path, proxied: tuple[str, FaultyS3], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "SILENT_S_MAX", 0.3)
+    url, proxy = proxied
+    local = LocalStore(tmp_path / "data")
+    plans = LocalPlans(tmp_path / "data" / "engines", 1 << 20)
+    desk = daemon.Daemon(daemon.Registry(url), local, plans)
+    server = await asyncio.start_unix_server(desk.connected, path=tmp_path / "d")
+    proxy.faults += [None, HOLD]  # the manifest is had, a blob is not
+    try:
+        for _ in range(2):
+            with pytest.raises(SyncError, match=r"has not answered for \d s") as refusal:
+                await fetch_via(tmp_path / "d", "m", "1")
+            assert refusal.value.retry
+            assert url in str(refusal.value)
+        asked = len(proxy.requests)
+        proxy.release.set()
+        await fetch_via(tmp_path / "d", "m", "1")
+        assert present(local, "m", "1") is not None
+        assert asked < len(proxy.requests) < 3 * asked + 6  # one download, which went on
+    finally:
+        server.close()
+        await desk.end()
 
 
 async def test_what_is_here_needs_no_registry(

@@ -116,6 +116,23 @@ def test_a_version_is_brought_from_s3(s3_url: str, local: LocalStore) -> None:
     assert local.has(manifest)
 
 
+def test_many_small_files_are_brought_side_by_side(root: Path, local: LocalStore) -> None:
+    store = Watched(root, pause_s=0.1)
+    manifest = put_artifact(store, {f"w/{n}": bytes([n]) * 1000 for n in range(16)})
+    fetch(store, local, "m", "1")
+    assert local.has(manifest)
+    assert store.reading_max > 1
+    assert len(store.reads) == 1 + 16  # the manifest, and each blob once
+
+
+def test_of_many_small_files_the_one_that_fails_is_named(store: Watched, local: LocalStore) -> None:
+    manifest = put_artifact(store, {f"w/{n}": bytes([n]) * 1000 for n in range(16)})
+    store.delete(blob_key(bytes([7]) * 1000))
+    with pytest.raises(NotFound, match=manifest.files[7].sha256):
+        fetch(store, local, "m", "1")
+    assert present(local, "m", "1") is None
+
+
 def test_an_empty_file_is_brought(store: Watched, local: LocalStore) -> None:
     manifest = put_artifact(store, {"model.onnx": b"g", "empty": b""})
     fetch(store, local, "m", "1")

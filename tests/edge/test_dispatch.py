@@ -800,6 +800,7 @@ async def test_worker_that_rests_is_not_dialled_again(fleet: Fleet) -> None:
 async def test_worker_that_is_cold_no_more_is_dialled_without_a_call(fleet: Fleet) -> None:
     await fleet.up("a")
     fleet.route(wake_at="a", cold="a")
+    await asyncio.sleep(0.02)
     fleet.route(wake_at="a")
     await fleet.connected(1)
 

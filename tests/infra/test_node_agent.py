@@ -53,6 +53,8 @@ class Launcher:
 async def stack(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
     monkeypatch.setattr("pool.controller.SETTLE_S", 0.0)
     monkeypatch.setattr("pool.controller.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("infra.node_agent.REPORT_S", 1000.0)
+    monkeypatch.setattr("pool.node_desk.NODE_SILENCE_S_MAX", 1000.0)
     async with running_controller() as made:
         yield made
 

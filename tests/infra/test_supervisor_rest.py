@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from infra.child import ProcessSpec
-from infra.supervisor import Supervisor
+from infra.supervisor import DEATHS_MAX, Supervisor
 from pool.wire import peer
 from pool.wire.peer import Address
 
@@ -144,6 +144,17 @@ async def test_process_that_dies_while_it_starts_is_started_for_the_next_call_on
             while one.state != "cold":  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not one.supervisor.failed.is_set()
+
+
+async def test_process_that_is_told_to_rest_while_it_starts_has_not_died() -> None:
+    async with resting() as one:
+        for _ in range(DEATHS_MAX):
+            one.supervisor.want(("echo",))
+            await one.until_state("starting")
+            one.supervisor.want(())
+            await one.until_state("cold")
+        assert one.supervisor.hopeless() == ""
+        assert await one.ask() == f"{one.pid} for a call"
 
 
 async def test_stop_ends_a_cold_place_at_once() -> None:

@@ -88,9 +88,9 @@ def plan(
     }
     crowded_s: dict[str, float] = {}
     up: dict[str, str] = {}
-    for owner in dict.fromkeys(place.owner for place in places):
-        own = [place for place in places if place.owner == owner]
-        chosen = _order(own, places, leaving_s)[: needed.get(owner, 0)]
+    on_node = Counter(place.node for place in places if place.is_up)
+    for owner, own in _grouped((place.owner, place) for place in places).items():
+        chosen = _order(own, on_node, leaving_s)[: needed.get(owner, 0)]
         up.update({place.worker: "demand" for place in chosen})
         up.update({p.worker: "in use" for p in own if p.is_in_use and p.worker not in up})
         serving = [place for place in own if place.is_in_use]
@@ -98,9 +98,40 @@ def plan(
             continue
         since_s = crowded_s[owner] = state.crowded_s.get(owner, now_s)
         if now_s - since_s >= GATHER_S and not any(p.worker in leaving_s for p in serving):
-            spare = [p for p in serving if up[p.worker] == "in use" and _may_rest(p, places, nodes)]
+            spare = [
+                p for p in serving if up[p.worker] == "in use" and _may_rest(p, on_node, nodes)
+            ]
             if spare:
                 leaving_s[min(spare, key=lambda p: (p.calls, p.engines)).worker] = now_s
+    _see_off(up, places, leaving_s, crowded_s, now_s)
+    used_s = {
+        place.worker: (
+            now_s
+            if place.worker in up or place.is_starting
+            else state.used_s.get(place.worker, now_s)
+        )
+        for place in places
+        if place.is_up or place.worker in up
+    }
+    _add_stock(up, places, nodes, leaving_s, on_node)
+    for place in places:
+        if not place.is_up or place.worker in up or place.worker in leaving_s:
+            continue
+        if place.node and now_s - used_s[place.worker] < nodes[place.node].rest_s:
+            up[place.worker] = "just used"
+    names = {place.worker for place in places if place.node}
+    fleet = Fleet({w: why for w, why in up.items() if w in names}, frozenset(leaving_s) & names)
+    return fleet, FleetState(used_s, crowded_s, leaving_s)
+
+
+def _see_off(
+    up: dict[str, str],
+    places: Iterable[PlaceView],
+    leaving_s: dict[str, float],
+    crowded_s: dict[str, float],
+    now_s: float,
+) -> None:
+    """Let who is emptied rest once others have what it has; keep who is needed, or fits nowhere."""
     for place in places:
         began_s = leaving_s.get(place.worker)
         if began_s is None:
@@ -112,31 +143,20 @@ def plan(
             up[place.worker] = "leaving"
         else:
             up.pop(place.worker, None)
-    used_s = {
-        place.worker: (
-            now_s
-            if place.worker in up or place.is_starting
-            else state.used_s.get(place.worker, now_s)
-        )
-        for place in places
-        if place.is_up or place.worker in up
-    }
-    _add_stock(up, places, nodes, leaving_s)
-    for place in places:
-        if not place.is_up or place.worker in up or place.worker in leaving_s:
-            continue
-        if place.node and now_s - used_s[place.worker] < nodes[place.node].rest_s:
-            up[place.worker] = "just used"
-    names = {place.worker for place in places if place.node}
-    fleet = Fleet({w: why for w, why in up.items() if w in names}, frozenset(leaving_s) & names)
-    return fleet, FleetState(used_s, crowded_s, leaving_s)
+
+
+def _grouped(pairs: Iterable[tuple[str, PlaceView]]) -> dict[str, list[PlaceView]]:
+    found: dict[str, list[PlaceView]] = {}
+    for key, place in pairs:
+        found.setdefault(key, []).append(place)
+    return found
 
 
 def _order(
-    own: Iterable[PlaceView], places: Iterable[PlaceView], leaving: Collection[str]
+    own: Sequence[PlaceView], up_on_node: Mapping[str, int], leaving: Collection[str]
 ) -> list[PlaceView]:
     """Return `own` in the order in which they are taken."""
-    on_node = Counter(place.node for place in places if place.is_up)
+    on_node = Counter(up_on_node)
     ranked = []
     for at, place in enumerate(own):
         rank = 0
@@ -145,28 +165,29 @@ def _order(
             on_node[place.node] += 1
         is_last = place.worker in leaving
         ranked.append((is_last, not place.is_in_use, not place.is_up, bool(place.node), rank, at))
-    found = list(own)
-    return [found[at] for *_, at in sorted(ranked)]
+    return [own[at] for *_, at in sorted(ranked)]
 
 
 def _may_rest(
-    place: PlaceView, places: Iterable[PlaceView], nodes: Mapping[str, NodeLimits]
+    place: PlaceView, up_on_node: Mapping[str, int], nodes: Mapping[str, NodeLimits]
 ) -> bool:
     """Tell whether its node would not keep it up for its own sake."""
-    on_node = sum(one.is_up for one in places if one.node == place.node)
-    return bool(place.node) and on_node > nodes[place.node].up_min
+    return bool(place.node) and up_on_node[place.node] > nodes[place.node].up_min
 
 
 def _add_stock(
     up: dict[str, str],
-    places: Sequence[PlaceView],
+    places: Iterable[PlaceView],
     nodes: Mapping[str, NodeLimits],
     leaving: Collection[str],
+    up_on_node: Mapping[str, int],
 ) -> None:
     """Add each node's minimum, and on each device those that wait for work."""
-    for node, limits in nodes.items():
-        own = [p for p in places if p.node == node and p.worker not in leaving]
-        spare = [place for place in _order(own, places, ()) if place.worker not in up]
+    staying = (place for place in places if place.node and place.worker not in leaving)
+    for node, own in _grouped((place.node, place) for place in staying).items():
+        limits = nodes[node]
+        on_node = {node: up_on_node[node]}
+        spare = [place for place in _order(own, on_node, ()) if place.worker not in up]
         missing = max(0, limits.up_min - sum(place.worker in up for place in own))
         up.update({place.worker: "minimum" for place in spare[:missing]})
         del spare[:missing]

@@ -171,10 +171,11 @@ class Controller:
         match message:
             case control.Heartbeat():
                 self._count_loads(worker, message.engines)
-                worker.heartbeat = message
+                is_news = worker.take(message)
                 self._scale.count(worker.register.id, worker.register.incarnation, message.engines)
                 self._builds.run(worker.register.id, message.engines, is_draining=message.draining)
-                self.act()
+                if is_news:
+                    self.act()
             case control.BuildReport():
                 self._builds.on_report(worker.register.id, message)
             case _:

@@ -23,6 +23,11 @@ class Worker:
     loads: dict[Ref, int] = field(default_factory=dict)  # also of engines that sleep
     commanded_s: dict[tuple[str, Ref], float] = field(default_factory=dict)
 
+    def take(self, heartbeat: control.Heartbeat) -> bool:
+        """Take a heartbeat; tell whether it is worth acting on before the next round."""
+        before, self.heartbeat = self.heartbeat, heartbeat
+        return _outline(before) != _outline(heartbeat)
+
     def view(self) -> WorkerView:
         """Return what placement goes by."""
         engines = {(engine.model, engine.version): engine for engine in self.heartbeat.engines}
@@ -61,3 +66,14 @@ class Edge:
     acked_seq: int = 0
     in_flight: int = 0
     waiting: Mapping[str, int] = field(default_factory=dict)  # see `Counters`
+
+
+def _outline(beat: control.Heartbeat) -> tuple[bool, list[tuple[str, str, str, bool, int]]]:
+    """Return what a worker has, and whether that is in use or was since the last heartbeat.
+
+    How much it is in use, a round finds early enough.
+    """
+    return beat.draining, [
+        (e.model, e.version, e.state, e.calls > 0, 0 if e.calls else e.arrived)
+        for e in beat.engines
+    ]

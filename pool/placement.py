@@ -62,12 +62,6 @@ class Unload(msgspec.Struct, frozen=True):
 NOTHING = Demand(replicas=0)
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _score(ref: Ref, worker: str) -> bytes:
-    key = f"{ref[0]}\0{ref[1]}\0{worker}".encode()
-    return hashlib.blake2b(key, digest_size=8).digest()
-
-
 def wake_order(ref: Ref, workers: Iterable[str]) -> list[str]:
     """Return `workers` in the order in which everybody tries them for `ref`.
 
@@ -77,7 +71,16 @@ def wake_order(ref: Ref, workers: Iterable[str]) -> list[str]:
     >>> wake_order(("m", "1"), ["a", "b"]) == wake_order(("m", "1"), ["b", "a"])
     True
     """
-    return sorted(workers, key=lambda worker: _score(ref, worker), reverse=True)
+    return list(_wake_order(ref, tuple(workers)))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _wake_order(ref: Ref, workers: tuple[str, ...]) -> tuple[str, ...]:
+    def score(worker: str) -> bytes:
+        key = f"{ref[0]}\0{ref[1]}\0{worker}".encode()
+        return hashlib.blake2b(key, digest_size=8).digest()
+
+    return tuple(sorted(workers, key=score, reverse=True))
 
 
 def owners(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> dict[str, str]:
@@ -143,9 +146,11 @@ def _place(
     having = sorted(
         (name for name in order if states[name] in _RANKS), key=lambda name: _RANKS[states[name]]
     )
-    fitting = {worker.id for worker in up if _fits(worker, demand.size_bytes)}
-    others = [name for name in order if name in fitting and name not in having]
-    keep = [*having, *others][: demand.replicas]
+    keep = having[: demand.replicas]
+    if len(keep) < demand.replicas:
+        fitting = {worker.id for worker in up if _fits(worker, demand.size_bytes)}
+        others = [name for name in order if name in fitting and name not in having]
+        keep += others[: demand.replicas - len(keep)]
     is_warm = any(states[name] == "warm" for name in keep)
     extra = [
         worker
@@ -175,8 +180,10 @@ def _state(worker: WorkerView, ref: Ref) -> str:
 
 
 def _fits(worker: WorkerView, size_bytes: int) -> bool:
+    if not worker.memory_bytes_max:
+        return True
     used_bytes = sum(engine.bytes for engine in worker.engines.values())
-    return not worker.memory_bytes_max or used_bytes + size_bytes <= worker.memory_bytes_max
+    return used_bytes + size_bytes <= worker.memory_bytes_max
 
 
 def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Load | Unload]:

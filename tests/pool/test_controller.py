@@ -230,11 +230,11 @@ async def test_command_is_repeated_until_it_is_done(
     one = await stack.joined(worker("w1"))
     await one.hear(control.Command)
     for _ in range(3):
-        one.say(beat())
+        stack.controller.act()
     await asyncio.sleep(0.03)
-    assert len(one.all(control.Command)) == 1, "not with every heartbeat"
+    assert len(one.all(control.Command)) == 1, "not with every round"
     await asyncio.sleep(0.1)
-    one.say(beat())
+    stack.controller.act()
     await one.until(lambda: one.all(control.Command)[1:])
     await asyncio.sleep(0.11)
     one.say(beat(engine(state="loading")))

@@ -29,6 +29,7 @@ from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
 from pool.load_guard import LoadGuard, guard_folder
 from pool.loaded import Loaded
 from pool.loading import Loader
+from pool.parking import park
 from pool.phases import of_start, process_began_s
 from pool.room import Room
 from pool.serving import EdgePeer, Inside
@@ -43,6 +44,7 @@ from pool.wire.frames import WireError
 from pool.wire.handshake import Secrets
 from pool.wire.link import ControlLink
 from pool.wire.peer import Address, Peer, Server, serve
+from registry_sync.local import LocalStore
 from registry_sync.logs import configure
 from registry_sync.memory import calm_collector
 from registry_sync.names import BadName, check_name, check_version
@@ -113,6 +115,10 @@ class Worker:
             slot = EngineSlot(*ref, self._load, self._changed, self.turn.soon, self._wakes)
             self._slots[ref] = slot
         return slot
+
+    def is_idle(self) -> bool:
+        """Tell whether nobody waits for anything here."""
+        return not any(slot.calls or slot.state == "loading" for slot in self._slots.values())
 
     def report_deadly(self) -> None:
         """Show as failed what this worker has died of so often that it does not load it now."""
@@ -300,7 +306,8 @@ async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
         loop.add_signal_handler(name, stop.set)
     secrets = load_secrets(Path(config.data))
     plan_engines = find_plan_engines(config.engines, config.device, config.threads)
-    worker = Worker(config, find_engines(config.engines, config.device), secrets, plan_engines)
+    engines = find_engines(config.engines, config.device)
+    worker = Worker(config, engines, secrets, plan_engines)
     loop.add_signal_handler(signal.SIGUSR1, worker.ask_for_heir)
     if config.go_fd >= 0 and not await takes_over(worker, stop):
         worker.guard.close()
@@ -318,6 +325,8 @@ async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
         loop.create_task(worker.report_forever()),
         loop.create_task(worker.recycle_forever()),
     ]
+    formats = LocalStore(Path(config.data) / "store").formats
+    parking = loop.create_task(park((*engines, *plan_engines), formats, worker.is_idle))
     calm_collector()
     if config.go_fd < 0:  # an heir has said so before
         say_ready(config.notice_fd)
@@ -331,7 +340,7 @@ async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
     say_draining(config.notice_fd)
     lame_duck_s = LAME_DUCK_S if worker.succession.has_asked else 0.0
     await worker.drain(max(config.lame_duck_s, lame_duck_s), config.drain_s_max)
-    for task in tasks:
+    for task in (*tasks, parking):
         task.cancel()
     worker.guard.close()
     _log.info("worker_down", worker=config.id)

@@ -18,6 +18,7 @@ import os
 import shutil
 import stat
 import uuid
+from itertools import islice
 from pathlib import Path
 
 from registry_sync.documents import BadDocument, Manifest, read_manifest, write
@@ -70,6 +71,14 @@ class LocalStore:
         except (FileNotFoundError, BadDocument):
             return None
         return manifest if (manifest.model, manifest.version) == (model, version) else None
+
+    def formats(self) -> frozenset[str]:
+        """Return the formats of the versions that are, or were, here; of the first thousand."""
+        found: set[str] = set()
+        for path in islice(self._root.glob("models/*/*/manifest.json"), 1000):
+            with contextlib.suppress(OSError, BadDocument):
+                found.add(read_manifest(path.read_bytes()).format)
+        return frozenset(found)
 
     def save_document(self, name: str, data: bytes) -> None:
         """Keep the last good copy of a document under a name such as `endpoints/a.json`."""

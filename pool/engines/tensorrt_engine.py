@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pool import phases
 from pool.engines import device
 from pool.engines.base import BuildSpec, Built, CannotBuild, PlanRefused, Probe, Session, reason_of
 from pool.engines.targets import Toolkit, installed
@@ -72,6 +73,18 @@ class TensorRtEngine:
             builds_for=builds_for,
         )
 
+    def prepare(self) -> bool:
+        """Import what runs plans, and take the GPU's context; see `pool.parking`."""
+        probe = self.probe()
+        if not probe.available:
+            return False
+        importlib.import_module(self.name)
+        with TORCH_LOCK:
+            importlib.import_module("pool.engines.tensorrt_session")
+            sessions: Any = importlib.import_module("pool.engines.torch_session")
+            sessions.prepare(probe.device)
+        return True
+
     def identity(self, spec: BuildSpec) -> PlanIdentity:
         """Say what the plan depends on; see `PlanEngine.identity`.
 
@@ -126,9 +139,11 @@ class TensorRtEngine:
         """Make a plan runnable; see `PlanEngine.load_plan`."""
         self._check(identity)
         try:
+            phases.enter(phases.IMPORT)
             trt = importlib.import_module(self.name)
             with TORCH_LOCK:  # torch comes with it
                 running = importlib.import_module("pool.engines.tensorrt_session")
+            phases.enter(phases.DESERIALISE)
         except (ImportError, OSError) as error:
             raise PlanRefused(
                 f"{reason_of(error)}: {self.name} runs on torch's streams and memory; install "

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from pool import phases
 from pool.engines import device as devices
 from pool.engines.base import (
     BuildSpec,
@@ -52,13 +53,26 @@ class TorchEngine:
         """Say which torch there is and where it runs; see `Engine.probe`."""
         return _probe(self._device, builds=False)
 
+    def prepare(self) -> bool:
+        """Import torch, and take the device's context; see `pool.parking`."""
+        probe = self.probe()
+        if not probe.available:
+            return False
+        with TORCH_LOCK:
+            sessions: Any = importlib.import_module("pool.engines.torch_session")
+            sessions.prepare(probe.device)
+        return True
+
     def load(self, folder: Path, manifest: Manifest, threads: int) -> Session:
         """Load `model.pt2` in `folder`; see `Engine.load`."""
         probe = self.probe()
         if not probe.available:
             raise EngineError(probe.reason)
+        phases.enter(phases.TURN)
         with TORCH_LOCK:
+            phases.enter(phases.IMPORT)
             sessions: Any = importlib.import_module("pool.engines.torch_session")
+            phases.enter(phases.DESERIALISE)
             session: Session = sessions.load(folder, manifest, threads, probe.device)
         return session
 

@@ -5,9 +5,10 @@ Imports torch, so it is imported only when a model needs it.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +66,12 @@ def read(archive: Path) -> torch.export.ExportedProgram:
             reason = said[-1] if said else error
             text = engine_error(reason, torch.device("cpu"))
             raise EngineError(f"torch cannot load {archive.name}: {text}") from error
+
+
+def import_all() -> None:
+    """Import what reading an archive takes, which is most of torch: else the first one pays."""
+    with suppress(ImportError):  # its name is torch's own affair; without it nothing is gained
+        importlib.import_module("torch.export.pt2_archive._package")
 
 
 def weights_bytes(program: torch.export.ExportedProgram) -> int:

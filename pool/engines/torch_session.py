@@ -45,6 +45,18 @@ def load(folder: Path, manifest: Manifest, threads: int, device: str) -> Session
     )
 
 
+def prepare(device: str) -> None:
+    """Do in advance what the first archive costs a process more than others.
+
+    torch imports most of itself when it reads an archive, whatever is in that; on a GPU its context
+    is made by the first tensor there.
+    """
+    torch_program.import_all()
+    if device != "cpu" and torch.cuda.is_available():
+        torch.zeros(1, device=device)
+        torch.cuda.synchronize(device)
+
+
 def _on_gpu(
     program: torch.export.ExportedProgram,
     signature: Pt2Signature,

@@ -229,6 +229,14 @@ async def test_phases_are_whole_when_it_is_said_that_it_is_warm(place: Place) ->
     assert "hand_over" in place.slot.phases
 
 
+async def test_phases_begin_with_the_call_and_not_with_the_look_at_it(place: Place) -> None:
+    first = Call(arrived_s=time.monotonic() - 5.0, left_s=60.0)
+    place.loader.go.set()
+    place.slot.submit(first)
+    await first.outcome()
+    assert place.slot.phases["fetch"] >= 5_000_000
+
+
 async def test_load_teaches_how_long_the_next_one_takes_without_the_fetch(place: Place) -> None:
     place.call()
     await asyncio.sleep(0.2)  # its loader is in the phase `fetch`
@@ -303,6 +311,21 @@ async def test_who_waits_hears_what_the_load_does(
     assert {phase for phase, _ in call.words} == {"fetch"}
     assert call.words[0][1] == pytest.approx(30.0, abs=0.01)  # the fetch is no part of it
     assert len(call.words) == told
+
+
+async def test_only_the_load_under_way_is_told_of(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "HELD_S", 0.02)
+    place.loader.go.set()
+    for _ in range(3):
+        await place.call().outcome()
+        await place.slot.unload()
+    place.loader.go.clear()
+    began_s = time.monotonic()
+    call = place.call()
+    await asyncio.sleep(0.2)
+    assert 0 < len(call.words) <= (time.monotonic() - began_s) / 0.02
 
 
 async def test_load_that_fails_teaches_nothing(place: Place) -> None:

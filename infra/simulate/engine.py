@@ -232,6 +232,7 @@ class Version:
             loading=len(self._warm_s),
             calls_per_s=started / work_s if work_s > 0 else 0.0,
             wake_s=self._world.wake_s,
+            idle_s=now_s - self._arrivals_s[self._arrived - 1],
         )
         self._policy.observe(signals)
         decided = self._policy.decide(self._world.limits, signals)

@@ -180,3 +180,9 @@ def test_ideal_is_the_same_however_thin_the_calls_are() -> None:
     thick = ideal_s(Load("m", arrivals_s, exec_s))
     thin = ideal_s(Load("m", np.append(arrivals_s, alone), np.append(exec_s, 0.5)))
     assert thin == thick + 1
+
+
+def test_signals_say_how_long_ago_the_last_call_came() -> None:
+    policy = _keeps(1)
+    run(_load((0, 0), (10, 0.25), (20, 7)), policy, World(end_s=50, wake_s=0))
+    assert [signals.idle_s for signals in policy.seen] == pytest.approx([0, 0.25, 0.5, 7])

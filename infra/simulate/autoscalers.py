@@ -41,6 +41,10 @@ class _Work:
             calls += came
         return calls / (window_s * calls_per_s) if calls_per_s else TARGET * (calls > 0)
 
+    def falls_s(self) -> float:
+        """Return when the mean over all that is kept falls next, if no call comes."""
+        return self._looks[0][0] + self._kept_s if self._looks else math.inf
+
 
 class Kpa:
     """Knative's pod autoscaler with its defaults (config-autoscaler).
@@ -146,8 +150,11 @@ class Ray:
     def decide(self, limits: Limits, signals: Signals) -> Decision:
         """Return what the last tick said."""
         wanted = min(max(self._wanted, limits.replicas_min), limits.replicas_max)
-        if signals.waiting or signals.running or wanted > 1 or self._down_s is None:
+        is_idle = not (signals.waiting or signals.running) and wanted <= 1 and self._up_s is None
+        if not is_idle or self._down_s is None:
             until_s = self._tick_s + self.TICK_S if wanted else math.inf
+            if is_idle:
+                until_s = max(until_s, self._work.falls_s())  # every tick until then says the same
         else:
             until_s = self._down_s + self.DOWN_S
         return Decision(replicas=wanted, reason="ray", until_s=until_s)

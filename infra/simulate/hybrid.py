@@ -38,6 +38,7 @@ class HybridHistogram:
         # The whole mutable state: gaps by bin, the sum of the counts' squares, gaps beyond, the
         # calls seen, since when nothing is inside, and the window in seconds of idleness.
         self._counts = [0] * BINS
+        self._bins = 0  # up to the last that has any
         self._inside = 0
         self._squares = 0
         self._beyond_s: list[float] = []
@@ -80,6 +81,7 @@ class HybridHistogram:
         if index >= BINS:
             insort(self._beyond_s, gap_s)
             return
+        self._bins = max(self._bins, index + 1)
         self._squares += 2 * self._counts[index] + 1
         self._counts[index] += 1
         self._inside += 1
@@ -99,7 +101,7 @@ class HybridHistogram:
         while below < HEAD * inside:
             head += 1
             below += self._counts[head]
-        tail, above = BINS, 0
+        tail, above = self._bins, 0
         while above + self._counts[tail - 1] <= (1 - TAIL) * inside:
             tail -= 1
             above += self._counts[tail]

@@ -20,6 +20,7 @@ from tests.support.stack import Answer, Stack, running_stack, until
 
 INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
 NO_STORE = {"cache-control": "no-store"}
+FROM_NOTHING_S_MAX = 1.0
 COLD_S_MAX = 30.0  # interpreters start, on a machine that other tests keep busy
 
 
@@ -144,11 +145,14 @@ def wakes_s(stack: Stack, count: int) -> list[float]:
     return found
 
 
-@pytest.mark.slow
-def test_figure_of_wakes_from_no_process(stack: Stack) -> None:
-    found = sorted(wakes_s(stack, 30))
-    print(f"from no process: p50 {statistics.median(found):.3f} s, worst {found[-1]:.3f} s")
-    assert statistics.median(found) <= 1.0
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_call_that_finds_no_process_is_answered_in_time(stack: Stack, count: int) -> None:
+    found = sorted(wakes_s(stack, count))
+    p50_s, load = statistics.median(found), os.getloadavg()[0]
+    print(f"from no process: {count} wakes, p50 {p50_s:.3f} s, best {found[0]:.3f} s, "
+          f"longest {found[-1]:.3f} s, load {load:.1f}")  # fmt: skip
+    # A short run shares the machine with other tests: there only the best of it counts.
+    assert (p50_s if count > 2 else found[0]) <= FROM_NOTHING_S_MAX
 
 
 @pytest.mark.slow

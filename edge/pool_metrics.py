@@ -88,6 +88,15 @@ class _Phase(msgspec.Struct):
     counts: list[int]  # by `BOUNDS_S`
 
 
+class _Place(msgspec.Struct):
+    state: str
+
+
+class _Node(msgspec.Struct):
+    id: str
+    places: list[_Place]
+
+
 class _Status(msgspec.Struct):
     workers: list[_Worker]
     edges: list[_Edge]
@@ -96,6 +105,7 @@ class _Status(msgspec.Struct):
     builds: list[_Build] = []
     build_outcomes: dict[str, int] = {}
     phases: list[_Phase] = []
+    nodes: list[_Node] = []
 
 
 def pool_text(status: bytes) -> bytes:
@@ -124,6 +134,16 @@ def _families(status: _Status) -> Iterator[Metric]:
         calls.add_metric((worker.id, worker.device), worker.calls)
         wait.add_metric((worker.id,), worker.wait_ms / 1e3)
     yield from (state, calls, wait, refused)
+    places = GaugeMetricFamily(
+        "tidepool_places",
+        "Room for worker processes, with or without one.",
+        labels=("node", "state"),
+    )
+    for node in status.nodes:
+        found = Counter(place.state for place in node.places)
+        for name in ("cold", "starting", "up", "draining"):
+            places.add_metric((node.id, name), found[name])
+    yield places
     yield from _engines(status)
     in_flight = GaugeMetricFamily(
         "tidepool_edge_in_flight", "Requests under way in an edge process.", labels=("edge",)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from edge.pool_metrics import pool_text
 from infra.status_view import UNKNOWN, lines, shown_bytes, tables
 from tests.support.models import identity
 from tests.support.stack import TEST_ENGINES, Stack, running_stack, until
@@ -232,3 +233,23 @@ def test_builds_and_their_reasons_are_shown() -> None:
     text = console.export_text()
     for words in ("m/3", "sm_90", "building", "its builder died 3 times"):
         assert words in text
+
+
+def test_places_with_and_without_a_process_are_shown() -> None:
+    places = [
+        {"worker": f"n-{at}", "device": "cuda:0", "address": "", "state": state, "pid": 0, "up": ""}
+        for at, state in enumerate(("up", "starting", "cold", "cold"))
+    ]
+    status = {"workers": [], "edges": [], "endpoints": [], "rejected": {}, "nodes": [
+        {"id": "n", "pid": 7, "up_min": 0, "parked": 0, "rest_s": 60.0, "places": places},
+    ]}  # fmt: skip
+    assert lines(status) == ["node n  pid 7  4 places  1 up  1 starting  2 cold"]
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables(status))
+    shown = [line.split() for line in console.export_text().splitlines()]
+    assert ["n-1", "n", "cuda:0", "starting"] in shown
+    assert ["n-3", "n", "cuda:0", "cold"] in shown
+    assert not [line for line in shown if line[:1] == ["n-0"]]  # it is among the workers
+    text = pool_text(json.dumps(status).encode()).decode()
+    assert 'tidepool_places{node="n",state="cold"} 2.0' in text
+    assert 'tidepool_places{node="n",state="draining"} 0.0' in text

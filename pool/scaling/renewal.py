@@ -49,18 +49,13 @@ class Renewal:
 
     def weights(self) -> Floats:
         """Return how likely each distribution is by now, shape (MEMBERS,)."""
-        weights = self._unscaled()
-        return np.asarray(weights / weights.sum())
-
-    def _unscaled(self) -> Floats:
         logs = self._prior + self._evidence
-        logs -= logs.max()
-        return np.asarray(np.exp(logs, out=logs))
+        weights = np.exp(logs - logs.max())
+        return np.asarray(weights / weights.sum())
 
     def share(self, index: int) -> float:
         """Return the probability that the next gap ends in this bin."""
-        weights = self._unscaled()
-        return float(weights.dot(_COLUMNS[index]) / weights.sum())
+        return float(self.weights() @ _COLUMNS[index])
 
     def shares(self) -> Floats:
         """Return the probability of every bin, shape (BINS,)."""

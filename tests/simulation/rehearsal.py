@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infra.simulate.engine import Load, Outcome, World, run
+from infra.simulate.engine import Load, Simulated, World, run_all
 from infra.simulate.policies import FAMILIES
-from pool.scaling.signals import Limits
+from pool.scaling.signals import Limits, Signals
 from tests.simulation.engine import Change, Costs
 
 SCALE = 100.0
 ROUND_S = 0.5  # of the controller's heartbeats
+TURN_S = 300.0  # of the trace, in which one model is simulated before the next has its turn
 COSTS = Costs(load_s=0.05, run_s=0.002, row_s=0.0)
 
 
@@ -47,6 +48,30 @@ def trace(seed: int, *, models: int, hours: float) -> Trace:
         crowd_s = np.repeat(starts_s, sizes) + dice.uniform(0.0, 60.0, int(sizes.sum()))
         found[f"m{index}"] = sorted(float(at_s) for at_s in crowd_s if at_s < hours * 3600)
     return Trace(found, hours * 3600)
+
+
+def habits(seed: int, *, hours: float, of_each: int = 1) -> Trace:
+    """Make a trace of what a learned policy tells apart: clockwork, sittings, seldom, and always.
+
+    No two calls of a model are so close that a controller, at this speed, sees them as one.
+    """
+    dice = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {}
+    for index in range(of_each):
+        period_s = dice.uniform(2400.0, 3600.0)
+        ticks_s = period_s * (np.arange(hours * 3600 / period_s) + 0.5)
+        found[f"clockwork{index}"] = list(ticks_s + dice.uniform(-60.0, 60.0, len(ticks_s)))
+        begin_s = np.arange(dice.uniform(600.0, 3600.0), hours * 3600 - 2400, 4 * 3600.0)
+        found[f"sitting{index}"] = [
+            float(at_s + 120 * call + dice.uniform(0.0, 60.0))
+            for at_s in begin_s
+            for call in range(12)
+        ]
+        for name, mean_s in (("seldom", 3 * 3600.0), ("always", 240.0)):
+            gaps_s = 100.0 + dice.exponential(mean_s, int(4 * hours * 3600 / mean_s) + 8)
+            found[f"{name}{index}"] = [float(t) for t in np.cumsum(gaps_s) if t < hours * 3600]
+    arrivals_s = {model: sorted(map(float, times_s)) for model, times_s in found.items() if times_s}
+    return Trace(arrivals_s, hours * 3600)
 
 
 @dataclass(frozen=True)
@@ -115,12 +140,21 @@ def measured(
 def simulated(played: Trace, limits: Limits, wake_s: float) -> Row:
     """Return what the simulator makes of a trace, with the wake time that was measured."""
     world = World(end_s=played.end_s, wake_s=wake_s, round_s=ROUND_S * SCALE, limits=limits)
-    make = FAMILIES["tidepool"]()
+    run_s = (COSTS.run_s + COSTS.row_s) * SCALE
+    loads = [
+        Load(model, np.array(arrivals_s), np.full(len(arrivals_s), run_s))
+        for model, arrivals_s in played.arrivals_s.items()
+    ]
+    family = FAMILIES["tidepool"]()
+
+    def make(load: Load, world: World) -> Simulated:
+        policy = family(load, world)
+        # As in a stack, it is there before anybody calls.
+        policy.observe(Signals(now_s=0.0, unix_s=world.start_unix_s, arrived=0))
+        return policy
+
     total = NONE
-    for model, arrivals_s in played.arrivals_s.items():
-        run_s = np.full(len(arrivals_s), (COSTS.run_s + COSTS.row_s) * SCALE)
-        load = Load(model, np.array(arrivals_s), run_s)
-        found: Outcome = run(load, make(load, world), world)
+    for found in run_all(loads, make, world, TURN_S):
         warm_s = found.busy_s + found.waste_s
         total += Row(found.calls, found.cold - 1, found.wakes, warm_s)
     return total

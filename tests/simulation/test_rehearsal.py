@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tests.simulation.rehearsal import (
     Row,
     Trace,
     difference,
+    habits,
     measured,
     simulated,
     trace,
@@ -32,10 +33,9 @@ from tests.support.stack import Stack
 PART_MAX = 0.10  # the figure
 
 
-def limits_of(scale: Mapping[str, Any]) -> Limits:
-    """Return what the simulator's policy is allowed, as the endpoint's document has it."""
-    idle_s = scale.get("idle_s", "auto")
-    return Limits(replicas_max=1, idle_s=None if idle_s == "auto" else float(idle_s))
+def limits_of(idle_s: object) -> Limits:
+    """Return what the simulator's policy is allowed, as the endpoints' documents have it."""
+    return Limits(replicas_max=1, idle_s=None if idle_s == "auto" else float(str(idle_s)))
 
 
 async def play(fleet: Fleet, edge: Edge, played: Trace) -> dict[str, list[float]]:
@@ -76,21 +76,34 @@ def shells(played: Trace, seed: int, **scale: Any) -> tuple[Row, float]:
     return simulate(main, seed=seed)
 
 
-def compare(seen: Row, said: Row, wake_s: float, played: Trace) -> None:
-    """Check the figure."""
+def compare(seen: Row, said: Row, wake_s: float, *, calls_off_max: int = 0) -> None:
+    """Check the figure; where there are few cold calls, so many may be off all the same."""
     cold, warm = difference(seen.cold_share, said.cold_share), difference(seen.warm_s, said.warm_s)
     print(f"\nseen {seen}\nsaid {said}\nwake {wake_s:.1f} s: cold {cold:.1%}, warm {warm:.1%} off")
-    assert seen.calls == said.calls == played.calls
-    assert cold <= PART_MAX
+    assert seen.calls == said.calls
+    assert said.cold > 5, "nothing is compared"
+    assert cold <= PART_MAX or abs(seen.cold - said.cold) <= calls_off_max
     assert warm <= PART_MAX
 
 
-@pytest.mark.parametrize("idle_s", [600, "auto"])
-def test_shells_in_virtual_time_do_what_the_simulator_says(idle_s: object) -> None:
+def test_shells_sleep_after_an_idle_time_as_the_simulator_says() -> None:
     played = trace(7, models=6, hours=3.0)
-    seen, wake_s = shells(played, 7, idle_s=idle_s)
-    said = simulated(played, limits_of({"idle_s": idle_s}), wake_s)
-    compare(seen, said, wake_s, played)
+    seen, wake_s = shells(played, 7, idle_s=600)
+    compare(seen, simulated(played, limits_of(600), wake_s), wake_s)
+
+
+def test_shells_learn_when_to_sleep_as_the_simulator_says() -> None:
+    played = habits(8, hours=8.0, of_each=2)
+    seen, wake_s = shells(played, 8, idle_s="auto")
+    compare(seen, simulated(played, limits_of("auto"), wake_s), wake_s, calls_off_max=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_shells_learn_for_a_day_when_to_sleep_as_the_simulator_says(seed: int) -> None:
+    played = habits(seed, hours=24.0, of_each=6)
+    seen, wake_s = shells(played, seed, idle_s="auto")
+    compare(seen, simulated(played, limits_of("auto"), wake_s), wake_s)
 
 
 def real_stack(played: Trace, stack: Stack, journal: Path, **scale: Any) -> tuple[Row, float]:
@@ -119,12 +132,14 @@ def real_stack(played: Trace, stack: Stack, journal: Path, **scale: Any) -> tupl
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("idle_s", [600, "auto"])
 def test_real_stack_does_what_the_simulator_says(
     idle_s: object, start_stack: Callable[..., Stack], tmp_path: Path
 ) -> None:
-    played = trace(7, models=8, hours=3.0)
+    learns = idle_s == "auto"
+    played = habits(1, hours=8.0, of_each=6) if learns else trace(7, models=8, hours=3.0)
     stack = start_stack(engines=[ENGINE], arguments=["--time-scale", str(SCALE)])
     seen, wake_s = real_stack(played, stack, tmp_path / "journal", idle_s=idle_s)
-    said = simulated(played, limits_of({"idle_s": idle_s}), wake_s)
-    compare(seen, said, wake_s, played)
+    said = simulated(played, limits_of(idle_s), wake_s)
+    compare(seen, said, wake_s, calls_off_max=2 if learns else 0)

@@ -30,6 +30,7 @@ class FarStore:
         self.behind = DirectoryStore(folder)
         self._dice = dice
         self.is_away = False
+        self.answer_s = ANSWER_S
         self.asked: Counter[str] = Counter()  # "get models/m/1/manifest.json", …
 
     def __getattr__(self, name: str) -> Any:
@@ -39,7 +40,7 @@ class FarStore:
 
         def far(*args: Any, **options: Any) -> Any:
             self.asked[f"{name} {args[0]}"] += 1
-            time.sleep(self._dice.uniform(*ANSWER_S))
+            time.sleep(self._dice.uniform(*self.answer_s))
             if self.is_away:
                 time.sleep(GIVE_UP_S)
                 raise StoreUnavailable("the registry does not answer")

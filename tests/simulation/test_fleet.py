@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from pool import controller as controller_module
 from registry_sync.leader import TAKEOVER_S
 from tests.simulation.engine import Costs, ledger
 from tests.simulation.fleet import Edge, Fleet, fleet_of
 from tests.simulation.world import World, simulate, until
+from tests.support.stack import REPOSITORY
 
 
 async def started(fleet: Fleet, *, workers: int = 2, edges: int = 2) -> list[Edge]:
@@ -217,23 +223,51 @@ def test_worker_that_stands_still_leaves_the_routes_and_comes_back() -> None:
     simulate(main)
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that repeats itself without a pause."""
+    monkeypatch.setattr(controller_module, "COMMAND_AGAIN_S", 0.05)
+
+
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("seed", range(2))
-def test_replicas_that_come_and_go_five_times_a_second_cost_no_call(seed: int) -> None:
+def test_replica_that_comes_and_goes_five_times_a_second_costs_no_call(seed: int) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.store.answer_s = (0.001, 0.002)
+            fleet.put("m", Costs(load_s=0.02, run_s=0.01), replicas_min=2)
+            edges = await started(fleet)
+            await until(lambda: edges[0].pool.route(("m", "1")).warm == ("w1", "w2"))
+            traffic = world.go(fleet.traffic(edges, "m", per_s=60, for_s=15, deadline_s=2.0))
+            changes = itertools.cycle((1, 2))
+            while not traffic.done():
+                replicas = next(changes)
+                fleet.change("m", replicas_min=replicas, replicas_max=replicas, idle_s=0.05)
+                await edges[0].in_process(edges[0].world.ask("poke"))
+                await asyncio.sleep(0.05)
+            assert len(ledger.loads) > 15, "hardly anything came and went"
+            assert fleet.statuses() == {200: len(fleet.asked)}
+            fleet.check()
+
+    simulate(main, seed=seed)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_last_replica_that_is_let_go_again_and_again_costs_no_call() -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:
             fleet.put("m", Costs(load_s=0.05, run_s=0.01), idle_s=0.05)
             edges = await started(fleet)
             await warm(fleet, edges[0], "m")
-            traffic = world.go(fleet.traffic(edges, "m", per_s=30, for_s=20, deadline_s=5.0))
+            traffic = world.go(fleet.traffic(edges, "m", per_s=30, for_s=10, deadline_s=5.0))
             while not traffic.done():
-                for what in ("unload", "warm"):
-                    await edges[0].in_process(edges[0].world.ask(what, "m"))
-                    await asyncio.sleep(0.1)
-            assert len(ledger.loads) > 5, "nothing ever left"
+                await edges[0].in_process(edges[0].world.ask("unload", "m"))
+                await asyncio.sleep(0.2)
+            assert len(ledger.loads) > 5, "hardly anything came and went"
             assert fleet.statuses() == {200: len(fleet.asked)}
             fleet.check()
 
-    simulate(main, seed=seed)
+    simulate(main)
 
 
 # the registry
@@ -318,6 +352,24 @@ def life(seed: int, step_s: float = 0.0) -> list[str]:
 
 def test_the_same_seed_gives_the_same_life() -> None:
     assert life(3) == first_life(3)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_life_to_other_processes() -> None:
+    """Also where strings have other hashes, and objects other addresses."""
+    code = "from tests.simulation import test_fleet; print(*test_fleet.life(3), sep=chr(10))"
+    lives = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert lives[0] == lives[1]
 
 
 @pytest.mark.parametrize("hours", [1, -1])

@@ -19,7 +19,10 @@ WAIT_S: Final = 0.5
 # Peaks count for so many wakes, within bounds: what is let go too early costs a wake to get back.
 HOLD_WAKES: Final = 2.0
 HOLD_S_MIN: Final = 30.0
-HOLD_S_MAX: Final = 300.0
+HOLD_S_MAX: Final = 1800.0
+# How many calls are inside is drawn anew about as often as one takes: the highest of so many draws
+# is exceeded once in as many.  It matters where calls take long.
+HOLD_CALLS: Final = 20.0
 # What waits once the replicas of a panic are warm is to be gone in this time.  A long wake piles
 # up so much that to clear it as fast would take many times the replicas of the burst itself.
 CLEAR_S: Final = 2.0
@@ -51,11 +54,13 @@ class Autoscaler:
 
     def observe(self, signals: Signals) -> None:
         """Take note of what is seen."""
-        hold_s = min(max(HOLD_S_MIN, HOLD_WAKES * signals.wake_s), HOLD_S_MAX)
         inside = signals.waiting + signals.running
-        self._envelope.observe(signals.now_s, signals.arrived, inside, hold_s)
+        call_s = 1 / signals.calls_per_s if signals.calls_per_s > 0 else 0.0
+        hold_s = max(HOLD_S_MIN, HOLD_WAKES * signals.wake_s, HOLD_CALLS * call_s)
+        hold_s = min(hold_s, HOLD_S_MAX)
+        self._envelope.observe(signals.now_s, signals.arrived, inside, hold_s, call_s)
         self._seasonal.observe(signals)
-        if signals.calls_per_s > 0:
+        if signals.waiting and signals.calls_per_s > 0:
             rescue = max(self._backlog(signals), self._panic(signals))
             self._rescue.add(signals.now_s, rescue, signals.wake_s + RESCUE_S)
         if not signals.loading:

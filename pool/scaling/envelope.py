@@ -14,6 +14,8 @@ from typing import Final
 WINDOWS_S: Final = (4.0, 8.0, 16.0, 32.0, 60.0)
 # A step is judged by the shortest of these in which it cannot be chance.
 STEP_WINDOWS_S: Final = (0.5, 1.0, 2.0, 4.0)
+# Calls that take longer than the longest window are counted for as long as they take, up to this.
+KEPT_S_MAX: Final = 900.0
 # Two looks nearer to each other than this are one.
 LOOK_S: Final = 0.25
 # When something comes it is looked at within this.
@@ -62,6 +64,7 @@ class Envelope:
     def __init__(self, wait_s: float) -> None:
         # The whole mutable state: looks (when, calls ever), and the maxima of the recent past.
         self._wait_s = wait_s
+        self._call_s = 0.0
         self._looks_s: list[float] = []
         self._arrived: list[int] = []
         self._last_arrived = 0
@@ -69,7 +72,9 @@ class Envelope:
         self._demand = 0.0
         self._peaks = Held()
 
-    def observe(self, now_s: float, arrived: int, inside: int, hold_s: float) -> None:
+    def observe(
+        self, now_s: float, arrived: int, inside: int, hold_s: float, call_s: float = 0.0
+    ) -> None:
         """Take note that there have been `arrived` calls.
 
         Args:
@@ -77,6 +82,8 @@ class Envelope:
             arrived: calls ever; where it falls it is counted anew.
             inside: calls that have not ended.
             hold_s: for how long a demand counts after it was seen.
+            call_s: in which one replica ends one call; so many calls never ask for more than as
+                many replicas, however short the window.
         """
         looks_s, counts = self._looks_s, self._arrived
         if not looks_s or arrived < self._last_arrived:  # what came before, came at any time
@@ -89,15 +96,14 @@ class Envelope:
             counts.append(self._last_arrived)
         self._was_idle = not inside
         self._last_arrived = arrived
-        self._demand = 0.0
-        for window_s in WINDOWS_S:
-            calls, seen_s = self._calls(now_s, window_s)
-            self._demand = max(self._demand, calls / (seen_s + self._wait_s))
+        self._call_s = call_s
+        self._demand = self._highest(now_s)
         if now_s - looks_s[-1] >= LOOK_S:
             looks_s.append(now_s)
             counts.append(arrived)
             # The oldest look that a window needs is the last one before it.
-            while len(looks_s) > 1 and looks_s[1] <= now_s - WINDOWS_S[-1]:
+            kept_s = max(WINDOWS_S[-1], min(call_s, KEPT_S_MAX))
+            while len(looks_s) > 1 and looks_s[1] <= now_s - kept_s:
                 del looks_s[0], counts[0]
         self._peaks.add(now_s, self._demand, hold_s)
 
@@ -123,8 +129,22 @@ class Envelope:
                 break
             expected = capacity * seen_s
             if calls > expected + CHANCE_DEVIATIONS * math.sqrt(expected) + CHANCE_CALLS:
-                highest = max(highest, calls / seen_s)
+                highest = max(highest, calls / max(seen_s, self._call_s))
         return highest
+
+    def _highest(self, now_s: float) -> float:
+        """Return the highest demand of any window."""
+        shortest_s, *others_s, longest_s = WINDOWS_S
+        longest_s = max(longest_s, min(self._call_s, KEPT_S_MAX))  # all that can be inside
+        calls, seen_s = self._calls(now_s, shortest_s)
+        most, most_s = self._calls(now_s, longest_s)
+        demand = calls / max(seen_s + self._wait_s, self._call_s)
+        if most == calls:  # nothing came before the shortest window: the others ask for less
+            return demand
+        for window_s in others_s:
+            calls, seen_s = self._calls(now_s, window_s)
+            demand = max(demand, calls / max(seen_s + self._wait_s, self._call_s))
+        return max(demand, most / max(most_s + self._wait_s, self._call_s))
 
     def _calls(self, now_s: float, window_s: float) -> tuple[int, float]:
         """Return how many calls came in this window, or since the last look before it."""

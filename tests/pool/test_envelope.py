@@ -85,6 +85,24 @@ def test_first_calls_after_an_idle_time_came_just_now() -> None:
     assert envelope.demand() == pytest.approx(50 / 4.5)
 
 
+def test_calls_that_take_long_ask_for_no_more_replicas_than_there_are_calls() -> None:
+    envelope = Envelope(wait_s=0.5)
+    call_s = 30.0
+    for second in range(6):
+        envelope.observe(second * 1.0, min(second, 3), min(second, 3), HOLD_S, call_s)
+    assert envelope.demand() * call_s == pytest.approx(3.0)
+    assert envelope.step(5.0, 0.0) * call_s <= 3.0
+
+
+def test_calls_that_take_longer_than_a_minute_count_while_they_run() -> None:
+    envelope = Envelope(wait_s=0.5)
+    call_s = 300.0
+    for second in range(200):
+        arrived = 1 + (second >= 100)
+        envelope.observe(second * 1.0, arrived, arrived, HOLD_S, call_s)
+    assert envelope.demand() * call_s == pytest.approx(2.0, rel=0.01)
+
+
 def test_value_counts_until_its_time_is_over_or_a_higher_one_comes() -> None:
     held = Held()
     held.add(0.0, 5.0, 10.0)

@@ -59,6 +59,14 @@ def test_demand_wants_what_its_calls_need() -> None:
     assert (decision.replicas, decision.reason) == (7, "demand")
 
 
+def test_calls_that_take_long_keep_their_replicas_for_the_next_ones() -> None:
+    player = Player(calls_per_s=0.1)
+    player.see(arrived=3, running=3, warm=3)
+    player.see(now_s=10.0, running=1)
+    decision = player.see(now_s=150.0)
+    assert (decision.replicas, decision.until_s) == (3, pytest.approx(200.0, abs=5.0))
+
+
 def test_sudden_rise_is_a_panic_and_counts_what_will_have_piled_up() -> None:
     player = Player(wake_s=3.0)
     player.calls(20.0, 60.0)

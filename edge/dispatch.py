@@ -143,6 +143,11 @@ class Call:
         self.gave_back: tuple[WorkerConn, ...] = ()
         self.sent_s = 0.0
 
+    @property
+    def is_starting(self) -> bool:
+        """Tell whether it waits for a process that is started for it."""
+        return self.conn is None and self.pool is not None and self.pool.is_starting(self.ref)
+
     def cancel(self) -> None:
         """End the call because nobody waits for it any more."""
         if self.pool is not None:
@@ -489,6 +494,12 @@ class Pool:
         if conn is not None:
             _log.info("worker_started", worker=conn.id, model=ref[0], version=ref[1])
             conn.start()
+
+    def is_starting(self, ref: Ref) -> bool:
+        """Tell whether there are places without a process where `ref` may wake."""
+        engine = self._engines.get(ref)
+        named = map(self._conns.get, () if engine is None else engine.wake_at)
+        return any(conn is not None and conn.is_cold for conn in named)
 
     def waiting(self) -> dict[str, int]:
         """Return by "model/version" how many calls wait because no worker can be reached."""

@@ -35,10 +35,10 @@ class Waits:
         words = "".join(c for c in phase if c.isalnum() or c in "_- ")
         self._text = f"waking: {words}" + (f", about {left_s:.1f} s left" if left_s else "")
 
-    def comment(self, call: Call) -> bytes:
+    def comment(self, call: Call, *, has_begun: bool) -> bytes:
         """Return the next comment; empty if there is nothing new, or the call waits no more."""
         text, self._text = self._text, ""
-        if call.conn is None and not call.future.done():
+        if call.conn is None and not call.future.done() and (has_begun or call.is_starting):
             text = "waiting for a worker"
         return f": {text}\n\n".encode() if text else b""
 
@@ -61,7 +61,7 @@ async def first_parts(
             await asyncio.wait([taking], timeout=COMMENT_S)
             if taking.done():
                 return taking.result(), transport
-            if comment := waits.comment(call):
+            if comment := waits.comment(call, has_begun=transport is not None):
                 transport = transport or begin()
                 await transport.send_bytes(comment)
     finally:

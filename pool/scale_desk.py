@@ -46,6 +46,7 @@ class _Version(msgspec.Struct, array_like=True, frozen=True):
     rows_per_call: float = 0.0
     wake_s: float = 0.0
     size_bytes: int = 0
+    idle_s: float | None = None  # since it was last used, before the whole was saved
 
 
 class _Saved(msgspec.Struct, array_like=True, frozen=True):
@@ -131,10 +132,12 @@ class ScaleDesk:
             waiting: calls that wait at edges, because no worker can be reached.
             owners: of the versions that have workers of their own, whose.
         """
-        self._seen.look((worker.engines, worker.draining) for worker in workers)
+        self._seen.look(((worker.engines, worker.draining) for worker in workers), now_s)
         self._origin = self._origin or (now_s, unix_s)
         for ref in [ref for ref in self._desks if ref not in limits]:
             self._put_away(ref, now_s)
+        if len(self._seen.versions) > len(limits) + 2 * FORGOTTEN_MAX:
+            self._seen.forget({**limits, **self._saved})
         is_up = any(not worker.is_cold and not worker.draining for worker in workers)
         demands: dict[Ref, Demand] = {}
         for ref, allowed in limits.items():
@@ -144,7 +147,7 @@ class ScaleDesk:
                 there = seen.warm + seen.loading
                 replicas = max(allowed.replicas_min, int(allowed.is_due), there)
             else:
-                signals = self._signals(seen, at_edges, now_s, unix_s, is_up=is_up)
+                signals = self._signals(ref, at_edges, now_s, unix_s, is_up=is_up)
                 replicas = self._ask(ref, allowed, signals, now_s)
             demands[ref] = Demand(replicas, (owners or {}).get(ref, ""), seen.size_bytes)
         return demands
@@ -168,9 +171,9 @@ class ScaleDesk:
         return waiting if now_s - since_s >= AT_EDGES_S else 0
 
     def _signals(
-        self, seen: Seen, at_edges: int, now_s: float, unix_s: float, *, is_up: bool
+        self, ref: Ref, at_edges: int, now_s: float, unix_s: float, *, is_up: bool
     ) -> Signals:
-        scale = self._time_scale
+        seen, scale = self._seen.versions[ref], self._time_scale
         wake_s = seen.wake_s or WAKE_S_UNKNOWN
         if scale != 1.0:
             assert self._origin is not None
@@ -185,7 +188,7 @@ class ScaleDesk:
             loading=seen.loading,
             calls_per_s=seen.calls_per_s / scale,
             wake_s=(wake_s + (0.0 if is_up else self._start_s)) * scale,
-            idle_s=seen.idle_s * scale,
+            idle_s=self._seen.idle_s(ref, now_s) * scale,
         )
 
     def _ask(self, ref: Ref, limits: Limits, signals: Signals, now_s: float) -> int:
@@ -326,12 +329,16 @@ class ScaleDesk:
             seen.rows_per_call = seen.rows_per_call or version.rows_per_call
             seen.wake_s = seen.wake_s or version.wake_s
             seen.size_bytes = seen.size_bytes or version.size_bytes
+            if seen.used_s is None and version.idle_s is not None:
+                seen.used_s = now_s - away_s - version.idle_s
         return True
 
     def _saved_of(self, ref: Ref, now_s: float) -> _Version:
         if ref not in self._desks:
             saved, at_s = self._saved[ref]
-            return msgspec.structs.replace(saved, age_s=max(0.0, now_s - at_s))
+            age_s = max(0.0, now_s - at_s)
+            idle_s = None if saved.idle_s is None else saved.idle_s + age_s - saved.age_s
+            return msgspec.structs.replace(saved, age_s=age_s, idle_s=idle_s)
         desk, seen = self._desks[ref], self._seen.versions.get(ref, Seen())
         if desk.signals is not None:  # so that its times are relative to now
             moved_s = now_s * self._time_scale - desk.signals.now_s
@@ -343,6 +350,7 @@ class ScaleDesk:
         return _Version(
             *(desk.policy.save(), 0.0, seen.rows_per_s, seen.rows_per_call),
             *(seen.wake_s, seen.size_bytes),
+            None if seen.used_s is None else now_s - seen.used_s,
         )
 
     def _take_out(self, ref: Ref, now_s: float) -> ScalingPolicy:
@@ -355,6 +363,7 @@ class ScaleDesk:
     def _put_away(self, ref: Ref, now_s: float) -> None:
         self._saved[ref] = (self._saved_of(ref, now_s), now_s)
         del self._desks[ref]
+        self._waiting_since_s.pop(ref, None)
         while len(self._saved) > FORGOTTEN_MAX:
             del self._saved[next(iter(self._saved))]
 

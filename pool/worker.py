@@ -317,7 +317,6 @@ async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
     )
     if not config.advertise and server.address.port:
         worker.config = msgspec.structs.replace(config, advertise=str(server.address))
-    worker.start_phases = of_start(config.asked_s, *started_s, time.monotonic())
     worker.report_deadly()
     tasks = [
         loop.create_task(worker.link.run()),
@@ -328,6 +327,7 @@ async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
     formats = LocalStore(Path(config.data) / "store").formats
     parking = loop.create_task(park((*engines, *plan_engines), formats, worker.is_idle))
     calm_collector()
+    worker.start_phases = of_start(config.asked_s, *started_s, time.monotonic())
     if config.go_fd < 0:  # an heir has said so before
         say_ready(config.notice_fd)
     _log.info("worker_up", worker=config.id, address=str(server.address))

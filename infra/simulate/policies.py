@@ -9,6 +9,7 @@ from infra.simulate.autoscalers import Kpa, Ray
 from infra.simulate.engine import Load, Maker, Simulated, World
 from infra.simulate.fixed import Fixed
 from infra.simulate.hybrid import HybridHistogram
+from infra.simulate.in_sample import InSample
 from infra.simulate.limit import Limit
 from pool.scaling.gaps import GapPool
 from pool.scaling.policy import ScalingPolicy
@@ -34,7 +35,8 @@ FAMILIES: Final[Mapping[str, Callable[[], Maker]]] = {
     "kpa": lambda: lambda load, world: Kpa(),
     "ray": lambda: lambda load, world: Ray(),
     "limit": lambda: Limit,
+    "in-sample": lambda: InSample,
 }
 
 # Policies of which only the curve over the knob is shown.
-CURVES: Final[tuple[str, ...]] = ()
+CURVES: Final[tuple[str, ...]] = ("in-sample",)

@@ -15,6 +15,7 @@ from pool.scaling.ticks import Ticks
 
 # A version that nobody has called yet stays warm for this long.
 EXPLORE_S: Final = 4 * HOUR_S
+EXPLORE_GAPS: Final = 1
 # With every gap the older ones fade by this, in the histogram.
 KEEP: Final = 0.995
 # The histogram's own word weighs its gaps; what is supposed weighs so many.
@@ -25,8 +26,9 @@ CLOCK: Final = 0.8
 TRUST_KEEP: Final = 0.98
 # A plan is made anew once this share more gaps are known, or the last plan missed a call.
 REPLAN_SHARE: Final = 1 / 16
-# Unless a clock is believed by this: its windows move with every tick.
-CLOCK_MATTERS: Final = 0.01
+# Unless a clock foretells at least so well, as a logarithm against the best of the predictors:
+# its windows move with every tick.
+CLOCK_MATTERS: Final = math.log(0.01)
 
 
 class _Saved(msgspec.Struct, array_like=True):
@@ -65,7 +67,7 @@ class KeepAlive:
         self._renewal = Renewal(self._pool.prior(MEMBERS))
         self._histogram = GapHistogram(KEEP)
         self._ticks = Ticks()
-        self._trust = np.zeros(2 + len(SUPPOSED_GAPS))
+        self._trust = [0.0] * (2 + len(SUPPOSED_GAPS))
         self._told: Floats | None = None
         # whether it was ever called and since when it idles, and the plan for an idle gap.
         self._was_called = False
@@ -127,9 +129,12 @@ class KeepAlive:
         foretold += [(count + gaps * smooth) / (total + gaps) for gaps in SUPPOSED_GAPS]
         tick = self._ticks.share(index) if self._ticks.is_known else smooth
         foretold.append(CLOCK * tick + (1 - CLOCK) * smooth)
-        self._trust *= TRUST_KEEP
-        self._trust += np.log(foretold)
-        self._trust -= self._trust.max()
+        trust = [
+            TRUST_KEEP * before + math.log(share)
+            for before, share in zip(self._trust, foretold, strict=True)
+        ]
+        most = max(trust)
+        self._trust = [each - most for each in trust]
         self._renewal.add(index)
         self._histogram.add(index)
         self._ticks.add(gap_s)
@@ -146,26 +151,22 @@ class KeepAlive:
 
     def _replan(self, cost_and_wake_s: tuple[float, float]) -> None:
         """Make the plan anew, if what it goes by has changed enough."""
-        trust = np.exp(self._trust)
-        trust /= trust.sum()
-        does_clock_matter = self._ticks.is_known and trust[-1] > CLOCK_MATTERS
-        is_fresh = self._planned_gaps >= 0 and (
-            self._gaps - self._planned_gaps <= self._gaps * REPLAN_SHARE
-        )
-        if self._planned_gaps == self._gaps:
-            is_fresh = True
-        elif does_clock_matter:
-            is_fresh = False
+        more, moves = self._gaps - self._planned_gaps, False
+        if more and self._ticks.is_known:
+            moves = self._trust[-1] > CLOCK_MATTERS
+        is_fresh = self._planned_gaps >= 0 and more <= self._gaps * REPLAN_SHARE and not moves
         if is_fresh and self._planned_for == cost_and_wake_s:
             return
         self._planned_for, self._planned_gaps = cost_and_wake_s, self._gaps
-        if not self._was_called:
+        if self._gaps < EXPLORE_GAPS:
             self._plan = [(0.0, EXPLORE_S)]
         else:
-            self._plan = windows(self._shares(trust), *cost_and_wake_s)
+            self._plan = windows(self._shares(), *cost_and_wake_s)
 
-    def _shares(self, trust: Floats) -> Floats:
+    def _shares(self) -> Floats:
         """Return the probability of every bin, shape (BINS,), as the predictors say together."""
+        trust = np.exp(self._trust)
+        trust /= trust.sum()
         smooth = self._renewal.shares()
         counts, total = self._histogram.counts(), self._histogram.total
         shares = trust[0] * smooth
@@ -182,7 +183,7 @@ class KeepAlive:
             counts={int(index): float(counts[index]) for index in np.flatnonzero(counts > 1e-3)},
             evidence=self._renewal.evidence().tolist(),
             ticks=self._ticks.save(),
-            trust=self._trust.tolist(),
+            trust=self._trust,
         )
         return msgspec.msgpack.encode(saved)
 
@@ -207,5 +208,5 @@ class KeepAlive:
         self._histogram.take(counts)
         self._renewal.take(np.array(saved.evidence))
         self._ticks.take(saved.ticks)
-        self._trust = np.array(saved.trust)
+        self._trust = saved.trust
         self._tell()

@@ -48,6 +48,8 @@ class ScalingPolicy:
         is_first, has_come = self._arrived < 0, 0 <= self._arrived < signals.arrived
         self._arrived = signals.arrived
         came_s = max(self._used_s, now_s - signals.idle_s)  # the last call, if there was one
+        if is_first and (inside or signals.arrived):
+            self._keep_alive.began(came_s, 0.0)
         if self._idle_since_s is not None and (inside or has_come):
             came_s = max(came_s, self._idle_since_s)
             self._keep_alive.began(came_s, came_s - self._idle_since_s)

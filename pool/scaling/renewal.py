@@ -49,13 +49,18 @@ class Renewal:
 
     def weights(self) -> Floats:
         """Return how likely each distribution is by now, shape (MEMBERS,)."""
-        logs = self._prior + self._evidence
-        weights = np.exp(logs - logs.max())
+        weights = self._unscaled()
         return np.asarray(weights / weights.sum())
+
+    def _unscaled(self) -> Floats:
+        logs = self._prior + self._evidence
+        logs -= logs.max()
+        return np.asarray(np.exp(logs, out=logs))
 
     def share(self, index: int) -> float:
         """Return the probability that the next gap ends in this bin."""
-        return float(self.weights() @ _COLUMNS[index])
+        weights = self._unscaled()
+        return float(weights.dot(_COLUMNS[index]) / weights.sum())
 
     def shares(self) -> Floats:
         """Return the probability of every bin, shape (BINS,)."""

@@ -31,7 +31,9 @@ class Seen:
     running: int = 0
     warm: int = 0
     loading: int = 0
-    idle_s: float = 0.0
+    idle_s: float = 0.0  # as the replicas say, which begin with their load
+    used_s: float | None = None  # when the last call came, or was inside; None: not known
+    is_used: bool = False  # calls have come since the last look
     # Learned, and kept while it sleeps; 0: not known.
     rows_per_s: float = 0.0  # of one replica
     rows_per_call: float = 0.0
@@ -73,6 +75,7 @@ class Sightings:
             more, more_rows = engine.arrived - calls, engine.arrived_rows - rows
             counted.totals[ref] = (engine.arrived, engine.arrived_rows)
             if more > 0:
+                seen.is_used = True
                 if is_new:
                     recent = 1 if engine.idle_s < RECENT_S else 0
                     seen.arrived += min(more, max(engine.calls, recent))
@@ -87,8 +90,11 @@ class Sightings:
             if engine.bytes:
                 seen.size_bytes = engine.bytes
 
-    def look(self, workers: Iterable[tuple[Mapping[Ref, EngineState], bool]]) -> None:
-        """Take what all workers show now: their engines, and whether they drain."""
+    def look(self, workers: Iterable[tuple[Mapping[Ref, EngineState], bool]], now_s: float) -> None:
+        """Take what all workers show now: their engines, and whether they drain.
+
+        Loading a version is no use of it, though its replica counts its idle time from there.
+        """
         speeds: dict[Ref, list[float]] = {}
         idles_s: dict[Ref, float] = {}
         for seen in self.versions.values():
@@ -106,9 +112,19 @@ class Sightings:
                 if engine.rows_per_s:
                     speeds.setdefault(ref, []).append(engine.rows_per_s)
         for ref, idle_s in idles_s.items():
-            self.versions[ref].idle_s = idle_s
+            seen = self.versions[ref]
+            seen.idle_s = idle_s
+            if seen.is_used or seen.waiting or seen.running:
+                came_s = now_s - idle_s
+                seen.used_s = came_s if seen.used_s is None else max(came_s, seen.used_s)
+                seen.is_used = False
         for ref, found in speeds.items():
             self.versions[ref].rows_per_s = sum(found) / len(found)
+
+    def idle_s(self, ref: Ref, now_s: float) -> float:
+        """Return how long ago the last call came; 0: not known."""
+        seen = self.versions[ref]
+        return seen.idle_s if seen.used_s is None else max(0.0, now_s - seen.used_s)
 
     def forget(self, known: Mapping[Ref, object]) -> None:
         """Forget every version that is not known any more."""

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from edge import progress
-from edge.dispatch import Call
+from edge.dispatch import Call, Pool
 from edge.progress import Waits, first_parts
 from edge.stream import Parts
+from pool.wire.control import EngineRoute, Routes, WorkerRoute
 from pool.wire.data import Tensor
 
 PART = [Tensor("y", "INT64", (1,), b"\0" * 8)]
@@ -69,13 +70,35 @@ async def test_each_word_of_the_load_is_one_comment() -> None:
     assert client.got == [b": waking: deserialise, about 1.2 s left\n\n"]
 
 
-async def test_call_that_no_worker_has_yet_waits_for_one() -> None:
-    parts, client = Parts(), Client()
+async def test_call_for_which_a_process_is_started_waits_for_a_worker() -> None:
+    parts, client, call = Parts(), Client(), a_call(is_sent=False)
+    call.pool = Pool("e", None)
+    route = EngineRoute("m", "1", (), ("w",))
+    call.pool.update(Routes(1, 1, (WorkerRoute("w", "", "unix:/nobody", 0, "cold"),), (route,)))
     asyncio.get_running_loop().call_later(0.2, parts.put, PART)
-    await told(parts, a_call(is_sent=False), Waits(), client)
+    await told(parts, call, Waits(), client)
+    await call.pool.close()
     assert client.begun == 1
     assert len(client.got) >= 2
     assert set(client.got) == {b": waiting for a worker\n\n"}
+
+
+async def test_call_that_nobody_will_answer_is_told_nothing() -> None:
+    parts, client = Parts(), Client()
+    asyncio.get_running_loop().call_later(0.1, parts.put, PART)
+    await told(parts, a_call(is_sent=False), Waits(), client)
+    assert not client.begun
+
+
+async def test_call_that_lost_its_worker_after_the_first_comment_hears_that_it_waits() -> None:
+    parts, client, waits, call = Parts(), Client(), Waits(), a_call(is_sent=True)
+    waits.hear("deserialise", 0.0)
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.1, setattr, call, "conn", None)
+    loop.call_later(0.3, parts.put, PART)
+    await told(parts, call, waits, client)
+    assert client.begun == 1
+    assert client.got[:2] == [b": waking: deserialise\n\n", b": waiting for a worker\n\n"]
 
 
 async def test_end_without_a_part_is_the_end() -> None:
@@ -87,4 +110,4 @@ async def test_end_without_a_part_is_the_end() -> None:
 async def test_phase_cannot_end_a_comment() -> None:
     waits = Waits()
     waits.hear("x\n\ndata: {}\n", 0.0)
-    assert waits.comment(a_call(is_sent=True)) == b": waking: xdata \n\n"
+    assert waits.comment(a_call(is_sent=True), has_begun=False) == b": waking: xdata \n\n"

@@ -120,6 +120,20 @@ def test_calls_of_all_replicas_are_added_up_and_draining_ones_are_no_replicas() 
     assert (signals.warm, signals.loading) == (1, 1)
 
 
+def test_since_when_it_idles_is_known_while_it_sleeps_and_loading_is_no_use() -> None:
+    made = Desk()
+    made.round(1.0, engine(calls=1, arrived=1))
+    made.round(2.0, engine(arrived=1, idle_s=0.75))
+    made.round(9.0)
+    made.limits[REF] = Limits(idle_s=61.0)
+    made.round(10.0)
+    assert made.policy.asked[-1].idle_s == 9.0
+    made.round(20.0, engine(arrived=1, idle_s=0.5))  # loaded ahead of the next call
+    assert made.policy.asked[-1].idle_s == 19.0
+    made.round(30.0, engine(arrived=2, idle_s=0.25))
+    assert made.policy.asked[-1].idle_s == 0.25
+
+
 def test_call_that_waits_at_an_edge_is_a_wake_first_and_only_then_demand() -> None:
     made = Desk()
     for now_s in (1.0, 2.9, 3.0):
@@ -200,7 +214,8 @@ def test_rehearsal_shows_all_times_as_many_times_faster() -> None:
     made.round(1.5, engine(arrived=1, arrived_rows=1, rows_per_s=10.0, idle_s=0.2))
     signals = made.policy.asked[-1]
     assert (signals.now_s, signals.unix_s) == (150.0, 1001.0 + 50.0)
-    assert (signals.wake_s, signals.calls_per_s, signals.idle_s) == (5.0, 0.1, 20.0)
+    assert (signals.wake_s, signals.calls_per_s) == (5.0, 0.1)
+    assert signals.idle_s == pytest.approx(20.0)
     made.policy.answer = Decision(replicas=1, reason="told", until_s=600.0)
     made.round(2.0, engine(calls=1, arrived=2))
     assert made.desk.next_s() == 6.0
@@ -268,6 +283,7 @@ def test_what_was_learned_goes_on_after_the_controller() -> None:
     assert made[0].restored == (b"learned", 470.0)
     assert made[0].asked[0].calls_per_s == 2.0
     assert other.wake_s(REF) == 1e-6
+    assert made[0].asked[0].idle_s == pytest.approx(8.0 + 30.0)  # it goes on while nobody looks
 
 
 @pytest.mark.parametrize("unix_s", [0.0, -3600.0])
@@ -304,6 +320,24 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     made.desk.round(made.limits, [], now_s=1.0, unix_s=1.0)
     data = made.desk.save(1.0, 1.0)
     assert 1000 < len(data) <= 10_000
+
+
+def test_versions_that_nobody_names_are_forgotten_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scale_desk, "FORGOTTEN_MAX", 10)
+    made = Desk()
+    for number in range(1, 100):
+        ref = ("m", str(number))
+        made.limits = {ref: NUMBER}
+        named = EngineState(*ref, "test", "warm", wake_us=1000 * number)
+        views = [WorkerView("w", False, {ref: named})]
+        made.desk.count("w", "i", [named])
+        made.desk.round(made.limits, views, now_s=float(number), unix_s=1.0)
+    known = [n for n in range(1, 100) if made.desk.wake_s(("m", str(n)))]
+    assert len(known) <= 25
+    assert set(range(90, 100)) <= set(known)
+    assert len(msgspec.msgpack.decode(made.desk.save(100.0, 1.0))[2]) == 11
 
 
 def test_version_that_comes_back_knows_what_it_had_learned() -> None:

@@ -51,7 +51,7 @@ def lines(status: Document) -> list[str]:
         found.append(f"{text}  {_recent_line(endpoint)}")
         found.extend(
             f"  {v['name']}  {v['model']}/{v['version']}  {v['weight']:g} %  "
-            f"{v['replicas']} warm  {v['requests']} requests  {v['errors']} errors  "
+            f"{_replicas(v)} warm  {v['requests']} requests  {v['errors']} errors  "
             f"{_recent_line(v)}"
             for v in endpoint["variants"]
         )
@@ -159,7 +159,7 @@ def _endpoints(status: Document) -> Table:
         )
         for v in endpoint["variants"]:
             version = f"{v['model']}/{v['version']}"
-            weight, warm = f"{v['weight']:g} %", str(v["replicas"])
+            weight, warm = f"{v['weight']:g} %", _replicas(v)
             add_row(table, "", v["name"], version, weight, warm, *_recent(v))
     return table
 
@@ -186,6 +186,12 @@ def _builds(status: Document) -> Table:
             build["reason"],
         )
     return table
+
+
+def _replicas(variant: Document) -> str:
+    """Return how many are warm, and how many are wanted where that is something else."""
+    replicas, wanted = variant["replicas"], variant.get("wanted")
+    return f"{replicas}" if wanted in (None, replicas) else f"{replicas} of {wanted}"
 
 
 def _build_line(build: Document) -> str:

@@ -211,6 +211,22 @@ def test_document_of_an_older_controller_is_shown() -> None:
     assert "rejected endpoints/x.json" in console.export_text()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "shown"), [(None, "1 warm"), (1, "1 warm"), (3, "1 of 3 warm"), (0, "1 of 0 warm")]
+)
+def test_replicas_are_shown_with_what_is_wanted(wanted: int | None, shown: str) -> None:
+    variant = {
+        "name": "a", "model": "m", "version": "1", "weight": 100.0, "replicas": 1,
+        "wanted": wanted, "requests": 5, "errors": 1, "hits": 2,
+    }  # fmt: skip
+    endpoint = {"name": "m", "revision": 3, "held": 0, "wakes": 0, "variants": [variant]}
+    status = {"workers": [], "edges": [], "endpoints": [endpoint], "rejected": {}}
+    assert f"100 %  {shown}  5 requests" in "\n".join(lines(status))
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables(status))
+    assert shown.removesuffix(" warm") in console.export_text()
+
+
 def test_registry_that_cannot_be_read_is_said() -> None:
     away = {"controller": {"epoch": 1, "leader": False, "registry_error": "503 from S3"},
             "workers": [], "edges": [], "endpoints": [], "rejected": {}}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -17,6 +18,7 @@ from pool.wire import control
 from registry_sync.documents import EndpointState
 from registry_sync.endpoints import update_state
 from registry_sync.stores import NotFound
+from tests.support.artifacts import put_artifact
 from tests.support.control import Member, beat, edge, engine, worker
 from tests.support.control_stack import Stack, running_controller
 
@@ -182,6 +184,23 @@ async def test_routes_say_how_long_a_wake_takes(stack: Stack) -> None:
     assert (routes.engines[0].state, routes.engines[0].wake_ms) == ("asleep", 71)
 
 
+async def test_dedicated_endpoint_has_a_worker_of_its_own(stack: Stack) -> None:
+    put_artifact(stack.store, {"model.onnx": b"2"}, version="2")
+    one, two = [await stack.joined(worker(name)) for name in ("w1", "w2")]
+    stack.put_spec("e", dedicated=True, replicas_min=2)
+    stack.put_spec("f", "2", replicas_min=2)
+    await stack.controller.poll()
+    follower = await stack.joined(edge())
+    await one.hear(control.Command)
+    await two.hear(control.Command)
+    await asyncio.sleep(SOON_S)
+    loads = [[command.version for command in m.all(control.Command)] for m in (one, two)]
+    assert sorted(loads) == [["1"], ["2"]]
+    routes = await follower.hear(control.Routes, lambda r: len(r.engines) == 2)
+    assert [len(route.wake_at) for route in routes.engines] == [1, 1]
+    assert routes.engines[0].wake_at != routes.engines[1].wake_at
+
+
 # why
 
 
@@ -245,13 +264,17 @@ async def test_registry_that_hangs_costs_what_was_learned_and_puts_nothing_to_sl
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scale_orders, "LOAD_S_MAX", 0.4)
-    monkeypatch.setattr(Learned, "load", lambda self: time.sleep(0.8))
+    answers = threading.Event()
+    monkeypatch.setattr(Learned, "load", lambda self: answers.wait(30.0))
     stack.put_spec(idle_s=60.0)
     await with_learned(stack).poll()
     one = await stack.joined(worker("w1", engine(idle_s=1e6)))
     await asyncio.sleep(SOON_S)
     assert ops(one) == []
-    assert (await one.hear(control.Command)).op == "unload"
+    try:
+        assert (await one.hear(control.Command)).op == "unload"
+    finally:
+        answers.set()
 
 
 async def test_broken_checkpoint_is_learned_anew(stack: Stack) -> None:

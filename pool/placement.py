@@ -134,7 +134,11 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 def _place(
-    ref: Ref, demand: Demand, workers: Sequence[WorkerView], whose: Mapping[str, str]
+    ref: Ref,
+    demand: Demand,
+    workers: Sequence[WorkerView],
+    whose: Mapping[str, str],
+    planned_bytes: Mapping[str, int],
 ) -> _Place:
     live = [worker for worker in workers if not worker.draining]
     own = [worker for worker in live if whose.get(worker.id, "") == demand.owner]
@@ -148,7 +152,11 @@ def _place(
     )
     keep = having[: demand.replicas]
     if len(keep) < demand.replicas:
-        fitting = {worker.id for worker in up if _fits(worker, demand.size_bytes)}
+        fitting = {
+            worker.id
+            for worker in up
+            if _fits(worker, planned_bytes.get(worker.id, 0) + demand.size_bytes)
+        }
         others = [name for name in order if name in fitting and name not in having]
         keep += others[: demand.replicas - len(keep)]
     is_warm = any(states[name] == "warm" for name in keep)
@@ -179,11 +187,11 @@ def _state(worker: WorkerView, ref: Ref) -> str:
     return "" if engine is None else engine.state
 
 
-def _fits(worker: WorkerView, size_bytes: int) -> bool:
+def _fits(worker: WorkerView, more_bytes: int) -> bool:
     if not worker.memory_bytes_max:
         return True
     used_bytes = sum(engine.bytes for engine in worker.engines.values())
-    return used_bytes + size_bytes <= worker.memory_bytes_max
+    return used_bytes + more_bytes <= worker.memory_bytes_max
 
 
 def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Load | Unload]:
@@ -197,9 +205,12 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
     whose = owners(wanted, workers)
     steps: list[Load | Unload] = []
     unloads: list[Unload] = []
+    planned_bytes: dict[str, int] = {}  # by the loads that are decided
     for ref, demand in wanted.items():
-        place = _place(ref, demand, workers, whose)
-        steps += [Load(worker, ref) for worker in place.loads]
+        place = _place(ref, demand, workers, whose, planned_bytes)
+        steps += [Load(worker_id, ref) for worker_id in place.loads]
+        for worker_id in place.loads:
+            planned_bytes[worker_id] = planned_bytes.get(worker_id, 0) + demand.size_bytes
         unloads += place.unloads
     for worker in workers:
         if not worker.draining:
@@ -237,7 +248,7 @@ def route(
         is_let_go: it was unloaded by request.
         wake_ms: how long a call would wait that found it asleep; 0: not known.
     """
-    place = _place(ref, demand, workers, whose or {})
+    place = _place(ref, demand, workers, whose or {}, {})
     live = place.at or list(workers)
     states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
     staying = [worker for worker in workers if worker.id not in place.leaving]

@@ -162,6 +162,12 @@ def test_of_two_replicas_the_one_that_works_stays() -> None:
     assert plan({M1: ONE}, views) == [Unload(first, M1)]
 
 
+def test_loads_of_one_plan_fit_together() -> None:
+    wanted = {("m", str(n)): Demand(1, size_bytes=40) for n in range(1, 6)}
+    assert len(plan(wanted, [worker("a", room=100)])) == 2
+    assert len(plan(wanted, [worker("a", room=100), worker("b", room=100)])) == 4
+
+
 # dedicated workers
 
 OWN = Demand(1, owner="e")

@@ -509,11 +509,14 @@ class Controller:
         worker = self._workers.get(step.worker)
         if worker is None:
             return
-        op = "load" if isinstance(step, placement.Load) else "unload"
+        op, other = ("load", "unload")[:: 1 if isinstance(step, placement.Load) else -1]
         now_s = asyncio.get_running_loop().time()
         if now_s - worker.commanded_s.get((op, step.ref), float("-inf")) < COMMAND_AGAIN_S:
             return
         worker.commanded_s.pop((op, step.ref), None)
+        worker.commanded_s.pop(
+            (other, step.ref), None
+        )  # that is due again at once, if it is wanted
         worker.commanded_s[op, step.ref] = now_s
         if len(worker.commanded_s) > COMMANDS_MAX:
             del worker.commanded_s[next(iter(worker.commanded_s))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import structlog
@@ -12,6 +13,8 @@ from pool.phases import DESERIALISE, WARM_UP, enter
 from registry_sync.documents import Manifest
 from registry_sync.memory import give_back
 from registry_sync.plans import PlanIdentity
+
+GIVE_BACK_BYTES_MIN: Final = 8 << 20  # below, it takes longer than it is worth
 
 _log = structlog.get_logger()
 
@@ -88,4 +91,6 @@ def _load_session(load: Callable[[], Session]) -> Session:
     except BaseException:
         session.close()  # or every further try would cost its memory again
         raise
+    if session.memory_bytes >= GIVE_BACK_BYTES_MIN:
+        give_back()  # a load has more in its hands for a while than it keeps
     return session

@@ -46,7 +46,7 @@ from pool.wire.link import ControlLink
 from pool.wire.peer import Address, Peer, Server, serve
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
-from registry_sync.memory import calm_collector
+from registry_sync.memory import calm_collector, map_large_blocks
 from registry_sync.names import BadName, check_name, check_version
 from registry_sync.scheduling import take_turns
 from registry_sync.supervised import leave, say_draining, say_ready, until_told
@@ -370,6 +370,7 @@ async def takes_over(worker: Worker, stop: asyncio.Event) -> bool:
 def main() -> None:
     """Start from the JSON in argv[1]."""
     started_s = (process_began_s(), time.monotonic())
+    map_large_blocks()
     take_turns()  # before there are threads: they take it over
     config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
     configure("worker", config.log_level)

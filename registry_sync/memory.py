@@ -12,12 +12,30 @@ YOUNG_OBJECTS_MAX = 50_000
 MIDDLE_ROUNDS = 50
 OLD_ROUNDS = 100
 
+# More than almost any call's tensors, for which to be mapped anew would cost time.
+MAPPED_BYTES_MIN = 8 << 20
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
 
 def calm_collector() -> None:
     """Let the collector leave alone what start-up made, and look at the rest less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, MIDDLE_ROUNDS, OLD_ROUNDS)
+
+
+def map_large_blocks() -> None:
+    """Let large blocks go back to the system when they are freed; before there are threads.
+
+    glibc raises its bound with every large block that is freed, up to 32 MiB: weights then lie
+    where a thread's smaller blocks do, and what is free at the end of that place is kept, up to
+    60 MiB a thread, which `give_back` cannot reach.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES_MIN)
+        set_option(_M_TRIM_THRESHOLD, MAPPED_BYTES_MIN // 4)
 
 
 def give_back() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pool import controller as controller_module
-from pool import last_good, quota_shares
+from pool import last_good, placement, quota_shares
 from pool.wire import control
 from registry_sync.stores import StoreUnavailable
 from tests.support.control import Member, beat, edge, engine, worker
@@ -240,6 +240,20 @@ async def test_command_is_repeated_until_it_is_done(
     one.say(beat(engine(state="loading")))
     await asyncio.sleep(SOON_S)
     assert len(one.all(control.Command)) == 2
+
+
+async def test_command_that_takes_another_back_is_not_late(stack: Stack) -> None:
+    """Replicas may be wanted and not wanted several times within `COMMAND_AGAIN_S`."""
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1"))
+    (held,) = stack.controller._workers.values()
+    load, unload = placement.Load("w1", ("m", "1")), placement.Unload("w1", ("m", "1"), True)
+    for step in (load, load, unload, unload, load, unload):
+        stack.controller._command(step)
+    await one.heard_often(control.Command, 4)
+    assert [c.op for c in one.all(control.Command)] == ["load", "unload"] * 2
+    assert [c.is_elsewhere for c in one.all(control.Command)] == [False, True] * 2
+    assert len(held.commanded_s) == 1
 
 
 async def test_idle_engine_is_unloaded(stack: Stack) -> None:

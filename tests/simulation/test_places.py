@@ -131,3 +131,25 @@ def test_worker_that_is_woken_while_sync_is_being_started_waits_for_it() -> None
             fleet.check()
 
     simulate(main)
+
+
+def test_worker_whose_heir_takes_its_place_costs_no_call() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", Costs(run_s=0.02), replicas_min=1)
+            fleet.controller()
+            fleet.pool("n1", workers=1, up_min=1)
+            edges = [fleet.edge("e1"), fleet.edge("e2")]
+            await fleet.ready(*edges, workers=1)
+            assert (await edges[0].ask("m")).status == 200
+            traffic = world.go(fleet.traffic(edges, "m", per_s=40, for_s=20, deadline_s=2.0))
+            for number in range(1, 4):
+                await asyncio.sleep(4)
+                fleet.named("n1-0").kill(signal.SIGUSR1)
+                await until(lambda number=number: len(world.log("worker_down")) == number)
+            await traffic
+            assert len(ledger.loads) == 4, "an heir loads what is hot before it takes over"
+            assert fleet.statuses() == {200: len(fleet.asked)}
+            fleet.check()
+
+    simulate(main)

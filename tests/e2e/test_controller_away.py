@@ -20,7 +20,7 @@ from tests.support.stack import Stack, running_stack, until
 
 INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
 BACK_S_MAX = 40.0  # interpreters start, on a machine that other tests keep busy
-COLD = [f"cold-{n}" for n in range(6)]
+COLD = [f"cold-{n}" for n in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def stands_still(stack: Stack) -> Iterator[None]:
 def is_killed(stack: Stack) -> Iterator[None]:
     """Kill the controller and every successor meanwhile."""
     killed = set()
-    ends_s = time.monotonic() + 2.0
+    ends_s = time.monotonic() + 1.0
     while time.monotonic() < ends_s:
         pid = stack.pids().get("controller", 0)
         if pid and pid not in killed:
@@ -115,11 +115,11 @@ def serve_without(
 def test_without_a_controller_what_is_warm_is_served_and_what_sleeps_is_woken(
     stack: Stack,
 ) -> None:
-    serve_without(stack, stands_still, 3.0, COLD[:3])
+    serve_without(stack, stands_still, 2.5, COLD[:2])
 
 
 def test_controller_killed_over_and_over_costs_no_request_and_no_wake(stack: Stack) -> None:
-    serve_without(stack, is_killed, 0.0, COLD[3:])
+    serve_without(stack, is_killed, 0.0, COLD[2:])
 
 
 @pytest.mark.slow

@@ -240,19 +240,6 @@ def test_controller_killed_under_load_fails_no_request_and_reloads_nothing(two: 
     assert warm_in(two) == 2
 
 
-def test_controller_that_stands_still_under_load_fails_no_request(one: Stack) -> None:
-    loads = loads_of(one)
-    with load_on(one, pause_s=0.005) as load:
-        load.more(50)
-        with stopped(one.pids()["controller"]):
-            time.sleep(5.0)
-        epoch_of(one)
-        load.more(50)
-    load.assert_clean()
-    until(lambda: warm_in(one) == 1, 10.0, "the worker is known")
-    assert loads_of(one) == loads
-
-
 # The sync process.
 
 

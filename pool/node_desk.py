@@ -120,9 +120,17 @@ class NodeDesk:
 
     @property
     def at_rest(self) -> int:
-        """How many places have no process, and are dialled when one is needed."""
-        places = (place for node in self._nodes.values() for place in node.places)
-        return sum(place.state == "cold" for place in places)
+        """How many places may have no process, have none, and are dialled when one is needed.
+
+        One that its node keeps up whatever the demand has none because it died, and is missed.
+        """
+        return sum(
+            min(
+                sum(place.state == "cold" for place in node.places),
+                max(0, len(node.places) - node.limits.up_min),
+            )
+            for node in self._nodes.values()
+        )
 
     def views(self, workers: Sequence[WorkerView]) -> list[WorkerView]:
         """Return `workers` as placement is to take them, and the places that wait for a call.

@@ -19,6 +19,7 @@ ROOM: Final = "room"  # until others have given up the memory that it takes
 TURN: Final = "turn"  # until a load that must be alone is over
 IMPORT: Final = "import"  # of modules; of a process, from its first instruction on
 CONTEXT: Final = "context"  # engines, devices and connections, before it can be dialled
+CONNECT: Final = "connect"  # until the call has come for which the process was started
 DESERIALISE: Final = "deserialise"
 WARM_UP: Final = "warm_up"
 HAND_OVER: Final = "hand_over"  # back on the loop: who waited gets into the queue

@@ -69,6 +69,8 @@ class EngineSlot:
         on_change: called whenever `state` has changed.
         soon: where the engine's queue puts its next step.
         wakes: what is known of loads; without it nothing is, and nobody refused for it.
+        take_up_s: returns since when the call of the next load has waited for this process to take
+            it, if the process was started for that; then None.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class EngineSlot:
         on_change: Callable[[], None],
         soon: Callable[[Callable[[], None]], object] | None = None,
         wakes: Wakes | None = None,
+        take_up_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.model = model
         self.version = version
@@ -86,6 +89,7 @@ class EngineSlot:
         self._on_change = on_change
         self._soon = soon
         self._wakes = wakes
+        self._take_up_s = take_up_s
         # The whole mutable state.
         self.state = "cold"
         self.detail = ""
@@ -154,7 +158,7 @@ class EngineSlot:
         if self.state == "cold" or (
             self.state == "failed" and time.monotonic() >= self._retry_at_s
         ):
-            self._waking = Waking(self.wake_s, began_s)
+            self._waking = Waking(self.wake_s, began_s, self._take_up_s())
             asyncio.get_running_loop().call_later(HELD_S, self._tell_held, self._waking)
             self._set("loading")
             self._loading = asyncio.get_running_loop().create_task(self._load_once())

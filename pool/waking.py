@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pool.phases import FETCH, ROOM, Phases
+from pool.phases import CONNECT, FETCH, ROOM, Phases
 from pool.ticket import Failed
 from pool.wake_estimates import Ref
 
@@ -28,16 +28,24 @@ class Waking:
         expected_s: as long as the last ones took, without the artifact's way to the node; 0: not
             known.
         began_s: see `Phases`.
+        up_s: when the process was up that was started for this call, which has waited since; None:
+            it was there before.
     """
 
-    def __init__(self, expected_s: float, began_s: float | None = None) -> None:
+    def __init__(
+        self, expected_s: float, began_s: float | None = None, up_s: float | None = None
+    ) -> None:
         self.phases = Phases(FETCH, began_s)
+        if up_s is not None:
+            self.phases = Phases(CONNECT, up_s)
+            self.phases.enter(FETCH, began_s)
         self._expected_s = expected_s
 
     @property
     def own_s(self) -> float:
         """How long it has taken so far, without the artifact's way to the node and others'."""
-        return self.phases.elapsed_s() - self.phases.took_s(FETCH) - self.phases.took_s(ROOM)
+        phases = self.phases
+        return phases.elapsed_s() - sum([phases.took_s(name) for name in (CONNECT, FETCH, ROOM)])
 
     @property
     def left_s(self) -> float:

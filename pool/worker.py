@@ -85,6 +85,7 @@ class Worker:
         self._reported_us = 0
         self._device = device.find(config.device)
         self.start_phases: dict[str, int] = {}
+        self.up_s: float | None = None  # of a process that is started for a call, until that comes
         folder = guard_folder(Path(config.data), config.id)
         self.guard = LoadGuard(folder, self.incarnation)
         self._wakes = WakeBook(folder)
@@ -112,9 +113,15 @@ class Worker:
             ref = (check_name("model", model), check_version(version))
             if len(self._slots) >= SLOTS_MAX:
                 self._slots = {r: s for r, s in self._slots.items() if s.state != "cold"}
-            slot = EngineSlot(*ref, self._load, self._changed, self.turn.soon, self._wakes)
+            slot = EngineSlot(
+                *(*ref, self._load, self._changed, self.turn.soon, self._wakes, self._take_up_s)
+            )
             self._slots[ref] = slot
         return slot
+
+    def _take_up_s(self) -> float | None:
+        up_s, self.up_s = self.up_s, None
+        return up_s
 
     def is_idle(self) -> bool:
         """Tell whether nobody waits for anything here."""
@@ -327,7 +334,9 @@ async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
     formats = LocalStore(Path(config.data) / "store").formats
     parking = loop.create_task(park((*engines, *plan_engines), formats, worker.is_idle))
     calm_collector()
-    worker.start_phases = of_start(config.asked_s, *started_s, time.monotonic())
+    up_s = time.monotonic()
+    worker.start_phases = of_start(config.asked_s, *started_s, up_s)
+    worker.up_s = up_s if config.is_for_call else None
     if config.go_fd < 0:  # an heir has said so before
         say_ready(config.notice_fd)
     _log.info("worker_up", worker=config.id, address=str(server.address))

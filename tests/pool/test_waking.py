@@ -237,6 +237,26 @@ async def test_phases_begin_with_the_call_and_not_with_the_look_at_it(place: Pla
     assert place.slot.phases["fetch"] >= 5_000_000
 
 
+async def test_call_for_which_the_process_was_started_has_waited_since_that_was_up() -> None:
+    ups = [time.monotonic() - 5.0]
+    loader, known = Loader(), WakeEstimates()
+    slot = EngineSlot(
+        *REF, loader, lambda: None, wakes=known, take_up_s=lambda: ups.pop() if ups else None
+    )
+    loader.go.set()
+    for is_first in (True, False):
+        call = Call()
+        slot.submit(call)
+        await call.outcome()
+        assert ("connect" in slot.phases) == is_first
+        if is_first:
+            assert next(iter(slot.phases)) == "connect"
+            assert slot.phases["connect"] == pytest.approx(5e6, rel=0.1)
+        assert known.wake_s(REF) < 1.0  # it says nothing of the next wake
+        await slot.unload()
+    await slot.close()
+
+
 async def test_load_teaches_how_long_the_next_one_takes_without_the_fetch(place: Place) -> None:
     place.call()
     await asyncio.sleep(0.2)  # its loader is in the phase `fetch`

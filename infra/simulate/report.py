@@ -73,7 +73,7 @@ def to_lines(report: Report) -> list[str]:
 
 
 def _behind(names: Sequence[str]) -> str:
-    return f"behind {', '.join(names)} in both" if names else "behind no other in both"
+    return f"behind {', '.join(names)}" if names else "behind no other"
 
 
 def _percent(share: float | None) -> str:
@@ -85,9 +85,10 @@ def _times(ratio: float | None) -> str:
 
 
 def dominators(row: Row, others: Sequence[Row]) -> dict[str, list[str]]:
-    """Return, for each of the two trades, who is at least as good in both and better in one.
+    """Return who is at least as good in everything and better in something.
 
-    A policy trades cold calls for waste, and calls on time for GPU-hours.
+    A policy trades cold calls for waste, and calls on time for GPU-hours; somebody may be ahead in
+    one of the two trades and behind in the other, so there is a third entry for all four.
     """
     return {
         trade: [other.name for other in others if _dominates(place(other), place(row))]
@@ -95,19 +96,27 @@ def dominators(row: Row, others: Sequence[Row]) -> dict[str, list[str]]:
     }
 
 
-def _dominates(theirs: tuple[float, float], mine: tuple[float, float]) -> bool:
-    return theirs != mine and theirs[0] <= mine[0] and theirs[1] <= mine[1]
+def _dominates(theirs: tuple[float, ...], mine: tuple[float, ...]) -> bool:
+    return theirs != mine and all(t <= m for t, m in zip(theirs, mine, strict=True))
 
 
 def _less(value: float | None) -> float:
     return math.inf if value is None else value
 
 
+def _warmth(row: Row) -> tuple[float, ...]:
+    return _less(row.cold_share), _less(row.waste_ratio)
+
+
+def _speed(row: Row) -> tuple[float, ...]:
+    return 1 - (row.attainment or 0.0), _less(row.gpu_hours_ratio)
+
+
+ALL: Final = "all four"
+
 # Each with what is to be small.
-TRADES: Final[Mapping[str, Callable[[Row], tuple[float, float]]]] = {
-    "cold share x waste": lambda row: (_less(row.cold_share), _less(row.waste_ratio)),
-    "late share x GPU-hours": lambda row: (
-        1 - (row.attainment or 0.0),
-        _less(row.gpu_hours_ratio),
-    ),
+TRADES: Final[Mapping[str, Callable[[Row], tuple[float, ...]]]] = {
+    "cold share x waste": _warmth,
+    "late share x GPU-hours": _speed,
+    ALL: lambda row: (*_warmth(row), *_speed(row)),
 }

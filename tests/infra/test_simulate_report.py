@@ -75,7 +75,7 @@ def test_ratio_of_nothing_is_none_and_a_dash() -> None:
     assert to_lines(found)[1].split() == ["a", "0.00%", "-", "0.00%", "-"]
 
 
-def test_who_is_behind_in_both_sides_of_a_trade_is_named() -> None:
+def test_who_is_ahead_on_both_sides_of_a_trade_is_named() -> None:
     mine = Row("mine", 0.1, 1.0, 0.99, 1.3)
     colder = Row("colder", 0.2, 0.9, 0.99, 1.3)
     better = Row("better", 0.1, 0.9, 0.98, 1.2)
@@ -83,4 +83,7 @@ def test_who_is_behind_in_both_sides_of_a_trade_is_named() -> None:
     assert dominators(mine, [mine, colder, better, quicker]) == {
         "cold share x waste": ["better"],
         "late share x GPU-hours": ["quicker"],
+        "all four": [],
     }
+    best = Row("best", 0.1, 0.9, 0.99, 1.3)
+    assert dominators(mine, [mine, best])["all four"] == ["best"]

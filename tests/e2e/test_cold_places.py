@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import statistics
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from tests.support.models import identity
 from tests.support.processes import is_alive
-from tests.support.stack import Answer, Stack, running_stack, until
+from tests.support.stack import TEST_ENGINES, Answer, Stack, running_stack, until
 
 INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
 NO_STORE = {"cache-control": "no-store"}
@@ -193,3 +194,24 @@ def test_parked_worker_is_there_before_it_is_called_and_is_replaced_when_it_serv
         assert call(stack).status == 200
         until(lambda: ("up", "parked") in shown() and ("cold", "") not in shown(), COLD_S_MAX)
         until(lambda: shown() == [("cold", ""), ("up", "parked")], COLD_S_MAX)
+
+
+@pytest.mark.slow
+def test_workers_that_come_and_go_between_calls_lose_and_double_none(tmp_path: Path) -> None:
+    arguments = ("--workers-min", "0", "--workers-idle-s", "0")
+    options = {"workers": 2, "edges": 2, "engines": TEST_ENGINES, "arguments": arguments}
+    chance = random.Random(5)
+    with running_stack(tmp_path / "up", **options) as stack:
+        diary = stack.publish_observed("m")
+        stack.edit_endpoint("m", scale={"idle_s": 0.05}, deadline_ms=60_000)
+        before = diary.count("run")
+        headers = {"x-request-timeout-seconds": "60"}
+        for x in range(1, 41):
+            # Long enough for a worker to be told to rest, and often too short for it to be gone.
+            time.sleep(chance.uniform(0.3, 2.2))
+            answer = stack.infer_observed("m", x, headers)
+            assert (answer.status, answer.output()) == (200, [x])
+        starts = stack.log_text().count('"event": "worker_up"')
+        assert diary.count("run") - before == 40
+    print(f"40 calls found {starts} processes started")
+    assert starts > 10

@@ -188,6 +188,13 @@ def test_windows_are_the_cheapest_of_all_sets_of_bins() -> None:
     assert np.where(warm, idle_s, COST_S * ends).sum() == pytest.approx(cheapest_s)
 
 
+def test_idling_through_half_a_bin_is_weighed_against_the_cold_start() -> None:
+    shares = np.zeros(BINS)
+    shares[bin_of(6 * HOUR_S)] = 1.0  # 20 minutes wide
+    assert windows(shares, 590.0, 0.0) == []
+    assert len(windows(shares, 610.0, 0.0)) == 1
+
+
 def test_windows_with_hardly_a_rest_between_are_one() -> None:
     shares = np.zeros(BINS)
     shares[bin_of(600.0)] = shares[bin_of(900.0)] = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -186,3 +187,28 @@ def test_signals_say_how_long_ago_the_last_call_came() -> None:
     policy = _keeps(1)
     run(_load((0, 0), (10, 0.25), (20, 7)), policy, World(end_s=50, wake_s=0))
     assert [signals.idle_s for signals in policy.seen] == pytest.approx([0, 0.25, 0.5, 7])
+
+
+def test_replica_that_leaves_counts_as_running_until_its_call_has_ended() -> None:
+    policy = _Wants(lambda signals: 1 if signals.now_s > 10 else 2)
+    calls = _load((0, 0), (10, 4), (10, 4), (12, 0.1))
+    run(calls, policy, World(end_s=20, wake_s=0))
+    seen = {signals.now_s: (signals.running, signals.warm) for signals in policy.seen}
+    assert seen[12.5] == (2, 1)
+
+
+def test_models_take_turns_so_that_nobody_learns_from_the_future() -> None:
+    calls = [Load(name, np.arange(0, 50_000, 500.0), np.ones(100)) for name in "ab"]
+    looks_s: list[float] = []
+
+    class Shared(_Wants):
+        def observe(self, signals: Signals) -> None:
+            looks_s.append(signals.now_s)
+
+    run_all(calls, lambda load, world: Shared(lambda signals: 1), World(end_s=50_000), step_s=1000)
+    assert all(later_s > before_s - 1100 for before_s, later_s in pairwise(looks_s))
+
+
+def test_ideal_rounds_sums_of_fractions_no_replica_up() -> None:
+    assert ideal_s(_load(*((0.0, 0.1) for _ in range(20)))) == 2
+    assert ideal_s(_load((0.3, 0.1), *((0.5, 0.3) for _ in range(3)))) == 1

@@ -37,12 +37,21 @@ def parse(
     word = text.strip()
     if word.lower() == "now":
         return 0.0
-    at = _read(word, now, local)
-    if at <= now:
-        raise BadTime(f"{text!r} is over: it was {_shown(now - at)} ago")
-    if at - now > timedelta(days=DAYS_MAX):
+    try:
+        at = _read(word, now, local)
+        past = now - at
+        unix_s = at.timestamp()
+    except BadTime:
+        raise
+    except (ValueError, OverflowError):  # there is no such date, or none on this machine's clock
+        raise BadTime(
+            f"{text!r} is too far away; for what has no end set scale.replicas_min to 1"
+        ) from None
+    if past >= timedelta(0):
+        raise BadTime(f"{text!r} is over: it was {_shown(past)} ago")
+    if -past > timedelta(days=DAYS_MAX):
         raise BadTime(f"{text!r} is more than {DAYS_MAX} days ahead; set scale.replicas_min to 1")
-    return at.timestamp()
+    return unix_s
 
 
 def _read(word: str, now: datetime, local: Callable[[datetime], datetime]) -> datetime:

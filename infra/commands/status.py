@@ -51,7 +51,7 @@ Why = Annotated[
     ),
 ]
 Until = Annotated[
-    str,
+    str | None,
     typer.Option("--until", help="18:00, 30m, 2h, 2026-12-01T18:00; now: no longer."),
 ]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second.")]
@@ -163,13 +163,13 @@ class _Problem(msgspec.Struct):
 
 def warm_command(
     name: str,
-    until: Until = "",
+    until: Until = None,
     reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
 ) -> None:
     """Let every version of an endpoint be loaded somewhere now, and stay so until a time."""
-    if not until:
+    if until is None:
         _ask(data, registry, "warm", name)
         typer.echo(f"warming {name}")
         return

@@ -292,6 +292,11 @@ def test_key_that_cannot_be_is_refused_by_name(
 # Without and with a running stack.
 
 
+@pytest.mark.parametrize("text", ["", "9999999d"])
+def test_time_to_be_warm_until_that_is_none_is_refused_by_name(cli: Cli, text: str) -> None:
+    assert repr(text) in cli.fails("warm", "m", "--until", text)
+
+
 def test_questions_to_a_stack_that_does_not_run_say_so(cli: Cli) -> None:
     assert "tidepool up" in cli.fails("status")
     assert "tidepool up" in cli.fails("warm", "m")

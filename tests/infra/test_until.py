@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -63,6 +64,9 @@ def test_clock_time_is_of_the_wall_clock_also_when_it_is_changed_meanwhile() -> 
         ("2026-13-01", "'2026-13-01' is no time"),
         ("0m", "'0m' is over: it was 0 s ago"),
         ("2026-11-26T09:00", "'2026-11-26T09:00' is over: it was 3 h ago"),
+        ("9999999d", "'9999999d' is too far away; for what has no end set scale.replicas_min"),
+        ("0001-01-01T00:00+14:00", "'0001-01-01T00:00+14:00' is over: it was 739"),
+        ("9999-12-31T23:59-14:00", "'9999-12-31T23:59-14:00' is more than 366 days ahead"),
         ("2028-01-01", "'2028-01-01' is more than 366 days ahead; set scale.replicas_min to 1"),
     ],
 )
@@ -70,3 +74,18 @@ def test_what_is_no_use_is_refused_by_name(text: str, problem: str) -> None:
     with pytest.raises(BadTime) as raised:
         parse(text, NOW)
     assert str(raised.value).startswith(problem)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00", "9999-12-31T23:59"])
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York"])
+def test_end_of_the_calendar_is_refused_by_name(
+    text: str, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        with pytest.raises(BadTime, match=text):
+            until.parse(text, NOW)
+    finally:
+        monkeypatch.undo()
+        time.tzset()

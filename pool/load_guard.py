@@ -80,6 +80,11 @@ class LoadGuard:
             }
         return {what: refusal(deaths, left_s) for what, (deaths, left_s) in waits.items() if left_s}
 
+    def is_suspect(self, model: str, version: str, engine: str) -> bool:
+        """Tell whether the last process that was loading this died of it, perhaps."""
+        with self._turn:
+            return is_suspect(self._record, What(model, version, engine))
+
     @contextlib.contextmanager
     def loading(self, model: str, version: str, engine: str) -> Iterator[None]:
         """Keep in mind, while inside, that this is being loaded.

@@ -17,6 +17,7 @@ from pool.engines import choice
 from pool.engines.base import Engine, EngineError
 from pool.load_guard import LoadGuard
 from pool.loaded import CannotLoad, Loaded, load_session
+from pool.parking import Parking
 from pool.phases import BUILD_WAIT, TURN, enter
 from registry_sync.client import SyncAway, SyncError, fetch_golden_via, fetch_via
 from registry_sync.documents import Manifest
@@ -33,31 +34,47 @@ class Loader:
     Args:
         engines: that run artifacts as they are.
         guard: keeps the worker from dying of the same load again and again.
+        parking: prepares an engine while what it is to run is on its way.
     """
 
-    def __init__(self, config: WorkerConfig, engines: tuple[Engine, ...], guard: LoadGuard) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        engines: tuple[Engine, ...],
+        guard: LoadGuard,
+        parking: Parking,
+    ) -> None:
         self.guard = guard
         self.local = LocalStore(Path(config.data) / "store")
         self._sync_socket = config.sync_socket
         self._threads = config.threads
         self._engines = engines
+        self._parking = parking
 
-    async def bring(self, model: str, version: str) -> Manifest:
-        """Bring a version to this node, unless it is here; raises `CannotLoad`."""
+    async def bring(
+        self, model: str, version: str, on_format: Callable[[str], None] | None = None
+    ) -> Manifest:
+        """Bring a version to this node, unless it is here; raises `CannotLoad`.
+
+        Args:
+            on_format: see `fetch_via`; perhaps called again.
+        """
         manifest = await asyncio.to_thread(present, self.local, model, version)
         if manifest is None:
-            await self._fetch(model, version)
+            await self._fetch(model, version, on_format)
             manifest = await asyncio.to_thread(present, self.local, model, version)
             if manifest is None:
                 raise CannotLoad(f"{model} version {version} was brought and is not there")
         return manifest
 
-    async def _fetch(self, model: str, version: str) -> None:
+    async def _fetch(
+        self, model: str, version: str, on_format: Callable[[str], None] | None
+    ) -> None:
         """Have sync fetch a version; one that has just died, or not begun yet, is waited for."""
         until_s = time.monotonic() + SYNC_BACK_S_MAX
         while True:
             try:
-                await fetch_via(self._sync_socket, model, version)
+                await fetch_via(self._sync_socket, model, version, on_format)
                 return
             except SyncAway as error:
                 if time.monotonic() >= until_s:
@@ -99,12 +116,22 @@ class Loader:
         Raises:
             CannotLoad: see there.
         """
-        manifest = await self.bring(model, version)
+        manifest = await self.bring(model, version, lambda fmt: self._comes(model, version, fmt))
         async with room(manifest):
             enter(BUILD_WAIT)
             return await asyncio.to_thread(
                 lambda: best_here(manifest) or self.portable(manifest, engine_name(manifest))
             )
+
+    def _comes(self, model: str, version: str, format: str) -> None:
+        """Have the engine prepared that will run what is on its way."""
+        try:
+            engine = choice.portable(self._engines, format, "auto")
+        except EngineError:
+            return  # the load will say so
+        # One that processes die of is left to its load, which is kept from coming again and again.
+        if not self.guard.is_suspect(model, version, engine.name):
+            self._parking.begin(engine, self.guard.loading(model, version, engine.name))
 
     def is_portable(self, name: str) -> bool:
         """Tell whether the engine of this name runs artifacts as they are."""
@@ -121,6 +148,7 @@ class Loader:
         except EngineError as error:
             raise CannotLoad(str(error)) from None
         folder = self.local.folder_of(manifest)
+        self._parking.finish(engine)
         enter(TURN)
         with self.guard.loading(manifest.model, manifest.version, engine.name):
             session = load_session(lambda: engine.load(folder, manifest, self._threads))

@@ -29,7 +29,7 @@ from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
 from pool.load_guard import LoadGuard, guard_folder
 from pool.loaded import Loaded
 from pool.loading import Loader
-from pool.parking import park
+from pool.parking import Parking
 from pool.phases import of_start, process_began_s
 from pool.room import Room
 from pool.serving import EdgePeer, Inside
@@ -89,7 +89,8 @@ class Worker:
         folder = guard_folder(Path(config.data), config.id)
         self.guard = LoadGuard(folder, self.incarnation)
         self._wakes = WakeBook(folder)
-        self._loader = Loader(config, engines, self.guard)
+        self.parking = Parking((*engines, *plan_engines))
+        self._loader = Loader(config, engines, self.guard, self.parking)
         self._room = Room(self._device.name, config.memory_bytes_max, lambda: self._slots)
         self.succession = Succession(
             Path(config.data), config.id, config.notice_fd, config.slack_bytes
@@ -332,7 +333,7 @@ async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
         loop.create_task(worker.recycle_forever()),
     ]
     formats = LocalStore(Path(config.data) / "store").formats
-    parking = loop.create_task(park((*engines, *plan_engines), formats, worker.is_idle))
+    parking = loop.create_task(worker.parking.park(formats, worker.is_idle))
     calm_collector()
     up_s = time.monotonic()
     worker.start_phases = of_start(config.asked_s, *started_s, up_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -45,16 +45,26 @@ class SyncAway(SyncError):
         super().__init__(text, retry=True)
 
 
-async def fetch_via(socket_path: str | Path, model: str, version: str) -> None:
+async def fetch_via(
+    socket_path: str | Path,
+    model: str,
+    version: str,
+    on_format: Callable[[str], None] | None = None,
+) -> None:
     """Have a version brought to this node; returns when its files are in the local store.
 
     Set your own limit with `asyncio.timeout`: giving up does not stop the
     download, and asking again joins it.
 
+    Args:
+        on_format: called with the version's format as soon as the manifest is read, while the
+            files are on their way. Not where they are here at once, nor by a sync process that is
+            older than this.
+
     Raises:
         SyncError: see there.
     """
-    await _ask(socket_path, Fetch(model, version))
+    await _ask(socket_path, Fetch(model, version, on_format is not None), on_format)
 
 
 async def fetch_golden_via(socket_path: str | Path, model: str, version: str) -> None:
@@ -142,7 +152,9 @@ async def ping_via(socket_path: str | Path) -> None:
     await _ask(socket_path, Ping())
 
 
-async def _ask(socket_path: str | Path, request: Request) -> Reply:
+async def _ask(
+    socket_path: str | Path, request: Request, on_format: Callable[[str], None] | None = None
+) -> Reply:
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=LINE_BYTES_MAX)
     except OSError as error:
@@ -150,10 +162,10 @@ async def _ask(socket_path: str | Path, request: Request) -> Reply:
     try:
         writer.write(encode(request))
         await writer.drain()
-        line = await reader.readline()
-        if not line.endswith(b"\n"):
-            raise SyncAway("the sync process ended before it answered")
-        reply = decode_reply(line)
+        reply = await _reply(reader)
+        if on_format is not None and reply.format:
+            on_format(reply.format)
+            reply = await _reply(reader)
     except (OSError, ValueError, msgspec.DecodeError) as error:
         # ValueError is what asyncio makes of a line that is too long.
         raise SyncError(f"no answer from the sync process: {error}", retry=True) from error
@@ -164,3 +176,10 @@ async def _ask(socket_path: str | Path, request: Request) -> Reply:
             raise BadPlan(reply.error)
         raise SyncError(reply.error, retry=reply.retry)
     return reply
+
+
+async def _reply(reader: asyncio.StreamReader) -> Reply:
+    line = await reader.readline()
+    if not line.endswith(b"\n"):
+        raise SyncAway("the sync process ended before it answered")
+    return decode_reply(line)

@@ -14,9 +14,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -83,6 +84,13 @@ class Registry:
             return self._store
 
 
+class _Work(NamedTuple):
+    """What is done for all who ask the same."""
+
+    reply: asyncio.Task[Reply]
+    format: asyncio.Future[str]  # of a version that is on its way; else for ever open
+
+
 class Daemon:
     """Answers requests; equal ones that are under way share one answer."""
 
@@ -96,7 +104,7 @@ class Daemon:
         self._look_threads = ThreadPoolExecutor(_LOOKS_MAX, "look")
         # The whole mutable state: the work under way by what was asked, and the connections
         # that wait for an answer.
-        self._under_way: dict[Request, asyncio.Task[Reply]] = {}
+        self._under_way: dict[Request, _Work] = {}
         self._busy: set[asyncio.Task[None]] = set()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,7 +122,8 @@ class Daemon:
                 if not line.endswith(b"\n"):
                     return
                 self._busy.add(task)
-                writer.write(encode(await self._answer(line)))
+                reply = await self._answer(line, lambda first: writer.write(encode(first)))
+                writer.write(encode(reply))
                 await writer.drain()
                 self._busy.discard(task)
         except (ConnectionError, asyncio.CancelledError):
@@ -132,36 +141,54 @@ class Daemon:
         for threads in (self._fetch_threads, self._put_threads, self._look_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, line: bytes) -> Reply:
+    async def _answer(self, line: bytes, say: Callable[[Reply], None]) -> Reply:
         try:
             request = decode_request(line)
         except msgspec.DecodeError as error:
             return _refusal(str(error))
         if isinstance(request, Ping):
             return Reply(ok=True)
-        task = self._under_way.get(request)
-        if task is None:
-            task = asyncio.create_task(self._work(request))
-            self._under_way[request] = task
-            task.add_done_callback(lambda _: self._under_way.pop(request))
+        tells_format = isinstance(request, Fetch) and request.tells_format
+        if isinstance(request, Fetch):
+            # Who hears of the format shares the work of those who do not.
+            request = msgspec.structs.replace(request, tells_format=False)
+        work = self._under_way.get(request)
+        if work is None:
+            format = asyncio.get_running_loop().create_future()
+            work = _Work(asyncio.create_task(self._work(request, format)), format)
+            self._under_way[request] = work
+            work.reply.add_done_callback(lambda _: self._under_way.pop(request))
         # A caller who leaves does not end it: his connection notices when it is to answer.
-        return await self._unless_silent(task) if isinstance(request, Fetch) else await task
+        if isinstance(request, Fetch):
+            return await self._unless_silent(work, say if tells_format else None)
+        return await work.reply
 
-    async def _unless_silent(self, task: asyncio.Task[Reply]) -> Reply:
+    async def _unless_silent(self, work: _Work, say: Callable[[Reply], None] | None) -> Reply:
         """Wait for work on which calls wait; not for long while the registry says nothing.
 
         The work goes on, and whoever asks again joins it.
+
+        Args:
+            say: takes the line with the format, if the caller does.
         """
-        while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
+        while True:
+            news = (work.reply,) if say is None else (work.reply, work.format)
+            await asyncio.wait(news, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            if say is not None and work.format.done():
+                say(Reply(ok=True, format=work.format.result()))
+                say = None
+            if work.reply.done():
+                return work.reply.result()
             silent_s = self._registry.silent_s()
             if silent_s >= SILENT_S_MAX:
                 url = self._registry.url
                 error = f"the registry {url} has not answered for {silent_s:.0f} s"
                 return Reply(ok=False, error=error, retry=True)
-        return task.result()
 
     async def _work(
-        self, request: Fetch | FetchGolden | AskLeader | FetchPlan | PutPlan | PutGate | UsePlan
+        self,
+        request: Fetch | FetchGolden | AskLeader | FetchPlan | PutPlan | PutGate | UsePlan,
+        format: asyncio.Future[str],
     ) -> Reply:
         run = asyncio.get_running_loop().run_in_executor
         try:
@@ -169,7 +196,7 @@ class Daemon:
                 case AskLeader():
                     return Reply(ok=True, leader=await run(self._look_threads, self._look))
                 case Fetch(model, version):
-                    await run(self._fetch_threads, self._fetch, model, version)
+                    await run(self._fetch_threads, self._fetch, model, version, format)
                     return Reply(ok=True)
                 case FetchGolden(model, version):
                     await run(self._fetch_threads, self._fetch_golden, model, version)
@@ -190,10 +217,18 @@ class Daemon:
         _log.warning("request failed", request=msgspec.to_builtins(request), error=reply.error)
         return reply
 
-    def _fetch(self, model: str, version: str) -> None:
+    def _fetch(self, model: str, version: str, format: asyncio.Future[str]) -> None:
+        tell = format.get_loop().call_soon_threadsafe
         # First without the registry, which may be broken or not yet open.
         if present(self._local, model, version) is None:
-            fetch(self._registry.store(), self._local, model, version, self._stop)
+            fetch(
+                self._registry.store(),
+                self._local,
+                model,
+                version,
+                self._stop,
+                lambda manifest: tell(format.set_result, manifest.format),
+            )
             _log.info("fetched", model=model, version=version)
 
     def _fetch_golden(self, model: str, version: str) -> None:

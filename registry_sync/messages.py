@@ -1,6 +1,8 @@
 """What is said on a sync process's socket: one JSON object a line, each request one reply.
 
     {"op": "fetch", "model": "m", "version": "1"}  {"ok": true}
+    {"op": "fetch", …, "tells_format": true}       {"ok": true, "format": "onnx"}, which may come
+                                                   while the files do, and then the reply
     {"op": "fetch_golden", "model": "m", "version": "1"}
                                                    {"ok": true}
     {"op": "leader"}                               {"ok": true, "leader": {…} or null}
@@ -35,6 +37,7 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch", tag_field="op"):
 
     model: str
     version: str
+    tells_format: bool = False  # the caller takes a line with the format before the reply
 
 
 class FetchGolden(msgspec.Struct, frozen=True, tag="fetch_golden", tag_field="op"):
@@ -96,6 +99,7 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
     secret_id: str = ""  # of the plan that is here now; empty: there is none
     is_ours: bool = False  # the plan in the registry is the one that this node has made
     is_bad_plan: bool = False  # what is there must not be used: build
+    format: str = ""  # of the version that is on its way: the reply itself follows
 
 
 def encode(message: Request | Reply) -> bytes:

@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,6 +79,7 @@ def fetch(
     model: str,
     version: str,
     stop: threading.Event | None = None,
+    on_manifest: Callable[[Manifest], object] = lambda manifest: None,
 ) -> Manifest:
     """Bring a version's manifest and files to this node and return the manifest.
 
@@ -88,6 +89,7 @@ def fetch(
 
     Args:
         stop: set by another thread to have it given up between two parts.
+        on_manifest: called before the files are fetched; not if they are here.
 
     Raises:
         BadName: `model` or `version` cannot be names.
@@ -110,6 +112,7 @@ def fetch(
         raise BadManifest(f"{key}: {error}") from error
     if (manifest.model, manifest.version) != (model, version):
         raise BadManifest(f"{key}: is about {manifest.model} {manifest.version}")
+    on_manifest(manifest)
     _fetch_files(store, local, manifest.files, stop)
     # Last, so that a kept manifest tells of a fetch that was once complete.
     local.save_manifest(manifest, data)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from pool import parking
-from pool.parking import park
+from pool.parking import Parking
 from registry_sync.directory import DirectoryStore
 from registry_sync.local import LocalStore
 from registry_sync.publish import publish
@@ -56,20 +56,20 @@ def theirs() -> frozenset[str]:
 
 async def test_engine_is_prepared_once_and_not_on_the_loop() -> None:
     engine = Preparing()
-    await park((Plain(), engine), theirs, lambda: True)
+    await Parking((Plain(), engine)).park(theirs, lambda: True)
     [thread] = engine.threads
     assert thread is not threading.main_thread()
 
 
 async def test_engine_that_nothing_here_needs_is_left_alone() -> None:
     engine = Preparing()
-    await park((engine,), lambda: frozenset({"onnx"}), lambda: True)
+    await Parking((engine,)).park(lambda: frozenset({"onnx"}), lambda: True)
     assert not engine.threads
 
 
 async def test_nothing_is_prepared_while_somebody_waits() -> None:
     engine, busy = Preparing(), [True]
-    parked = asyncio.create_task(park((engine,), theirs, lambda: not busy[0]))
+    parked = asyncio.create_task(Parking((engine,)).park(theirs, lambda: not busy[0]))
     await asyncio.sleep(0.1)
     assert not engine.threads
     busy[0] = False
@@ -79,8 +79,17 @@ async def test_nothing_is_prepared_while_somebody_waits() -> None:
 
 async def test_engine_that_cannot_be_prepared_keeps_no_other_from_it() -> None:
     broken, other = Preparing(OSError("no driver")), Preparing()
-    await park((broken, other), theirs, lambda: True)
+    await Parking((broken, other)).park(theirs, lambda: True)
     assert other.threads
+
+
+async def test_engine_is_prepared_once_whoever_asks() -> None:
+    engine = Preparing(OSError("no driver"))
+    parking = Parking((engine,))
+    assert parking.begin(engine) is parking.begin(engine)
+    await parking.park(theirs, lambda: True)
+    assert len(engine.threads) == 1
+    assert parking.begin(Plain()) is None
 
 
 def test_store_knows_the_formats_of_what_is_here(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from pool.engines.registry import find_engines, find_plan_engines
 from pool.load_guard import LoadGuard
 from pool.loaded import Loaded
 from pool.loading import Loader
+from pool.parking import Parking
 from pool.plan_shelf import PlanShelf
 from pool.slots import EngineSlot
 from pool.upgrading import Upgrades
@@ -83,7 +84,7 @@ class World:
         )
         self.plans = LocalPlans(folder / "store" / "engines")
         guard = LoadGuard(folder / "loading", folder.name)
-        self.loader = Loader(config, find_engines(), guard)
+        self.loader = Loader(config, find_engines(), guard, Parking(()))
         self.registry = Unsteady(registry)
         self.daemon = Daemon(self.registry, self.loader.local, self.plans)
         bench = Bench(data=folder, engines=(ENGINE,), threads=1, gives_way=False, pause_s=0.01)

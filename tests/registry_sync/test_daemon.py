@@ -234,6 +234,56 @@ async def test_equal_requests_share_one_download(
     assert len(paths) == 1 + 2 * len(FILES)  # a size and one part for each file
 
 
+async def test_format_is_told_while_the_files_are_on_their_way(
+    start: Start, proxied: tuple[str, FaultyS3]
+) -> None:
+    url, proxy = proxied
+    running = start(url)
+    proxy.match = "/blobs/"
+    proxy.faults += [HOLD] * len(FILES)
+    heard: list[str] = []
+    early = asyncio.create_task(fetch_via(running.socket, "m", "1", heard.append))
+    await asyncio.to_thread(wait_for, lambda: heard)
+    late = asyncio.create_task(fetch_via(running.socket, "m", "1", heard.append))
+    await asyncio.to_thread(wait_for, lambda: len(heard) == 2)
+    assert heard == ["onnx"] * 2
+    older = asyncio.create_task(
+        asyncio.to_thread(running.ask, b'{"op":"fetch","model":"m","version":"1"}\n')
+    )
+    assert not (await asyncio.wait([early, late, older], timeout=0.1))[0]
+    proxy.release.set()
+    await asyncio.gather(early, late)
+    assert await older == {"ok": True}  # who does not know of it gets one line
+    paths = [request.split("?")[0].rsplit("/", 1)[1] for request in proxy.requests]
+    assert paths.count("manifest.json") == 1
+    assert len(paths) == 1 + 2 * len(FILES)
+    await fetch_via(running.socket, "m", "1", heard.append)
+    assert len(heard) == 2  # nothing is on its way any more
+
+
+async def test_format_of_what_then_fails_is_told_too(start: Start, registry: Store) -> None:
+    put_artifact(registry, FILES)
+    registry.delete(blob_key(FILES["model.onnx"]))
+    running = start(registry.url)
+    heard: list[str] = []
+    with pytest.raises(SyncError, match="blobs/"):
+        await fetch_via(running.socket, "m", "1", heard.append)
+    assert heard == ["onnx"]
+
+
+async def test_sync_process_that_is_older_tells_no_format(tmp_path: Path) -> None:
+    async def older(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = json.loads(await reader.readline())
+        assert asked.items() >= {"op": "fetch", "model": "m", "version": "1"}.items()
+        writer.write(b'{"ok":true}\n')
+        writer.close()
+
+    heard: list[str] = []
+    async with await asyncio.start_unix_server(older, path=tmp_path / "s"):
+        await fetch_via(tmp_path / "s", "m", "1", heard.append)
+    assert not heard
+
+
 async def test_the_leader_is_told(start: Start, registry: Store) -> None:
     running = start(registry.url)
     assert await leader_via(running.socket) is None

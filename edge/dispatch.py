@@ -4,7 +4,8 @@ Keeps one pipelined connection to every worker that the routes name, picks the l
 random replicas by their own load reports, and tries once more elsewhere when a worker broke before
 it answered.  A call for an engine that nobody has loaded goes to the first live worker of
 `wake_at`: it is the wake.  While no worker can be reached the call waits, up to its deadline; a
-worker that is cold is dialled only then, because to dial it is to start it.
+worker that is cold is dialled only then, because to dial it is to start it.  One that has left, or
+is lost for longer, may rest by now: it is dialled again with a call for it, or by newer routes.
 Knows nothing of HTTP, keys or caches.
 """
 
@@ -15,7 +16,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import structlog
@@ -33,10 +34,10 @@ from edge.errors import (
     WorkerLost,
     jittered,
 )
-from edge.starting import START_S_MAX, to_start
+from edge.starting import START_S_MAX, needs_call, to_start
 from pool.wire import data
 from pool.wire.arena import PLACE_BYTES_MIN, Arena
-from pool.wire.control import EngineRoute, Routes
+from pool.wire.control import EngineRoute, Routes, WorkerRoute
 from pool.wire.data import Tensor, TensorHead
 from pool.wire.frames import Buffer, WireError, padded
 from pool.wire.handshake import Secrets
@@ -160,15 +161,21 @@ class Call:
 
 
 class WorkerConn:
-    """The connection to one worker, redialled for as long as the routes name it.
+    """The connection to one worker, redialled for a while when it is lost.
 
-    One that is cold is dialled once per `start`, and not again when it is lost.
+    One that `needs_call` is dialled once per `start` or `want`.
+
+    Args:
+        pool: whose it is.
+        worker: what the routes say of the worker.
+        has_left: its process said that it drains: it is cold until newer routes say otherwise.
     """
 
-    def __init__(self, pool: Pool, worker_id: str, address: str, *, is_cold: bool = False) -> None:
-        self.id = worker_id
-        self.address = address
-        self.is_cold = is_cold
+    def __init__(self, pool: Pool, worker: WorkerRoute, *, has_left: bool = False) -> None:
+        self.id = worker.id
+        self.address = worker.address
+        self.route = worker
+        self.is_cold = has_left or worker.state == "cold"
         self._pool = pool
         # The whole mutable state: the connection once the worker has spoken on it, and before; the
         # memory shared over it; the calls it carries; the last load report.
@@ -178,8 +185,10 @@ class WorkerConn:
         self._arena: Arena | None = None  # once the worker looks into it
         self.calls: dict[int, Call] = {}
         self.wait_us = 0
+        self._incarnation = ""  # of the process that has spoken
+        self.has_heir = False  # routes that came since name another process
         self._next_id = 0
-        self.dialled_s = None if is_cold else time.monotonic()  # see `starting.Reach`
+        self.dialled_s = None if self.is_cold else time.monotonic()  # see `starting.Reach`
         self.failed_s = -math.inf
         self._wanted = asyncio.Event()
         self._lost = asyncio.Event()
@@ -252,20 +261,42 @@ class WorkerConn:
         if self._dialled is not None:
             self._dialled.close()
 
+    def follow(self, worker: WorkerRoute) -> None:
+        """Go by what newer routes say of the worker."""
+        self.route = worker
+        self.is_cold = worker.state == "cold"
+        self.has_heir = self.is_up and worker.incarnation != self._incarnation
+        if not self.is_cold and not self.is_up:
+            self.start()
+        elif self.is_cold and self._dialled is None:
+            self.dialled_s = None
+            self._wanted.clear()
+
     def start(self) -> None:
-        """Dial, even if that starts the worker."""
+        """Dial, even if that starts the worker; others wait for the outcome."""
         if self.dialled_s is None:
             self.dialled_s = time.monotonic()
         self._wanted.set()
 
+    def want(self) -> None:
+        """Dial for a call, even if that starts the worker; nobody waits for the outcome."""
+        if not self.is_up:
+            self._wanted.set()
+
+    def leave(self) -> None:
+        """Dial no more; calls under way may still come to their end."""
+        self.is_cold = True
+
     async def _keep(self) -> None:
         redial_s = REDIAL_S_MIN
         while True:
-            if self.is_cold and not self._wanted.is_set():
-                self.dialled_s = None
+            if needs_call(self, time.monotonic()) and not self._wanted.is_set():
+                if self.is_cold:
+                    self.dialled_s = None
                 await self._wanted.wait()
             self._wanted.clear()
             began_s = time.monotonic()
+            self.dialled_s = self.dialled_s or began_s
             s_max = START_S_MAX if self.is_cold else DIAL_S_MAX
             try:
                 peer = await dial(Address.parse(self.address), self._pool.secrets, s_max=s_max)
@@ -311,6 +342,8 @@ class WorkerConn:
         if hello.wire != data.WIRE or hello.id != self.id:
             raise WireError(f"{self.address} is {hello.id} of wire {hello.wire}, not {self.id}")
         self.wait_us = 0
+        self._incarnation = hello.incarnation
+        self._wanted.clear()
         self.dialled_s = None
         self.peer = self._dialled
         if hello.arena_bytes:
@@ -406,20 +439,16 @@ class Pool:
                 del self._conns[worker_id]
                 if conn.calls:
                     # Routes move before a worker drains: its calls may still come to their end.
+                    conn.leave()
                     self._leaving.add(conn)
                 else:
                     conn.close()
         for worker_id, worker in wanted.items():
-            is_cold = worker.state == "cold"
             known = self._conns.get(worker_id)
             if known is None:
-                self._conns[worker_id] = WorkerConn(
-                    self, worker_id, worker.address, is_cold=is_cold
-                )
-            elif known.is_cold != is_cold:
-                known.is_cold = is_cold
-                if not is_cold and not known.is_up:
-                    known.start()
+                self._conns[worker_id] = WorkerConn(self, worker)
+            else:
+                known.follow(worker)
         self._engines = {(engine.model, engine.version): engine for engine in routes.engines}
         self.on_up()
 
@@ -472,8 +501,11 @@ class Pool:
             conn = self._conns.get(warm[0])
             if conn is not None and conn.is_up:
                 return conn
+            self._want(warm)
         elif warm:
             up = [c for c in map(self._conns.get, warm) if c is not None and c.is_up]
+            if len(up) < len(warm):
+                self._want(warm)
             if len(up) > 2:
                 up = random.sample(up, 2)
             if up:
@@ -484,16 +516,26 @@ class Pool:
                 return conn
         return None
 
+    def _want(self, warm: Iterable[str]) -> None:
+        """Dial the replicas that could not be reached for a call, whoever takes it."""
+        for conn in map(self._conns.get, warm):
+            if conn is not None:
+                conn.want()
+
     def _start_for(self, ref: Ref, now_s: float) -> None:
-        """Have a worker started for a call that waits, if need be."""
+        """Have a worker started for a call that waits, if need be; dial those that were lost."""
         engine = self._engines.get(ref)
         if engine is None:
             return
-        named = map(self._conns.get, (*engine.warm, *engine.wake_at))
-        conn = to_start((conn for conn in named if conn is not None), now_s)
+        found = map(self._conns.get, (*engine.warm, *engine.wake_at))
+        named = [conn for conn in found if conn is not None]
+        conn = to_start(named, now_s)
         if conn is not None:
             _log.info("worker_started", worker=conn.id, model=ref[0], version=ref[1])
             conn.start()
+        for conn in named:
+            if not conn.is_cold:
+                conn.want()
 
     def is_starting(self, ref: Ref) -> bool:
         """Tell whether there are places without a process where `ref` may wake."""
@@ -538,11 +580,13 @@ class Pool:
     def on_draining(self, conn: WorkerConn) -> None:
         """Send nothing more over `conn`, and dial whoever takes the worker's place.
 
+        Until the routes know of one, that is done for a call only: the worker may be told to rest.
         The worker waits for us to hang up, which the sweep does after the last answer.
         """
         if self._conns.get(conn.id) is conn:
-            self._conns[conn.id] = WorkerConn(self, conn.id, conn.address, is_cold=conn.is_cold)
+            self._conns[conn.id] = WorkerConn(self, conn.route, has_left=not conn.has_heir)
             self._leaving.add(conn)
+            conn.leave()
 
     def on_returned(self, call: Call) -> None:
         """Send a call elsewhere that its worker gave back: it never ran."""

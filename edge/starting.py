@@ -1,4 +1,4 @@
-"""Which worker is started for a call that waits: a pure function of how workers can be reached."""
+"""When a worker is dialled, which may start it: pure functions of how workers can be reached."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ class Reach(Protocol):
 
 
 R = TypeVar("R", bound=Reach)
+
+
+def needs_call(worker: Reach, now_s: float) -> bool:
+    """Tell whether a worker that is not up is dialled only for a call, or by newer routes.
+
+    To dial one that was lost and has not come back might start a process that nobody needs: it
+    may have been told to rest, which routes that are old do not say.
+
+    Args:
+        worker: how it can be reached.
+        now_s: monotonic.
+    """
+    if worker.is_cold:
+        return True
+    return worker.dialled_s is not None and now_s - worker.dialled_s > EXPECTED_S
 
 
 def to_start(workers: Iterable[R], now_s: float) -> R | None:

@@ -151,11 +151,14 @@ class NodeDesk:
         return sorted(found, key=lambda worker: worker.id)
 
     def cold(self) -> dict[str, str]:
-        """Return by worker the addresses that are to be dialled only with a call."""
+        """Return by worker the addresses that are to be dialled only with a call.
+
+        Whether a worker drains it says itself, and so does its node, sometimes first.
+        """
         found = {}
         for place in (place for node in self._nodes.values() for place in node.places):
             worker = self._workers.get(place.worker)
-            is_up = worker is not None and not worker.draining
+            is_up = worker is not None and not worker.draining and place.state != "draining"
             is_back = worker is not None and place.state in ("starting", "up")
             if place.worker in self._resting_s or not (is_up or is_back):
                 found[place.worker] = place.address

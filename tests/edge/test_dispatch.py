@@ -41,6 +41,7 @@ class FakeWorker:
         self.address = address
         self.greets = True
         self.id = Path(address.path).name
+        self.incarnation = "i"
         self.greets = True
         self.server: Server | None = None
         self.peers: list[Peer] = []
@@ -63,11 +64,11 @@ class FakeWorker:
             message = data.decode(header)
             self.heard.append(message)
             if isinstance(message, data.Hello) and self.greets:
-                peer.send(data.encode(data.Hello(data.WIRE, "worker", self.name, "i")))
+                peer.send(data.encode(data.Hello(data.WIRE, "worker", self.name, self.incarnation)))
             if isinstance(message, data.Call):
                 self.on_call(peer, message)
             elif isinstance(message, data.Hello) and self.greets:
-                peer.send(data.encode(data.Hello(data.WIRE, "worker", self.id, "")))
+                peer.send(data.encode(data.Hello(data.WIRE, "worker", self.id, self.incarnation)))
 
         self.peers.append(peer)
         peer.on_frame = frame
@@ -115,10 +116,13 @@ class Fleet:
         *,
         cold: str = "",
         wake_ms: int = 0,
+        incarnation: str = "i",
     ) -> None:
         engine = EngineRoute(*REF, tuple(warm), tuple(wake_at), wake_ms=wake_ms)
         routes = [
-            WorkerRoute(n, "i", str(self.workers[n].address), state="cold" if n in cold else "up")
+            WorkerRoute(
+                n, incarnation, str(self.workers[n].address), state="cold" if n in cold else "up"
+            )
             for n in workers
         ]
         self.pool.update(Routes(1, 1, tuple(routes), (engine,)))
@@ -166,6 +170,13 @@ async def outcome(call: Call) -> Answer | Refusal:
             return await call.future
         except Refusal as refusal:
             return refusal
+
+
+@pytest.fixture
+def redial_s(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Redial often; returns how long it takes to see that nobody is redialled."""
+    monkeypatch.setattr(dispatch, "REDIAL_S_MAX", 0.03)
+    return 0.1
 
 
 @pytest.fixture
@@ -543,9 +554,10 @@ async def test_worker_that_drains_gets_nothing_new_and_its_calls_end_well(fleet:
     fleet["a"].answer(old, fleet["a"].calls[0])
     assert isinstance(await outcome(call), Answer)
     await fleet.until(lambda: not old.is_open)
-    # Its successor at the same address is dialled without any new routes.
+    # Its successor at the same address is dialled without any new routes, by the next call.
     fleet["a"].on_call = fleet["a"].answer
     await fleet["a"].up()
+    assert isinstance(await outcome(fleet.call()), Answer)
     await fleet.connected(2)
     assert isinstance(await outcome(fleet.call()), Answer)
     assert len(fleet["a"].calls) == 2
@@ -795,6 +807,126 @@ async def test_worker_that_rests_is_not_dialled_again(fleet: Fleet) -> None:
     await asyncio.sleep(2 * dispatch.REDIAL_S_MAX)
     assert len(fleet["a"].peers) == 1
     assert isinstance(await outcome(fleet.call()), Answer)
+
+
+async def test_worker_that_left_is_dialled_for_a_call_or_by_newer_routes_alone(
+    fleet: Fleet, redial_s: float
+) -> None:
+    async def left(dials: int) -> None:
+        drains(fleet["a"].peers[-1])
+        await fleet.connected(0)
+        await asyncio.sleep(redial_s)
+        assert len(fleet["a"].peers) == dials
+
+    await fleet.up("a")
+    fleet.route("a", "a", workers="a")
+    await fleet.connected(1)
+    fleet.route("a", "a", workers="a")  # again, as the controller does
+    await left(1)  # routes are old, and say that it is up
+    assert isinstance(await outcome(fleet.call()), Answer)
+    fleet["a"].incarnation = "j"
+    await left(2)
+    fleet.route("a", "a", workers="a", incarnation="j")
+    await fleet.connected(1)
+    await left(3)
+    assert (fleet.pool.retries, fleet.pool.returns) == (0, 0)
+
+
+async def test_successor_that_the_routes_know_already_is_dialled_at_once(
+    fleet: Fleet, redial_s: float
+) -> None:
+    await fleet.up("a")
+    fleet.route("a", workers="a")
+    await fleet.connected(1)
+    fleet["a"].incarnation = "j"
+    fleet.route("a", workers="a", incarnation="j")
+    drains(fleet["a"].peers[0])
+    await fleet.until(lambda: len(fleet["a"].peers) == 2)
+    await fleet.connected(1)
+    # The next one that leaves is the one that the routes name.
+    drains(fleet["a"].peers[1])
+    await fleet.connected(0)
+    await asyncio.sleep(redial_s)
+    assert len(fleet["a"].peers) == 2
+
+
+async def test_replica_that_left_is_dialled_again_by_a_call_that_another_takes(
+    fleet: Fleet,
+) -> None:
+    await fleet.up("ab")
+    fleet.route("ab", "ab", workers="ab")
+    await fleet.connected(2)
+    drains(fleet["a"].peers[0])
+    await fleet.connected(1)
+    assert isinstance(await outcome(fleet.call()), Answer)
+    assert fleet.served() == "b"
+    await fleet.connected(2)
+
+
+@pytest.mark.parametrize("said_by", ["itself", "routes"])
+async def test_worker_that_leaves_and_breaks_is_not_dialled_for_the_calls_it_had(
+    fleet: Fleet, redial_s: float, monkeypatch: pytest.MonkeyPatch, said_by: str
+) -> None:
+    swept_s = 2 * dispatch.SWEEP_S
+    monkeypatch.setattr(dispatch, "SWEEP_S", 10.0)
+    await asyncio.sleep(swept_s)  # so that nobody sees it off meanwhile
+    await fleet.up("ab")
+    fleet["a"].on_call = fleet["a"].keep
+    fleet.route("a", "b", workers="ab")
+    await fleet.connected(2)
+    call = fleet.call()
+    await fleet.until(lambda: bool(fleet["a"].calls))
+    if said_by == "itself":
+        drains(fleet["a"].peers[0])
+        await fleet.connected(1)
+    fleet.route("b", "b", workers="b")
+    fleet["a"].peers[0].close()
+    assert isinstance(await outcome(call), Answer)
+    await asyncio.sleep(redial_s)
+    assert len(fleet["a"].peers) == 1
+
+
+async def test_worker_that_was_lost_for_long_is_dialled_for_a_call_or_by_newer_routes_alone(
+    fleet: Fleet, redial_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.starting.EXPECTED_S", 0.05)
+    dialled: list[str] = []
+
+    async def dial(address: Address, *others: Any, **options: Any) -> Peer:
+        dialled.append(str(address))
+        return await real_dial(address, *others, **options)
+
+    real_dial = dispatch.dial
+    monkeypatch.setattr(dispatch, "dial", dial)
+
+    async def lost() -> None:
+        await fleet["a"].down()
+        await fleet.connected(0)
+        await asyncio.sleep(0.05 + redial_s)
+        before = len(dialled)
+        await asyncio.sleep(redial_s)
+        assert len(dialled) == before
+        await fleet["a"].up()
+
+    await fleet.up("a")
+    fleet.route(wake_at="a", workers="a")
+    await fleet.connected(1)
+    await lost()
+    assert isinstance(await outcome(fleet.call()), Answer)
+    await lost()
+    fleet.route(wake_at="a", workers="a")
+    await fleet.connected(1)
+
+
+async def test_worker_that_was_lost_for_long_is_dialled_for_as_long_as_a_call_waits(
+    fleet: Fleet, redial_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.starting.EXPECTED_S", 0.02)
+    fleet.route(wake_at="a", workers="a")
+    call = fleet.call()
+    await asyncio.sleep(0.02 + redial_s)
+    await fleet.up("a")
+    assert isinstance(await outcome(call), Answer)
 
 
 async def test_worker_that_is_cold_no_more_is_dialled_without_a_call(fleet: Fleet) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edge.starting import EXPECTED_S, START_AGAIN_S, START_S_MAX, to_start
+from edge.starting import EXPECTED_S, START_AGAIN_S, START_S_MAX, needs_call, to_start
 
 NOW_S = 100.0
 
@@ -50,3 +50,11 @@ def test_who_could_not_be_reached_is_left_alone_for_a_while() -> None:
     assert to_start([failed, cold], NOW_S) is cold
     assert to_start([failed], NOW_S) is None
     assert to_start([Reach(failed_s=NOW_S - START_AGAIN_S)], NOW_S) is not None
+
+
+def test_lost_worker_is_dialled_without_a_call_while_it_is_expected_and_a_cold_one_never() -> None:
+    assert not needs_call(lost(0.9 * EXPECTED_S), NOW_S)
+    assert needs_call(lost(1.1 * EXPECTED_S), NOW_S)
+    assert not needs_call(Reach(is_cold=False), NOW_S)
+    assert needs_call(Reach(), NOW_S)
+    assert needs_call(Reach(dialled_s=NOW_S), NOW_S)

@@ -108,6 +108,26 @@ async def test_worker_that_nobody_needs_is_cold_in_the_routes_before_it_is_told_
     await told(one)
 
 
+async def test_worker_that_rests_stays_cold_when_its_node_says_first_that_it_drains(
+    stack: Stack,
+) -> None:
+    stack.put_spec(idle_s=5.0)
+    await stack.controller.poll()
+    member = await stack.joined(worker("n-0"))
+    listener = await stack.joined(edge())
+    one = await stack.joined(node("up"))
+    await routes(listener, n_0="cold")
+    await told(one)
+    before = len(listener.all(control.Routes))
+    one.say(control.NodeReport(places("draining")))
+    await asyncio.sleep(0.2)  # a few rounds
+    member.say(beat(draining=True))
+    await asyncio.sleep(0.2)
+    (place,) = stack.status()["nodes"][0]["places"]
+    assert place["state"] == "draining"
+    assert len(listener.all(control.Routes)) == before
+
+
 async def test_worker_that_is_called_before_it_was_told_to_rest_stays(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,37 @@ def test_worker_that_nobody_needs_any_more_ends_once_and_stays_away() -> None:
     simulate(main)
 
 
+def test_worker_that_rests_is_not_started_by_an_edge_that_has_not_heard_of_it() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", replicas_min=2)
+            controller = fleet.controller()
+            fleet.pool("n1", workers=2, up_min=0, rest_s=5.0)
+            edge, cut_off = fleet.edge("e1"), fleet.edge("e2")
+            await fleet.ready(edge, cut_off, workers=2)
+            await until(lambda: len(cut_off.pool.route(("m", "1")).warm) == 2)
+            world.loop.network.cut(controller, cut_off.process)
+            fleet.change("m", idle_s=2)
+            await until(lambda: not up(fleet))
+            before = len(world.loop.processes)
+            await asyncio.sleep(60)
+            assert len(world.loop.processes) == before, "a process has started without a call"
+            assert cut_off.pool.route(("m", "1")).warm, "it goes by old routes"
+            # A call goes through at once, and starts no more than the replicas that it knows of.
+            done = await asyncio.gather(*(cut_off.ask("m") for _ in range(20)))
+            assert {one.status for one in done} == {200}
+            assert len(world.loop.processes) <= before + 2
+            await until(lambda: not up(fleet))
+            before = len(world.loop.processes)
+            await asyncio.sleep(60)
+            assert len(world.loop.processes) == before, "a process has started without a call"
+            world.loop.network.heal()
+            assert (await cut_off.ask("m")).status == 200
+            fleet.check()
+
+    simulate(main)
+
+
 def test_worker_that_is_woken_while_sync_is_being_started_waits_for_it() -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:

@@ -375,16 +375,14 @@ def test_server_that_hangs_up_is_a_failed_handshake(run: Run) -> None:
     run(main())
 
 
-def test_silent_server_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer, "DIAL_S_MAX", 0.1)
-
+def test_silent_server_is_given_up(run: Run) -> None:
     async def answer(one: Stranger) -> None:
         assert await one.is_cut_off()
 
     async def main() -> None:
         async with rogue_server(answer) as address:
             with pytest.raises(ConnectionError, match=r"did not answer within 0\.1 s"):
-                await dial(address, SECRETS)
+                await dial(address, SECRETS, s_max=0.1)
 
     run(main())
 

@@ -539,6 +539,7 @@ class Controller:
                 wanted.get(ref, placement.NOTHING),
                 whose,
                 is_let_go=ref in self._let_go,
+                is_undecided=self._scale.is_undecided(ref),
                 wake_ms=self._scale.wake_ms(ref, is_up=is_up),
             )
             for ref in sorted(snapshot.manifests)

@@ -232,13 +232,14 @@ def route(
     whose: Mapping[str, str] | None = None,
     *,
     is_let_go: bool = False,
+    is_undecided: bool = False,
     wake_ms: int = 0,
 ) -> EngineRoute:
     """Return where `ref` runs now and who is to wake it, for the edges.
 
     One that sleeps because somebody had it unloaded says so; one that sleeps and is about to be
-    loaded says that it loads.  Workers that drain, or give this version up, serve on for a while:
-    they are named as long as nobody else could answer.
+    loaded, or may be, says that it loads.  Workers that drain, or give this version up, serve on
+    for a while: they are named as long as nobody else could answer.
 
     Args:
         ref: the version.
@@ -246,6 +247,7 @@ def route(
         demand: what is wanted of it.
         whose: what `owners` says.
         is_let_go: it was unloaded by request.
+        is_undecided: nobody has said yet how many replicas are wanted.
         wake_ms: how long a call would wait that found it asleep; 0: not known.
     """
     place = _place(ref, demand, workers, whose or {}, {})
@@ -268,7 +270,7 @@ def route(
         state = "loading"
     elif failed:
         state, detail = "failed", failed[0].detail
-    elif place.loads:
+    elif place.loads or (is_undecided and not is_let_go):
         state = "loading"
     else:
         state, detail = "asleep", UNLOADED if is_let_go else ""

@@ -285,6 +285,11 @@ class ScaleDesk:
         desks = self._desks.items()
         return {ref: desk.decision.replicas for ref, desk in desks if desk.decision is not None}
 
+    def has_decided(self, ref: Ref) -> bool:
+        """Tell whether a policy has said how many replicas of `ref` are wanted."""
+        desk = self._desks.get(ref)
+        return desk is not None and desk.decision is not None
+
     # what was learned
 
     def save(self, now_s: float, unix_s: float) -> bytes:

@@ -153,6 +153,11 @@ class ScaleOrders:
         wake_ms = self._desk.wake_s(ref, is_up=is_up) * 1e3
         return math.ceil(float(f"{wake_ms:.1e}")) if wake_ms else 0
 
+    def is_undecided(self, ref: Ref) -> bool:
+        """Tell whether nothing is decided yet on a version whose sleep is learned."""
+        limits = self._limits.get(ref)
+        return limits is not None and limits.idle_s is None and not self._desk.has_decided(ref)
+
     def now_s(self) -> float:
         """Return the time by which policies go; monotonic."""
         return asyncio.get_running_loop().time() * self._time_scale

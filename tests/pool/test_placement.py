@@ -409,3 +409,11 @@ def test_plan_depends_on_the_views_alone(
     views = [WorkerView(f"w{n}", *parts) for n, parts in enumerate(fleet)]
     assert plan(wanted, views) == plan(wanted, views)
     assert set(plan(wanted, views)) == set(plan(wanted, views[::-1]))
+
+
+def test_what_nobody_has_decided_on_is_about_to_be_loaded() -> None:
+    """It is not ready before it is warm: its first load may take longer than any deadline."""
+    workers = [worker("a")]
+    assert route(M1, workers, is_undecided=True).state == "loading"
+    assert route(M1, workers).state == "asleep"
+    assert route(M1, workers, is_undecided=True, is_let_go=True).state == "asleep"

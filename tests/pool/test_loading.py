@@ -111,6 +111,11 @@ class Place:
         self.loader = Loader(config, (engine,), LoadGuard(self.loading, "now"), Parking((engine,)))
         self.store = store
         self.phases = Phases(FETCH)
+        self.begun: list[asyncio.Task[Loaded]] = []
+
+    def begin(self) -> asyncio.Task[Loaded]:
+        self.begun.append(asyncio.create_task(self.load()))
+        return self.begun[-1]
 
     async def load(self) -> Loaded:
         self.phases.watch()
@@ -136,8 +141,11 @@ def store(tmp_path: Path) -> HeldStore:
 @pytest.fixture
 async def place(tmp_path: Path, store: HeldStore, engine: Slow) -> AsyncIterator[Place]:
     async with syncing(tmp_path, store):
-        yield Place(tmp_path, store, engine)
+        made = Place(tmp_path, store, engine)
+        yield made
         engine.go_on.set()
+        store.release.set()
+        await asyncio.gather(*made.begun, return_exceptions=True)
 
 
 async def happens(event: threading.Event) -> None:
@@ -147,7 +155,7 @@ async def happens(event: threading.Event) -> None:
 async def test_engine_is_prepared_while_the_files_are_on_their_way(
     place: Place, engine: Slow
 ) -> None:
-    load = asyncio.create_task(place.load())
+    load = place.begin()
     await happens(engine.begun)
     assert not place.store.release.is_set()
     engine.go_on.set()
@@ -159,7 +167,7 @@ async def test_engine_is_prepared_while_the_files_are_on_their_way(
 
 
 async def test_what_is_left_of_it_after_the_fetch_is_import(place: Place, engine: Slow) -> None:
-    load = asyncio.create_task(place.load())
+    load = place.begin()
     await happens(engine.begun)
     place.store.release.set()
     async with asyncio.timeout(PATIENCE_S):
@@ -194,7 +202,7 @@ async def test_fetch_that_fails_does_not_end_what_it_began(place: Place, engine:
         await place.load()
     await happens(engine.begun)
     place.store.put_new(blob_key(GATE), GATE)
-    load = asyncio.create_task(place.load())
+    load = place.begin()
     engine.go_on.set()
     await load
     assert engine.prepared == 1
@@ -228,8 +236,12 @@ async def test_torch_is_imported_while_an_archive_is_on_its_way(tmp_path: Path) 
     manifest = msgspec.structs.replace(manifest_of(files), format="torch-export")
     held.put_new(blob_key(files["model.pt2"]), files["model.pt2"])
     held.put_new(MANIFEST, write(manifest))
-    async with syncing(tmp_path, held), running_worker(tmp_path) as worker:
-        call = asyncio.create_task(worker.call(manifest))
+    async with (
+        syncing(tmp_path, held),
+        running_worker(tmp_path) as worker,
+        asyncio.TaskGroup() as tasks,
+    ):
+        call = tasks.create_task(worker.call(manifest))
         await logged(tmp_path / "log", "engine_prepared")
         assert not held.release.is_set()
         held.release.set()
@@ -246,8 +258,12 @@ async def test_wake_from_the_registry_takes_the_longer_of_fetch_and_import(
     publish(DirectoryStore(tmp_path / "registry"), "m", archive, "1")
     held = HeldStore(tmp_path / "registry")
     manifest = read_manifest(held.get(MANIFEST).data)
-    async with syncing(tmp_path, held), running_worker(tmp_path) as worker:
-        call = asyncio.create_task(worker.call(manifest))
+    async with (
+        syncing(tmp_path, held),
+        running_worker(tmp_path) as worker,
+        asyncio.TaskGroup() as tasks,
+    ):
+        call = tasks.create_task(worker.call(manifest))
         prepared = await logged(tmp_path / "log", "engine_prepared")
         assert not held.release.is_set()
         held.release.set()

@@ -7,7 +7,7 @@ is shown as unknown.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -31,7 +31,7 @@ def lines(status: Document) -> list[str]:
     for worker in status["workers"]:
         found.append(
             f"worker {worker['id']}  {worker['state']}  {worker['device']}  pid {worker['pid']}  "
-            f"{worker['calls']} calls  wait {worker['wait_ms']:g} ms"
+            f"{worker['calls']} calls  wait {shown_number(worker['wait_ms'])} ms"
         )
         if worker.get("phases_ms"):
             found.append(f"  started in {shown_phases(worker['phases_ms'])}")
@@ -220,26 +220,32 @@ def _recent(thing: Document) -> tuple[str, str, str, str, str]:
     """Return requests per second, median, p99, failed share and hit share."""
     recent = thing.get("recent") or {}
 
-    def shown(name: str, form: str, scale: float = 1.0) -> str:
+    def shown(name: str, show: Callable[[float], str]) -> str:
         value = recent.get(name)
-        return UNKNOWN if value is None else format(value * scale, form)
-
-    def share(name: str) -> str:
-        found = shown(name, ".1f", 100.0)
-        return found if found == UNKNOWN else f"{found} %"
+        return UNKNOWN if value is None else show(value)
 
     return (
-        shown("requests_per_s", ".1f"),
-        shown("p50_ms", ".3g"),
-        shown("p99_ms", ".3g"),
-        share("failed_share"),
-        share("hit_share"),
+        shown("requests_per_s", "{:.1f}".format),
+        shown("p50_ms", shown_number),
+        shown("p99_ms", shown_number),
+        shown("failed_share", lambda share: f"{share * 100:.1f} %"),
+        shown("hit_share", lambda share: f"{share * 100:.1f} %"),
     )
 
 
 def _recent_line(thing: Document) -> str:
     rate, p50, p99, failed, hits = _recent(thing)
     return f"{rate}/s  p50 {p50} ms  p99 {p99} ms  failed {failed}  hits {hits}"
+
+
+def shown_number(value: float, digits: int = 3) -> str:
+    """Return `value` to so many digits, never as a power of ten where it is large.
+
+    >>> [shown_number(value) for value in (0.0, 0.1234, 12.34, 999.7, 4360.4, 29_812.0)]
+    ['0', '0.123', '12.3', '1,000', '4,360', '29,800']
+    """
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:g}"
 
 
 def shown_bytes(count: int) -> str:

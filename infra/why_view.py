@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from infra.printable import printable
+from infra.status_view import shown_number
 
 Document = Mapping[str, Any]
 
@@ -53,30 +54,34 @@ def _version(version: Document) -> Iterator[str]:
         f"    limits    {limits['replicas_min']} to {limits['replicas_max']} replicas, idle "
         + ("learned" if idle_s is None else _seconds(idle_s))
         + f", a cold start costs {_seconds(limits['cold_start_cost_s'])} of idling"
-        + (f", {budget:g} replica hours a day" if budget is not None else "")
+        + (f", {shown_number(budget, 4)} replica hours a day" if budget is not None else "")
         + f", forecast {limits['forecast']}"
     )
     for term, value in version["terms"].items():
-        yield f"    term      {term} {'unbounded' if value is None else format(value, '.4g')}"
+        yield f"    term      {term} {'unbounded' if value is None else shown_number(value, 4)}"
     for entry in version["log"]:
         before = "" if entry["before"] is None else f"{entry['before']} → "
         terms = "  ".join(
-            f"{term} {value:.4g}" for term, value in entry["terms"].items() if value is not None
+            f"{term} {shown_number(value, 4)}"
+            for term, value in entry["terms"].items()
+            if value is not None
         )
         line = f"    {_seconds(entry['s_ago'])} ago  {before}{entry['replicas']}  {entry['reason']}"
         yield f"{line}  {terms}".rstrip()
 
 
 def _speed(calls_per_s: float) -> str:
-    return f"{calls_per_s:.4g} calls/s" if calls_per_s else "speed not known"
+    return f"{shown_number(calls_per_s, 4)} calls/s" if calls_per_s else "speed not known"
 
 
 def _known(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds else "an unknown time"
+    if not seconds:
+        return "an unknown time"
+    return f"{shown_number(seconds * 1e3)} ms" if seconds < 1 else _seconds(seconds)
 
 
 def _seconds(seconds: float) -> str:
     for unit, length_s in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.3g} {unit}"
-    return f"{seconds:.3g} s"
+            return f"{shown_number(seconds / length_s)} {unit}"
+    return f"{shown_number(seconds)} s"

@@ -158,12 +158,13 @@ class Controller:
         is_final = worker.heartbeat.draining
         self._builds.leave(worker.register.id, worker.peer, is_final=is_final)
         if is_final:
-            self._drop_worker(worker, "it has ended")
+            self._drop_worker(worker, "it has ended", is_usual=True)
 
-    def _drop_worker(self, worker: Worker, why: str) -> None:
+    def _drop_worker(self, worker: Worker, why: str, *, is_usual: bool = False) -> None:
         if self._workers.get(worker.register.id) is worker:
             del self._workers[worker.register.id]
-            _log.warning("worker_gone", worker=worker.register.id, why=why)
+            log = _log.info if is_usual else _log.warning
+            log("worker_gone", worker=worker.register.id, why=why)
             self.act()
 
     def _from_worker(self, worker: Worker, message: control.Message) -> None:

@@ -227,6 +227,16 @@ def test_replicas_are_shown_with_what_is_wanted(wanted: int | None, shown: str) 
     assert shown.removesuffix(" warm") in console.export_text()
 
 
+def test_long_waits_are_shown_as_people_write_them() -> None:
+    recent = {"requests_per_s": 0.2, "p50_ms": 87.25, "p99_ms": 4360.4}
+    endpoint = {"name": "m", "revision": 3, "recent": recent, "variants": []}
+    status = {"workers": [], "edges": [], "endpoints": [endpoint], "rejected": {}}
+    assert "p50 87.2 ms  p99 4,360 ms" in "\n".join(lines(status))
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables(status))
+    assert "4,360" in console.export_text()
+
+
 def test_registry_that_cannot_be_read_is_said() -> None:
     away = {"controller": {"epoch": 1, "leader": False, "registry_error": "503 from S3"},
             "workers": [], "edges": [], "endpoints": [], "rejected": {}}  # fmt: skip

@@ -37,6 +37,20 @@ def test_it_tells_demand_limits_and_decisions() -> None:
     assert "62 s ago  1  " in text
 
 
+def test_no_number_is_shown_as_a_power_of_ten() -> None:
+    learned = {"calls_per_s": 49_968.2, "wake_s": 0.0999, "start_s": 4.05}
+    version = {
+        **{"model": "m", "version": "1", "wanted": 1, "reason": "demand", "holds_s": 0.5},
+        **{"terms": {"demand": 12_345.6}, "log": [], "learned": learned},
+        "demand": dict.fromkeys(("arrived", "waiting", "running", "warm", "loading"), 0),
+        "limits": msgspec.to_builtins(Limits(replica_hours_per_day_max=24_000.0)),
+    }
+    text = "\n".join(why_lines({"endpoint": "e", "due": "", "versions": [version]}))
+    assert "49,970 calls/s by one replica; a wake takes 99.9 ms, a process 4.05 s more" in text
+    assert "term      demand 12,350" in text
+    assert "24,000 replica hours a day" in text
+
+
 def test_it_tells_what_the_clock_wants() -> None:
     assert explained(due="schedule").startswith("endpoint e  due by its schedule\n")
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from pool import controller as controller_module
 from pool import last_good, placement, quota_shares
@@ -91,6 +92,27 @@ async def test_worker_that_drained_is_forgotten_when_it_hangs_up(stack: Stack) -
     async with asyncio.timeout(5):
         while stack.status()["workers"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("is_draining", "level"), [(True, "info"), (False, "warning")])
+async def test_worker_that_has_ended_as_it_should_is_no_warning(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, is_draining: bool, level: str
+) -> None:
+    monkeypatch.setattr(controller_module, "WORKER_SILENCE_S_MAX", 0.2)
+    monkeypatch.setattr(controller_module, "HEARTBEAT_S", 0.05)
+    stack.put_spec()
+    await stack.controller.poll()
+    follower = await stack.joined(edge())
+    one = await stack.joined(worker("w1"))
+    await follower.hear(control.Routes, lambda r: bool(r.workers))
+    with capture_logs() as logs:
+        one.say(beat(draining=is_draining))
+        one.peer.close()
+        stack.go(stack.controller.tick_forever())
+        async with asyncio.timeout(10.0):
+            while not [line for line in logs if line["event"] == "worker_gone"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert [line["log_level"] for line in logs if line["event"] == "worker_gone"] == [level]
 
 
 async def test_heartbeat_that_changes_nothing_pushes_no_routes(stack: Stack) -> None:

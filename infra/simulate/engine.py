@@ -97,10 +97,12 @@ class Version:
         self._exec_s: list[float] = load.exec_s.tolist()
         self._work_s: list[float] = np.cumsum(load.exec_s).tolist()
         # The whole mutable state: the clock; calls [0, _started) began and [0, _arrived) came;
-        # when each warm replica is free (a heap), each loading one warm, each leaving one gone.
+        # the end and length of those that run; when each warm replica is free (a heap), each
+        # loading one warm, each leaving one gone.
         self._now_s = -math.inf
         self._started = 0
         self._arrived = 0
+        self._open_s: list[tuple[float, float]] = []
         self._free_s: list[float] = []
         self._warm_s: deque[float] = deque()
         self._gone_s: list[float] = []
@@ -205,7 +207,10 @@ class Version:
                     start_s = arrived_s
                 elif start_s >= until_s:
                     break
-                heapreplace(free_s, start_s + exec_s[index])
+                end_s = start_s + exec_s[index]
+                heapreplace(free_s, end_s)
+                if end_s > until_s:
+                    self._open_s.append((end_s, exec_s[index]))
                 if start_s - arrived_s <= slo_s:
                     self._on_time += 1
                 index += 1
@@ -221,7 +226,12 @@ class Version:
         if self._gone_s:
             self._gone_s = [end_s for end_s in self._gone_s if end_s > now_s]
             running += len(self._gone_s)
-        work_s = self._work_s[started - 1] if started else 0.0
+        self._open_s = [call for call in self._open_s if call[0] > now_s]
+        # What a replica can do is known of calls that have ended, as it is in production.
+        ended = started - len(self._open_s)
+        work_s = (
+            self._work_s[started - 1] - sum(length for _, length in self._open_s) if ended else 0.0
+        )
         signals = Signals(
             now_s=now_s,
             unix_s=self._world.start_unix_s + now_s,
@@ -230,7 +240,7 @@ class Version:
             running=running,
             warm=len(self._free_s),
             loading=len(self._warm_s),
-            calls_per_s=started / work_s if work_s > 0 else 0.0,
+            calls_per_s=ended / work_s if work_s > 0 else 0.0,
             wake_s=self._world.wake_s,
             idle_s=now_s - self._arrivals_s[self._arrived - 1],
         )
@@ -275,8 +285,8 @@ def run_all(
 ) -> list[Outcome]:
     """Run many models beside each other, for policies that learn from one another.
 
-    They take turns of `step_s` of simulated time, so that nobody learns from what has not
-    happened yet by more than that.
+    They take turns of `step_s` of simulated time: what one learns from another may be ahead of
+    its own time by that, and no more.
     """
     versions = [Version(load, make(load, world), world) for load in loads]
     starts_s = [float(load.arrivals_s[0]) for load in loads if len(load.arrivals_s)]

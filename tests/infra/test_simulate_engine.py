@@ -126,6 +126,16 @@ def test_signals_say_what_one_replica_can_do_once_it_ran() -> None:
     assert [signals.calls_per_s for signals in policy.seen] == [0, 4, 4]
 
 
+def test_speed_is_that_of_calls_that_have_ended() -> None:
+    policy = _keeps(2)
+    calls = _load((0, 3600), (10, 0.5), (20, 0.5), (5000, 0.5))
+    run(calls, policy, World(end_s=6000, wake_s=0))
+    seen = {signals.now_s: signals.calls_per_s for signals in policy.seen}
+    assert seen == pytest.approx(
+        {0.5: 0, 10.5: 2, 20.5: 2, 3600: 3 / 3601, 5000.5: 4 / 3601.5}, rel=1e-6
+    )
+
+
 def test_every_call_is_answered_even_behind_the_end() -> None:
     calls = _load(*((0, 10) for _ in range(50)))
     found = run(calls, _keeps(1), World(end_s=1))
@@ -197,7 +207,7 @@ def test_replica_that_leaves_counts_as_running_until_its_call_has_ended() -> Non
     assert seen[12.5] == (2, 1)
 
 
-def test_models_take_turns_so_that_nobody_learns_from_the_future() -> None:
+def test_models_take_turns_so_that_nobody_is_ahead_by_more_than_one() -> None:
     calls = [Load(name, np.arange(0, 50_000, 500.0), np.ones(100)) for name in "ab"]
     looks_s: list[float] = []
 

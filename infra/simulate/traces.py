@@ -1,12 +1,12 @@
 """Recorded arrivals: a CSV file with a column `t_s`, refused by line and name where it is wrong.
 
-    t_s            seconds since any moment; never falls from row to row
+    t_s            seconds since any moment; never falls from row to row; 400 days at most
     model          optional; whose call it is (default: all of them one model's)
     exec_s         optional; for how long a replica is busy with the call
     output_tokens  optional (or `tokens`); times `token_s`, where `exec_s` is missing
 
-What is in further columns is ignored, `status` too: a call that failed has arrived all the same.
-A cell that is empty counts as missing.
+Numbers are in ASCII digits, without `_`.  What is in further columns is ignored, `status` too: a
+call that failed has arrived all the same.  A cell that is empty counts as missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,10 @@ from infra.simulate.engine import Load
 TOKEN_COLUMNS: Final = ("output_tokens", "tokens")
 
 ALL: Final = "all"  # the model of a trace that names none
-EXEC_S_MAX: Final = 30 * 86_400.0  # a call that takes longer is a slip of units
+
+# What is longer is a slip of units.
+EXEC_S_MAX: Final = 30 * 86_400.0  # of a call
+SPAN_S_MAX: Final = 400 * 86_400.0  # of all calls, as fast as they are played
 
 
 class BadTrace(Exception):
@@ -50,12 +53,13 @@ def read_trace(path: Path, reading: Reading) -> list[Load]:
     The earliest arrival is at 0.
 
     Raises:
-        BadTrace: it cannot be read, or has no `t_s`, or a value that is none.
+        BadTrace: it cannot be read, or has no `t_s`, or a value that is none, or its calls span
+            more than `SPAN_S_MAX`.
     """
     calls: dict[str, tuple[array[float], array[float]]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for model, arrived_s, exec_s in _rows(path, csv.reader(file), reading):
+            for model, arrived_s, exec_s in _rows(path, file, reading):
                 columns = calls.get(model)
                 if columns is None:
                     columns = calls[model] = (array("d"), array("d"))
@@ -66,29 +70,41 @@ def read_trace(path: Path, reading: Reading) -> list[Load]:
     if not calls:
         raise BadTrace(f"{path}: has no calls: a header and one row at least are needed")
     first_s = min(arrivals_s[0] for arrivals_s, _ in calls.values())
+    last_s = max(arrivals_s[-1] for arrivals_s, _ in calls.values())
+    _check_span(path, (last_s - first_s) / reading.time_scale, reading.time_scale)
     return [
         Load(model, (np.array(arrivals_s) - first_s) / reading.time_scale, np.array(exec_s))
         for model, (arrivals_s, exec_s) in calls.items()
     ]
 
 
-def _rows(
-    path: Path, lines: Iterator[list[str]], reading: Reading
-) -> Iterator[tuple[str, float, float]]:
+def _check_span(path: Path, span_s: float, time_scale: float) -> None:
+    if span_s > SPAN_S_MAX:
+        scaled = "" if time_scale == 1 else f" at a time scale of {time_scale:g}"
+        raise BadTrace(
+            f"{path}: the calls span {span_s / 86_400:.4g} days{scaled}, more than"
+            f" {SPAN_S_MAX / 86_400:.0f}: is t_s in seconds?"
+        )
+
+
+def _rows(path: Path, file: Iterable[str], reading: Reading) -> Iterator[tuple[str, float, float]]:
     """Yield model, arrival and length of every call."""
+    lines = csv.reader(file)
     header = [name.strip() for name in next(lines, [])]
     if "t_s" not in header:
-        there = ", ".join(header) or "nothing"
+        there = ", ".join(filter(None, header)) or "nothing"
         raise BadTrace(f"{path}: line 1: no column t_s (seconds of arrival); there is: {there}")
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
         raise BadTrace(f"{path}: line 1: column {twice} is there twice")
     at = {name: header.index(name) for name in header}
     t_s_at, model_at, exec_s_at = at["t_s"], at.get("model"), at.get("exec_s")
     tokens_name = next((name for name in TOKEN_COLUMNS if name in at), None)
     tokens_at = None if tokens_name is None else at[tokens_name]
     last_s = -math.inf
-    for number, cells in enumerate(lines, start=2):
+    next_number = lines.line_num + 1
+    for cells in lines:
+        number, next_number = next_number, lines.line_num + 1  # a quoted cell may have many lines
         if not cells:
             continue  # a blank line
         try:
@@ -119,7 +135,7 @@ def _number(name: str, cell: str) -> float | None:
     if not cell.strip():
         return None
     try:
-        value = float(cell)
+        value = float(cell) if cell.isascii() and "_" not in cell else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

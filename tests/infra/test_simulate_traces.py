@@ -69,6 +69,16 @@ def test_blank_lines_spaces_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> 
         ("t_s,tokens\n1,-1\n", "line 2: tokens -1.0 is negative"),
         ("t_s,model\n1\n", "line 2: 1 cells under 2 names"),
         ("t_s\n1,2\n", "line 2: 2 cells under 1 names"),
+        ("t_s\n1_000\n", "line 2: t_s '1_000' is not a number"),
+        ("t_s\n\u0661\u0662\n", "line 2: t_s '\u0661\u0662' is not a number"),
+        ("model,t_s,,\na,1,,\nb,x,,\n", "line 3: t_s 'x' is not a number"),
+        ("model,t_s,,\na,1\n", "line 2: 2 cells under 4 names"),
+        ('t_s,model\n1,"a\nb"\n\n2,a\nx,a\n', "line 6: t_s 'x' is not a number"),
+        ('t_s,model\n1,a\nx,"a\nb"\n', "line 3: t_s 'x' is not a number"),
+        ("t_s\n0\n172800000000\n", "the calls span 2e+06 days, more than 400: is t_s in seconds?"),
+        ("t_s\n0\n1e300\n", "the calls span 1.157e+295 days, more than 400: is t_s in"),
+        ("t_s\n-1e308\n1e308\n", "the calls span inf days, more than 400: is t_s in"),
+        ("t_s,model\n0,a\n34560001,b\n", "the calls span 400 days, more than 400: is t_s in"),
         ("t_s\n" + "9" * 200_000 + "\n", "cannot be read as CSV: field larger"),
     ],
 )
@@ -76,6 +86,25 @@ def test_what_is_wrong_is_refused_by_line_and_name(tmp_path: Path, text: str, fa
     with pytest.raises(BadTrace) as refused:
         _read(tmp_path, text)
     assert f"trace.csv: {fault}" in str(refused.value)
+
+
+def test_empty_names_at_the_end_of_the_header_are_no_columns(tmp_path: Path) -> None:
+    assert _read(tmp_path, "t_s,model,,\n1,a,,\n2,a,,\n") == {"a": [[0, 1], [0.1, 0.1]]}
+
+
+@pytest.mark.parametrize(
+    ("time_scale", "days"), [(1e-12, "1.157e+07"), (1e-320, "inf"), (0.01, "1157")]
+)
+def test_span_is_that_at_which_it_is_played(tmp_path: Path, time_scale: float, days: str) -> None:
+    text = "t_s\n0\n1\n" if time_scale < 0.01 else "t_s\n0\n1e6\n"
+    with pytest.raises(BadTrace, match="is t_s in seconds") as refused:
+        _read(tmp_path, text, Reading(time_scale=time_scale))
+    assert f"span {days} days at a time scale of {time_scale:g}, more" in str(refused.value)
+
+
+def test_long_trace_may_be_played_fast(tmp_path: Path) -> None:
+    found = _read(tmp_path, "t_s\n0\n4e8\n", Reading(time_scale=100))
+    assert found["all"][0] == [0, 4e6]
 
 
 def test_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -119,6 +120,46 @@ def test_pictures_are_drawn_and_small(trace: Path, tmp_path: Path) -> None:
         assert 5_000 < len(picture) <= 100_000
 
 
+def test_name_of_a_file_is_no_formula(tmp_path: Path) -> None:
+    (tmp_path / "a$_{$b.csv").write_text("t_s\n5\n")
+    result = _simulate("--trace", tmp_path / "a$_{$b.csv", "--plot", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "pareto.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "fault"),
+    [
+        ("a-file", "no folder that can be written"),
+        ("a-file/below", "no folder that can be written"),
+        ("/proc/none", "no folder that can be written"),
+        ("folder", "pareto.png is a folder there"),
+    ],
+)
+def test_folder_of_pictures_is_seen_to_before_anything_runs(
+    trace: Path, tmp_path: Path, folder: str, fault: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "folder" / "pareto.png").mkdir(parents=True)
+    result = _simulate("--trace", trace, "--plot", tmp_path / folder)
+    assert isinstance(result.exception, CannotStart)
+    assert f"--plot {tmp_path / folder}: {fault}" in str(result.exception)
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_result_is_told_before_pictures_are_drawn(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("infra.simulate.plots.draw_pareto", full)
+    result = _simulate("--trace", trace, "--policy", "ray", "--json", "--plot", tmp_path)
+    assert isinstance(result.exception, CannotStart)
+    assert "cannot be written: [Errno 28] No space left" in str(result.exception)
+    assert json.loads(result.stdout)["policies"][0]["name"] == "ray"
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -128,6 +169,8 @@ def test_pictures_are_drawn_and_small(trace: Path, tmp_path: Path) -> None:
         (("--generator", "sparse", "--policy", "magic"), "there is no policy 'magic'"),
         (("--generator", "sparse", "--wake-s", -1), "--wake-s -1.0: must be a number, 0 or more"),
         (("--generator", "sparse", "--wake-s", "nan"), "--wake-s nan"),
+        (("--generator", "sparse", "--wake-s", 1e12), "--wake-s 1000000000000.0: must be 3600 at"),
+        (("--generator", "sparse", "--exec-s", 1e7), "--exec-s 10000000.0: must be 2592000 at"),
         (("--generator", "sparse", "--time-scale", 0), "--time-scale 0.0: must be a number, more"),
         (("--generator", "sparse", "--exec-s", "inf"), "--exec-s inf"),
         (("--generator", "sparse", "--token-s", -0.1), "--token-s -0.1"),
@@ -139,6 +182,23 @@ def test_bad_use_is_refused_by_name(arguments: tuple[object, ...], fault: str) -
     result = _simulate(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert fault in " ".join(result.stderr.split()).replace("│ ", "")
+
+
+@pytest.mark.parametrize("rows", ["0\n172800000000", "0\n1e300"])
+def test_slip_of_units_is_refused_instead_of_run_for_years(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "us.csv").write_text(f"t_s\n{rows}\n")
+    result = _simulate("--trace", tmp_path / "us.csv")
+    assert isinstance(result.exception, CannotStart)
+    assert "us.csv: the calls span" in str(result.exception)
+    assert "is t_s in seconds?" in str(result.exception)
+
+
+def test_work_of_years_is_refused(tmp_path: Path) -> None:
+    rows = "\n".join("0,m,2000000" for _ in range(20))
+    (tmp_path / "long.csv").write_text(f"t_s,model,exec_s\n{rows}\n")
+    result = _simulate("--trace", tmp_path / "long.csv", "--replicas-max", 1)
+    assert isinstance(result.exception, CannotStart)
+    assert "calls of m take 463 days on 1 replicas" in str(result.exception)
 
 
 def test_bad_trace_is_a_failure_that_names_the_line(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
-from infra.simulate.autoscalers import Kpa, Ray
+from infra.simulate.autoscalers import Kpa, Ray, _Demand
 from infra.simulate.engine import Load, Outcome, Simulated, World, run
 from pool.scaling.signals import Limits, Signals
 
@@ -22,9 +24,10 @@ def drive(policy: Simulated, calls_per_s: float, begin_s: float, end_s: float, *
             now_s=now_s,
             unix_s=now_s,
             arrived=arrived,
-            running=int(calls_per_s > 0),
+            running=seen.get("running", int(calls_per_s > 0)),
+            waiting=seen.get("waiting", 0),
             warm=seen.get("warm", 1),
-            calls_per_s=20.0,
+            calls_per_s=seen.get("speed", 20.0),
         )
         policy.observe(signals)
         wanted = policy.decide(LIMITS, signals).replicas
@@ -38,6 +41,39 @@ def outcome(policy: Simulated, arrivals_s: list[float], end_s: float) -> Outcome
 
 def test_kpa_wants_what_is_busy_for_seven_tenths_of_its_time() -> None:
     assert drive(Kpa(), 56.0, 0.0, 120.0, warm=4) == 4
+
+
+@pytest.mark.parametrize("make", [Kpa, Ray])
+def test_long_calls_count_while_they_are_inside_and_no_longer(
+    make: Callable[[], Simulated],
+) -> None:
+    """One call of 40 s: its whole length when it comes would be a panic."""
+    policy = make()
+    assert drive(policy, 0.0, 0.0, 2.0, before=1, running=1, speed=1 / 40) == 1
+    assert drive(policy, 0.0, 2.0, 40.0, before=1, running=1, speed=1 / 40) <= 2
+    policy = make()
+    # Of 20 that came and never end, all count, whether they wait or run, as long as they do.
+    drive(policy, 0.0, 0.0, 100.0, before=20, running=2, waiting=18, warm=2, speed=1 / 40)
+    seen = {"before": 20, "running": 2, "waiting": 18, "warm": 2, "speed": 1 / 40}
+    assert drive(policy, 0.0, 100.0, 102.0, **seen) == 29  # 20 / 0.7
+
+
+def test_long_calls_that_have_ended_count_for_the_time_that_they_were_inside() -> None:
+    demand = _Demand(60.0)
+    for now_s, running in ((0.0, 2), (10.0, 1), (20.0, 0), (30.0, 0)):
+        demand.observe(Signals(now_s=now_s, unix_s=0.0, arrived=2, running=running))
+    assert demand.mean(30.0, 60.0, 0.1) == pytest.approx((2 * 10 + 1 * 10) / 60)
+    assert demand.mean(30.0, 15.0, 0.1) == pytest.approx(1 * 5 / 15)
+    assert demand.falls_s() == 60.0
+    demand.observe(Signals(now_s=75.0, unix_s=0.0, arrived=2))
+    assert demand.mean(75.0, 60.0, 0.1) == pytest.approx(1 * 5 / 60)
+
+
+def test_short_calls_that_wait_count_once() -> None:
+    waits = {"running": 2, "waiting": 500, "warm": 2}
+    kpa = Kpa()
+    drive(kpa, 10.0, 0.0, 120.0, **waits)
+    assert drive(kpa, 10.0, 120.0, 180.0, before=1200, **waits) == 1
 
 
 def test_kpa_panics_when_twice_of_what_is_ready_is_needed() -> None:

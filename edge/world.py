@@ -27,6 +27,8 @@ from pool.wire.handshake import Secrets
 from pool.wire.link import ControlLink
 
 COUNTERS_S = 1.0
+ANSWER_S_MAX = 5.0  # of a controller, for what it knows
+POKE_S_MAX = 15.0  # for what it does first: it reads the registry and waits for edges
 RESOLVE_S_MAX = 2.0
 RESOLVES_MAX = 64  # under way at once; each may cost the controller a read of the registry
 UNKNOWN_S = 2.0  # for so long a version that the registry does not have is not asked for again
@@ -119,7 +121,7 @@ class World:
         try:
             if not self.link.send(control.Ask(what, argument, ask_id)):
                 raise ConnectionError("no controller can be reached")
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(POKE_S_MAX if what == "poke" else ANSWER_S_MAX):
                 return await future
         except TimeoutError:
             raise ConnectionError("the controller does not answer") from None

@@ -12,7 +12,9 @@ from pool.wire.fleet_secret import load_secrets
 from pool.wire.frames import Buffer, WireError
 from pool.wire.peer import Address, dial
 
-ASK_S_MAX = 20.0
+HERE_S_MAX = 5.0  # a controller that lives shows it at once
+ASK_S_MAX = 20.0  # it may wait for edges and for the registry before it answers
+_HERE_ID, _ASK_ID = 1, 2
 
 
 class NoController(Exception):
@@ -22,31 +24,47 @@ class NoController(Exception):
 async def ask(address: str, data: Path, what: str, argument: str = "") -> control.Answer:
     """Ask the controller at `address` one question.
 
+    It is first asked whether it is there, so that one that hangs is not waited for as long as one
+    that works; whatever it says to that, an error too, shows that it lives.
+
     Raises:
         NoController: it cannot be reached, or does not answer.
     """
     answered: asyncio.Future[control.Answer] = asyncio.get_running_loop().create_future()
+    here = asyncio.Event()
 
     def on_frame(header: bytes, body: Buffer) -> None:
         message = control.decode(body)
-        if isinstance(message, control.Answer) and not answered.done():
+        here.set()
+        if isinstance(message, control.Answer) and message.id == _ASK_ID and not answered.done():
             answered.set_result(message)
 
     def on_lost(error: Exception | None) -> None:
+        here.set()
         if not answered.done():
             answered.set_exception(NoController(f"the controller hung up: {error or 'closed'}"))
 
     try:
-        peer = await dial(Address.parse(address), load_secrets(data))
+        peer = await dial(Address.parse(address), load_secrets(data), s_max=HERE_S_MAX)
     except (OSError, ValueError, WireError) as error:
         raise NoController(f"{address}: {error}") from None
     peer.on_frame, peer.on_lost = on_frame, on_lost
     try:
-        peer.send(control.encode(control.Ask(what, argument, 1)))
+        peer.send(control.encode(control.Ask(control.HERE, "", _HERE_ID)))
+        peer.send(control.encode(control.Ask(what, argument, _ASK_ID)))
         async with asyncio.timeout(ASK_S_MAX):
+            async with asyncio.timeout(HERE_S_MAX):
+                await here.wait()
             return await answered
     except TimeoutError:
-        raise NoController(f"{address} does not answer") from None
+        if not here.is_set():
+            raise NoController(
+                f"the controller at {address} has said nothing for {HERE_S_MAX:.0f} s: it hangs or "
+                "is stopped; edges and workers go on with what they know"
+            ) from None
+        raise NoController(
+            f"the controller at {address} is there, but has no answer after {ASK_S_MAX:.0f} s"
+        ) from None
     finally:
         peer.close()
 

@@ -246,6 +246,8 @@ class Controller:
         if not self._may_act():
             raise WireError("this controller does not lead")
         match message.what:
+            case control.HERE:
+                peer.send(control.encode(control.Answer(True, "", b"{}", message.id)))
             case "status":
                 data = msgspec.json.encode(self.status())
                 peer.send(control.encode(control.Answer(True, "", data, message.id)))

@@ -114,10 +114,11 @@ def controller_address(data: Path, store: Store | None) -> str | None:
     return None
 
 
-def poke(data: Path, store: Store, *, says_if_nobody: bool = False) -> None:
+def poke(data: Path, store: Store, *, says_if_nobody: bool = False) -> bool:
     """Let the running stack, if there is one, take over what was just written.
 
-    Returns when every live edge goes by it.
+    Returns:
+        True when every live edge goes by it; False where no controller could be told.
 
     Args:
         data: the folder of the stack.
@@ -135,12 +136,13 @@ def poke(data: Path, store: Store, *, says_if_nobody: bool = False) -> None:
                     "written; no controller is known here, so no running edge goes by it yet",
                     err=True,
                 )
-            return
+            return False
         answer = asyncio.run(ask(address, node_of(data).data, "poke"))
     except (NoController, StoreError) as error:
         typer.echo(f"written; no controller could be told ({error})", err=True)
-        return
+        return False
     _require(answer, "written, but not every edge has confirmed")
+    return True
 
 
 def print_json(content: object) -> None:

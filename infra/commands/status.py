@@ -181,8 +181,7 @@ def warm_command(
             lambda: endpoints.warm_until(store, name, until_unix_s),
             lambda _: ("", ""),
         )
-        poke(data, store, says_if_nobody=True)
-        if until_unix_s and controller_address(data, store) is not None:
+        if poke(data, store, says_if_nobody=True) and until_unix_s:
             _ask(data, registry, "warm", name)  # also if it was unloaded by request
     if until_unix_s:
         shown = datetime.fromtimestamp(until_unix_s).astimezone().isoformat(" ", "minutes")

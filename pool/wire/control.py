@@ -26,6 +26,7 @@ from pool.wire import frames
 from pool.wire.frames import Buffer, WireError
 
 WIRE = 1
+HERE = "here"  # the question whether somebody is there
 UNLOADED = "unloaded by request"  # the detail of an engine that sleeps until somebody wants it
 
 _Short = Annotated[str, msgspec.Meta(max_length=512)]
@@ -154,7 +155,7 @@ class Resolve(msgspec.Struct, array_like=True, frozen=True, tag=6):
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, tag=7):
-    """A client's question: status | poke | warm | unload; answered by one Answer."""
+    """A client's question: here | status | why | poke | warm | unload; answered by one Answer."""
 
     what: _Short
     argument: _Text = ""

@@ -292,6 +292,17 @@ async def test_controller_that_does_not_answer_is_not_waited_for(
     assert not place.world._resolving
 
 
+async def test_what_a_controller_knows_is_not_waited_for_long(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world_module, "ANSWER_S_MAX", 0.05)
+    await place.start()
+    await place.until(lambda: place.world.link.is_up)
+    async with asyncio.timeout(world_module.POKE_S_MAX / 2):
+        with pytest.raises(ConnectionError, match="does not answer"):
+            await place.world.ask("status")
+
+
 async def test_questions_under_way_are_bounded(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ async def ask(address: str, data: Path, what: str, argument: str = "") -> contro
             f"the controller at {address} is there, but has no answer after {ASK_S_MAX:.0f} s"
         ) from None
     finally:
+        answered.cancel()  # or its loss would be complained about, now that nobody waits
         peer.close()
 
 

@@ -20,21 +20,29 @@ def why_lines(why: Document) -> list[str]:
     due = {"schedule": "  due by its schedule", "request": "  due by request"}
     found = [f"endpoint {why['endpoint']}{due.get(why.get('due', ''), '')}"]
     for version in why["versions"]:
-        found.extend(_version(version))
+        found.extend(_version(version, why.get("workers")))
     return found
 
 
-def _version(version: Document) -> Iterator[str]:
+def _version(version: Document, workers: int | None) -> Iterator[str]:
     name = f"{version['model']}/{version['version']}"
+    if version.get("unloaded"):
+        yield (
+            f"  {name}  unloaded by request: none is loaded until a call or `tidepool warm` wakes "
+            "it, or a new document sets scale.replicas_min above 0"
+        )
     if version["wanted"] is None:
         yield f"  {name}  {version['reason']}"
         return
     count = version["wanted"]
+    would = " otherwise" if version.get("unloaded") else ""
     holds = _seconds(version["holds_s"]) if version["holds_s"] is not None else ""
     yield (
-        f"  {name}  {count} replica{'' if count == 1 else 's'} wanted: {version['reason']}"
+        f"  {name}  {count} replica{'' if count == 1 else 's'} wanted{would}: {version['reason']}"
         + (f"  unless a call comes, for {holds}" if holds else "")
     )
+    if workers is not None and workers < count:
+        yield f"    short     there are workers for {workers} of {count}"
     if version.get("owner"):
         yield f"    on workers of {version['owner']} alone"
     demand = version["demand"]

@@ -312,7 +312,7 @@ class Controller:
             phases=self._times.rows(),
             registry_error=self._registry_error,
             nodes=self._nodes.status(),
-            wanted=self._scale.wanted(),
+            wanted={**self._scale.wanted(), **dict.fromkeys(self._let_go, 0)},
         )
 
     async def _poke(self, peer: Peer, ask_id: int) -> None:
@@ -367,7 +367,8 @@ class Controller:
         spec = self._watch.snapshot.specs.get(endpoint)
         if spec is None:
             return control.Answer(False, f"there is no endpoint {endpoint!r}", b"", ask_id)
-        return control.Answer(True, "", msgspec.json.encode(self._scale.why(spec)), ask_id)
+        found = self._scale.why(spec, self._let_go, len(self._nodes.views(self._seen())))
+        return control.Answer(True, "", msgspec.json.encode(found), ask_id)
 
     def _unload(self, endpoint: str, ask_id: int) -> control.Answer:
         """Let the workers drop what `endpoint` alone names; answer with what that is."""
@@ -385,6 +386,7 @@ class Controller:
     async def poll(self, *, is_asked: bool = False) -> None:
         """Look at the registry once and tell everybody what changed."""
         async with self._polling:
+            before = self._watch.snapshot.specs
             try:
                 changed = await asyncio.to_thread(self._watch.poll, is_asked=is_asked)
                 self._registry_error = ""
@@ -398,6 +400,8 @@ class Controller:
                 changed = False
                 _log.exception("bug")
                 self._registry_error = f"{type(error).__name__}: {error}"
+            specs = self._watch.snapshot.specs
+            self._let_go = letting_go.unless_set(self._let_go, before, specs)
         if not self._may_act():
             return
         # What was never read is not empty: edges keep what they have until it is.

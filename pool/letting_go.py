@@ -1,9 +1,9 @@
 """Engines that an operator has had unloaded: they sleep until somebody wants them again.
 
 An endpoint that never sleeps by policy would have its engines loaded again at once.  So what was
-let go is remembered until it is woken, by a call or by being asked for; then it is wanted as
-before.  A pure function over the workers' last heartbeats; the controller keeps the memory, which
-does not outlive it.
+let go is remembered until it is woken, by a call or by being asked for, or until a new document
+wants a minimum of it; then it is wanted as before.  Pure functions over the workers' last
+heartbeats and documents; the controller keeps the memory, which does not outlive it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,21 @@ def still(let_go: Mapping[Ref, bool], workers: Sequence[WorkerView]) -> dict[Ref
         for ref, was_gone in let_go.items()
         if not (was_gone and ref in there)
     }
+
+
+def unless_set(
+    let_go: Mapping[Ref, bool],
+    before: Mapping[str, EndpointSpec],
+    specs: Mapping[str, EndpointSpec],
+) -> dict[Ref, bool]:
+    """Return what is still let go once `specs` hold: not what a new one wants a minimum of."""
+    wanted = {
+        (variant.model, variant.version)
+        for name, spec in specs.items()
+        if spec.scale.replicas_min and spec != before.get(name)
+        for variant in spec.variants
+    }
+    return {ref: was_gone for ref, was_gone in let_go.items() if ref not in wanted}
 
 
 def demands(let_go: Iterable[Ref]) -> dict[Ref, Demand]:

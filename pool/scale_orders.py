@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -172,15 +172,29 @@ class ScaleOrders:
         """Return how many replicas were wanted last of each version that has a policy."""
         return self._desk.wanted()
 
-    def why(self, spec: EndpointSpec) -> dict[str, Any]:
-        """Return what `tidepool status --why` shows of an endpoint."""
+    def why(
+        self, spec: EndpointSpec, let_go: Container[Ref] = (), workers: int | None = None
+    ) -> dict[str, Any]:
+        """Return what `tidepool status --why` shows of an endpoint.
+
+        Args:
+            spec: its document.
+            let_go: versions that somebody had unloaded, which says more than what is wanted.
+            workers: how many there are for all, with those that are cold.
+        """
         now_s = asyncio.get_running_loop().time()
         refs = dict.fromkeys((variant.model, variant.version) for variant in spec.variants)
         return {
             "endpoint": spec.endpoint,
             "due": self._due.get(spec.endpoint, ""),
+            "workers": workers,
             "versions": [
-                {**self._desk.why(ref, now_s), "owner": self._owners.get(ref, "")} for ref in refs
+                {
+                    **self._desk.why(ref, now_s),
+                    "owner": self._owners.get(ref, ""),
+                    "unloaded": ref in let_go,
+                }
+                for ref in refs
             ],
         }
 

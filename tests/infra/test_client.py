@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -55,11 +56,16 @@ async def controller(node: Node, on_ask: Answering) -> AsyncIterator[None]:
         await server.close()
 
 
-async def test_controller_that_hangs_is_not_waited_for(node: Node) -> None:
+async def test_controller_that_hangs_is_not_waited_for(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
     async with controller(node, lambda peer, message: None):
         async with asyncio.timeout(client.ASK_S_MAX / 2):
             with pytest.raises(NoController, match=r"said nothing for .* hangs or is stopped"):
                 await ask(node.control, node.data, "poke")
+        await asyncio.sleep(0)
+        gc.collect()
+    assert not caplog.text  # of an exception that nobody took
 
 
 async def test_one_that_works_is_given_its_time_also_by_a_release_that_knows_no_here(

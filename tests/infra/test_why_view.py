@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from infra.why_view import why_lines
@@ -13,7 +15,7 @@ from pool.wire.control import EngineState
 REF = ("m", "1")
 
 
-def explained(**more: object) -> str:
+def explained(of_version: Mapping[str, object] | None = None, /, **more: object) -> str:
     desk = ScaleDesk()
     desk.restore(None, 0.0, 0.0)
     engine = EngineState("m", "1", "test", "warm", wake_us=70_000, rows_per_s=200.0)
@@ -23,7 +25,8 @@ def explained(**more: object) -> str:
         views = [WorkerView("w", False, {REF: engine})]
         desk.count("w", "i", [engine])
         desk.round(limits, views, now_s=now_s, unix_s=now_s)
-    why = {"endpoint": "e", "due": "", "versions": [{**desk.why(REF, 63.0), "owner": ""}], **more}
+    version = {**desk.why(REF, 63.0), "owner": "", **(of_version or {})}
+    why = {"endpoint": "e", "due": "", "versions": [version], **more}
     return "\n".join(why_lines(msgspec.json.decode(msgspec.json.encode(why))))
 
 
@@ -49,6 +52,17 @@ def test_no_number_is_shown_as_a_power_of_ten() -> None:
     assert "49,970 calls/s by one replica; a wake takes 99.9 ms, a process 4.05 s more" in text
     assert "term      demand 12,350" in text
     assert "24,000 replica hours a day" in text
+
+
+def test_it_tells_what_was_unloaded_and_what_ends_that() -> None:
+    text = explained({"unloaded": True})
+    assert "m/1  unloaded by request: none is loaded until a call or `tidepool warm`" in text
+    assert "  m/1  1 replica wanted otherwise: " in text
+
+
+def test_it_tells_when_there_are_fewer_workers_than_replicas() -> None:
+    assert "short     there are workers for 0 of 1" in explained(workers=0)
+    assert "short" not in explained(workers=1)
 
 
 def test_it_tells_what_the_clock_wants() -> None:

@@ -227,6 +227,39 @@ async def test_why_of_an_unknown_endpoint_says_so(stack: Stack) -> None:
     assert (answer.ok, answer.detail) == (False, "there is no endpoint 'nope'")
 
 
+async def test_unloading_is_told_and_ended_by_a_document_that_wants_a_minimum(
+    stack: Stack,
+) -> None:
+    async def why() -> dict[str, object]:
+        client = await stack.join(control.Ask("why", "e", 5))
+        found = msgspec.json.decode((await client.hear(control.Answer)).data)
+        version: dict[str, object] = found["versions"][0]
+        return {**version, "workers": found["workers"]}
+
+    def wanted() -> object:
+        return stack.status()["endpoints"][0]["variants"][0]["wanted"]
+
+    stack.put_spec(replicas_min=1)
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1", engine()))
+    await until(lambda: wanted() == 1, "decided")
+    assert not (await why())["unloaded"]
+    client = await stack.join(control.Ask("unload", "e", 1))
+    assert (await client.hear(control.Answer)).ok
+    await one.hear(control.Command, lambda command: command.op == "unload")
+    one.say(beat())
+    told = await why()
+    assert (told["unloaded"], told["workers"], wanted()) == (True, 1, 0)
+    stack.put_spec()  # a new document that wants no minimum leaves it unloaded
+    await stack.controller.poll()
+    assert (await why())["unloaded"]
+    stack.put_spec(replicas_min=1)
+    await stack.controller.poll()
+    await one.hear(control.Command, lambda command: command.op == "load")
+    assert not (await why())["unloaded"]
+    assert wanted() == 1
+
+
 # what was learned
 
 

@@ -82,6 +82,7 @@ PURE = (
     "pool.scaling.policy",
     "pool.scaling.autoscale",
     "pool.scaling.budget",
+    "pool.scaling.clumps",
     "pool.scaling.envelope",
     "pool.scaling.seasonal",
     "pool.scaling.fleet",

@@ -104,7 +104,7 @@ class Autoscaler:
     def _backlog(self, signals: Signals) -> int:
         """Return what is busy, and what the calls that wait for long need to be gone in time."""
         rate, clear_s = signals.calls_per_s, _clear_s(signals)
-        if signals.waiting <= WAIT_S * rate * signals.warm:
+        if signals.waiting <= self._envelope.wait_s * rate * signals.warm:
             return 0
         busy = min(self._envelope.demand() / rate, signals.warm, signals.running)
         return _whole(busy + signals.waiting / (rate * clear_s))

@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections import deque
 from typing import Final
 
+from pool.scaling.clumps import Clumps
+
 # Doubling from about a service time up to a minute: short ones see a burst, long ones a trend.
 WINDOWS_S: Final = (4.0, 8.0, 16.0, 32.0, 60.0)
 # A step is judged by the shortest of these in which it cannot be chance.
@@ -21,8 +23,14 @@ LOOK_S: Final = 0.25
 # When something comes it is looked at within this.
 IDLE_LOOK_S: Final = 0.5
 # More calls than expected by this many deviations of a Poisson count, and this many, are no chance.
+# Where calls clump it is clumps that are counted: as many calls as the dispersion says.
 CHANCE_DEVIATIONS: Final = 3.0
 CHANCE_CALLS: Final = 2.0
+# The more calls clump, the longer they may wait by plan, up to this: a clump is worth its queue.
+WAIT_S_MAX: Final = 1.5
+# Of calls that clump, this share may wait longer than this.
+LATE_SHARE: Final = 0.01
+LATE_S: Final = 2.0
 
 
 class Held:
@@ -55,15 +63,21 @@ class Envelope:
 
     A rate r serves all calls of a window of W seconds with a wait of at most d when
     ``calls <= r * (W + d)``; the demand is the least r for which that holds in every window.
+    Calls that clump may wait longer, and in return their mean has room above it.
 
     Source:
         Arrival curves of network calculus (Cruz 1991); the doubling windows and the maximum
         over the recent past are InferLine's (SoCC 2020).
+
+    Args:
+        wait_s: how long calls that do not clump may wait by plan.
     """
 
     def __init__(self, wait_s: float) -> None:
-        # The whole mutable state: looks (when, calls ever), and the maxima of the recent past.
-        self._wait_s = wait_s
+        # The whole mutable state: looks (when, calls ever), how much calls clump, and the maxima
+        # of the recent past.
+        self._poisson_wait_s = wait_s
+        self._clumps = Clumps()
         self._call_s = 0.0
         self._looks_s: list[float] = []
         self._arrived: list[int] = []
@@ -94,6 +108,8 @@ class Envelope:
             # Nobody looked while nothing came, so what is seen now came just now.
             looks_s.append(now_s - IDLE_LOOK_S)
             counts.append(self._last_arrived)
+            self._clumps.restart(looks_s[-1], self._last_arrived)
+        self._clumps.observe(now_s, arrived, call_s)
         self._was_idle = not inside
         self._last_arrived = arrived
         self._call_s = call_s
@@ -106,6 +122,11 @@ class Envelope:
             while len(looks_s) > 1 and looks_s[1] <= now_s - kept_s:
                 del looks_s[0], counts[0]
         self._peaks.add(now_s, self._demand, hold_s)
+
+    @property
+    def wait_s(self) -> float:
+        """How long a call may wait by plan."""
+        return min(self._poisson_wait_s * math.sqrt(self._clumps.dispersion), WAIT_S_MAX)
 
     def demand(self) -> float:
         """Return the calls per second that the last minute asks for."""
@@ -122,29 +143,46 @@ class Envelope:
             now_s: the time of the last look, or later.
             capacity: calls per second that can be taken as it is.
         """
-        highest = 0.0
+        highest, clump = 0.0, self._clumps.dispersion
         for window_s in STEP_WINDOWS_S:
             calls, seen_s = self._calls(now_s, window_s)
             if not calls:
                 break
             expected = capacity * seen_s
-            if calls > expected + CHANCE_DEVIATIONS * math.sqrt(expected) + CHANCE_CALLS:
+            chance = CHANCE_DEVIATIONS * math.sqrt(clump * expected) + CHANCE_CALLS * clump
+            if calls > expected + chance:
                 highest = max(highest, calls / max(seen_s, self._call_s))
         return highest
 
     def _highest(self, now_s: float) -> float:
         """Return the highest demand of any window."""
+        wait_s = self.wait_s
         shortest_s, *others_s, longest_s = WINDOWS_S
         longest_s = max(longest_s, min(self._call_s, KEPT_S_MAX))  # all that can be inside
         calls, seen_s = self._calls(now_s, shortest_s)
         most, most_s = self._calls(now_s, longest_s)
-        demand = calls / max(seen_s + self._wait_s, self._call_s)
+        demand = calls / max(seen_s + wait_s, self._call_s)
         if most == calls:  # nothing came before the shortest window: the others ask for less
             return demand
         for window_s in others_s:
             calls, seen_s = self._calls(now_s, window_s)
-            demand = max(demand, calls / max(seen_s + self._wait_s, self._call_s))
-        return max(demand, most / max(most_s + self._wait_s, self._call_s))
+            demand = max(demand, calls / max(seen_s + wait_s, self._call_s))
+        demand = max(demand, most / max(most_s + wait_s, self._call_s))
+        return max(demand, self._with_room(most / most_s))
+
+    def _with_room(self, rate: float) -> float:
+        """Return the least rate at which few of so many calls a second are late by their clumps.
+
+        Where c calls a second can be taken and the dispersion is I, a share of about
+        ``exp(-2 c (c - rate) d / (rate I))`` waits longer than d.  What it asks of Poisson's
+        calls is left to the windows.
+
+        Source:
+            Heavy traffic (Kingman 1962); effective bandwidths (Kelly 1996).
+        """
+        extra = self._clumps.dispersion - 1.0
+        room = -math.log(LATE_SHARE) / (2 * max(LATE_S, self._call_s)) * extra * rate
+        return (rate + math.sqrt(rate * rate + 4 * room)) / 2
 
     def _calls(self, now_s: float, window_s: float) -> tuple[int, float]:
         """Return how many calls came in this window, or since the last look before it."""

@@ -63,6 +63,76 @@ def test_chance_is_no_rise() -> None:
     assert steps < 7200 / 100
 
 
+def clumped(hours: float = 0.5, cv: float = 5.0) -> list[int]:
+    """Return how many calls there were by the end of each half second: 50 a second, in clumps."""
+    draw, shape = np.random.RandomState(1), 1 / cv**2
+    gaps_s = draw.standard_gamma(shape, int(hours * 3600 * 50)) / shape / 50
+    ends_s = np.arange(0.5, hours * 3600, 0.5)
+    return [int(n) for n in np.searchsorted(np.cumsum(gaps_s), ends_s)]
+
+
+def test_clumps_are_no_rise_once_they_are_known() -> None:
+    envelope = Envelope(wait_s=0.5)
+    steps = []
+    for tick, arrived in enumerate(clumped()):
+        envelope.observe(tick / 2, arrived, 1, HOLD_S)
+        steps.append(envelope.step(tick / 2, 80.0) > 0)
+    assert sum(steps[600:]) < len(steps[600:]) / 100
+
+
+def test_rise_among_clumps_is_seen_all_the_same() -> None:
+    envelope = Envelope(wait_s=0.5)
+    calls = clumped()
+    for tick, arrived in enumerate(calls):
+        envelope.observe(tick / 2, arrived, 1, HOLD_S)
+    arrived = look(envelope, [500.0] * 2, len(calls) / 2, calls[-1])
+    assert envelope.step(len(calls) / 2 + 2, 80.0) > 250
+
+
+def test_bursts_before_do_not_hide_the_next_one() -> None:
+    envelope = Envelope(wait_s=0.5)
+    arrived, begin_s = 0, 0.0
+    for _ in range(5):
+        arrived = look(envelope, [20.0] * 120 + [200.0] * 120, begin_s, arrived)
+        begin_s += 240.0
+    arrived = look(envelope, [20.0] * 120, begin_s, arrived)
+    look(envelope, [100.0], begin_s + 120.0, arrived)
+    assert envelope.step(begin_s + 121.0, 40.0) == pytest.approx(100.0, rel=0.05)
+
+
+def test_clumps_may_queue_and_their_mean_has_room() -> None:
+    envelope = Envelope(wait_s=0.5)
+    assert envelope.wait_s == 0.5
+    demands = []
+    for tick, arrived in enumerate(clumped()):
+        envelope.observe(tick / 2, arrived, 1, HOLD_S)
+        demands.append(envelope.demand())
+    assert envelope.wait_s == 1.5
+    # By the formula, at 50 calls a second and the square of CV 5: c (c - 50) = 1.15 * 24 * 50.
+    assert np.median(demands[600:]) == pytest.approx(70.0, rel=0.1)
+
+
+def test_stretches_with_nothing_between_are_no_clumps() -> None:
+    envelope = Envelope(wait_s=0.5)
+    envelope.observe(-1.0, 0, 0, HOLD_S)
+    arrived = 0
+    for session in range(100):
+        rate = 10.0 if session % 2 else 400.0
+        arrived = look(envelope, [rate] * 4, session * 1e4, arrived)
+        envelope.observe(session * 1e4 + 4.1, arrived, 0, HOLD_S)
+        assert envelope.wait_s == 0.5
+
+
+def test_room_for_clumps_is_small_where_calls_take_long() -> None:
+    envelope = Envelope(wait_s=0.5)
+    demands = []
+    for tick, arrived in enumerate(clumped()):  # 2.5 a second
+        envelope.observe(tick * 10.0, arrived, 1, HOLD_S, 30.0)
+        demands.append(envelope.demand())
+    assert envelope.wait_s > 1.0
+    assert np.median(demands) < 6.0
+
+
 def test_calls_before_the_first_look_are_no_burst() -> None:
     envelope = Envelope(wait_s=0.5)
     envelope.observe(1000.0, 1_000_000, 3, HOLD_S)

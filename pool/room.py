@@ -22,7 +22,7 @@ from pool.scaling.residency import Ref, Resident, Use
 from pool.slots import EngineSlot
 from registry_sync.documents import Manifest
 
-ROOM_S_MAX: Final = 1.0  # so long a load waits for those in use; then another worker is asked
+ROOM_S_MAX: Final = 1.0  # so long a call waits for those in use; then another worker is asked
 POLL_S: Final = 0.02
 HEADROOM: Final = 1 / 16  # of a device's memory, for what is computed in it
 WAKE_S: Final = 1.0  # where it is not known
@@ -94,7 +94,6 @@ class Room:
             del self._reserved[ref]
 
     async def _make(self, ref: Ref, size: int) -> None:
-        deadline_s = time.monotonic() + ROOM_S_MAX
         while True:
             async with self._deciding:
                 decision = await self._decide(ref, size)
@@ -109,8 +108,11 @@ class Room:
                 if isinstance(decision, residency.Room) or not self._bytes_max:
                     self._reserved[ref] = size
                     return
-            if decision.is_final or not self._is_waited_for(ref) or time.monotonic() >= deadline_s:
-                raise NoRoom(self._why(size, decision))
+            why = self._why(size, decision)
+            if not decision.is_final:
+                self._slots()[ref].wait_no_longer(why, ROOM_S_MAX)
+            if decision.is_final or not self._is_waited_for(ref):
+                raise NoRoom(why)
             enter(ROOM)
             await asyncio.sleep(POLL_S)
 

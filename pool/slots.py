@@ -28,7 +28,7 @@ from pool.expiry import Expiries
 from pool.loaded import CannotLoad, Loaded, NoRoom, difference
 from pool.phases import HAND_OVER, enter
 from pool.ticket import Failed, Outcome, Overdue, Returned, Ticket
-from pool.waking import Wakes, Waking, too_late
+from pool.waking import RETRY_AFTER_S_MIN, Wakes, Waking, too_late
 
 BACKOFF_S_MIN = 1.0
 BACKOFF_S_MAX = 60.0
@@ -411,6 +411,26 @@ class EngineSlot:
         self._set("cold")
         for one in self._take_waiting():
             one.settle(Failed(503, why) if one.insists else Returned(why))
+
+    def wait_no_longer(self, why: str, longest_s: float) -> None:
+        """Look, while there is no room for it here, who is to wait on.
+
+        Args:
+            why: there is none.
+            longest_s: who may be answered by another worker waits so long.  Who insists waits for
+                as long as it can still be in time, if there were room now.
+        """
+        now_s = time.monotonic()
+        late_s = now_s + max(self.left_s, RETRY_AFTER_S_MIN)
+        for one in list(self._waiting):
+            if one.insists and one.deadline_s <= late_s:
+                outcome: Failed | Returned = Failed(503, why)
+            elif not one.insists and now_s - one.arrived_s >= longest_s:
+                outcome = Returned(why)
+            else:
+                continue
+            del self._waiting[one]
+            one.settle(outcome)
 
     def _settle_waiting(self, outcome: Failed | Returned) -> None:
         for one in self._take_waiting():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,15 +60,15 @@ class House:
     def warm(self) -> str:
         return "".join(model for (model, _), s in sorted(self.slots.items()) if s.state == "warm")
 
-    def submit(self, name: str, *, insists: bool = False) -> Call:
-        call = Call(insists=insists)
+    def submit(self, name: str, *, insists: bool = False, left_s: float = 10.0) -> Call:
+        call = Call(insists=insists, left_s=left_s)
         self.slots[name, "1"].submit(call)
         return call
 
-    async def call(self, *names: str, insists: bool = False) -> Outcome:
+    async def call(self, *names: str, insists: bool = False, left_s: float = 10.0) -> Outcome:
         """Call one after the other; returns what came of the last."""
         for name in names:
-            outcome = await self.submit(name, insists=insists).outcome()
+            outcome = await self.submit(name, insists=insists, left_s=left_s).outcome()
         return outcome
 
     async def prewarm(self, name: str) -> None:
@@ -129,9 +130,13 @@ async def test_what_is_in_use_stays_and_the_call_goes_to_another_worker(house: H
         "the 100 MiB that this worker may use (--memory-bytes-max)"
     )
     assert (house.warm, house.slots["c", "1"].state) == ("ab", "cold")
-    outcome = await house.call("c", insists=True)  # nobody else has room either
+    # Nobody else has room either: it is held for as long as it can be in time.
+    began_s = time.monotonic()
+    outcome = await house.call("c", insists=True, left_s=0.8)
     assert isinstance(outcome, Failed)
     assert outcome.status == 503
+    assert "models in use hold 20 MiB too much" in outcome.detail
+    assert time.monotonic() - began_s > 0.6
     for slot, call in zip("ab", held, strict=True):
         assert house.slots[slot, "1"].forget(call)
     assert isinstance(await house.call("c"), Answer)  # without a pause after what was no failure
@@ -150,6 +155,19 @@ async def test_call_waits_for_one_in_use_to_end(
     assert isinstance(await call.outcome(), Answer)
     assert house.warm == "ac"
     assert house.slots["c", "1"].phases["room"] > 50_000
+    house.slots["a", "1"].forget(held[0])
+
+
+async def test_call_that_nobody_else_can_take_is_held_until_it_is_its_turn(house: House) -> None:
+    await house.call("a", "b")
+    held = [house.hold("a"), house.hold("b")]
+    last = house.submit("c", insists=True)
+    other = house.submit("c")
+    assert isinstance(await other.outcome(), Returned)  # it may go elsewhere
+    await asyncio.sleep(2 * rooms.ROOM_S_MAX)
+    assert not last.outcomes
+    house.slots["b", "1"].forget(held[1])
+    assert isinstance(await last.outcome(), Answer)
     house.slots["a", "1"].forget(held[0])
 
 

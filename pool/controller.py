@@ -131,7 +131,8 @@ class Controller:
         now_s = asyncio.get_running_loop().time()
         worker = Worker(peer, register, now_s, control.Heartbeat(0, 0, register.engines))
         old = self._workers.get(register.id)
-        if old is not None and old.register.incarnation == register.incarnation:
+        is_new = old is None or old.register.incarnation != register.incarnation
+        if old is not None and not is_new:
             worker.loads = old.loads  # what it has told is not counted again
         else:
             self._times.add(START, "", register.phases)
@@ -144,7 +145,7 @@ class Controller:
         peer.on_lost = lambda error: self._lost_worker(worker)
         peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
         self._builds.join(peer, register)
-        self._scale.join(register)
+        self._scale.join(register, is_new=is_new)
         _log.info("worker_registered", worker=register.id, worker_pid=register.pid)
         self.act()
 

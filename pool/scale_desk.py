@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median_low
 from typing import Any, Final
 
 import msgspec
@@ -31,6 +32,9 @@ WAKE_S_UNKNOWN: Final = 1.0
 # A call that an edge cannot hand over is a wake already, where the edge can dial at all; only one
 # that waits for longer than that is demand for more workers.
 AT_EDGES_S: Final = 2.0
+# One start that took long, in a process that stood still, says nothing about the next: an estimate
+# that is too long refuses who could be answered.
+STARTS: Final = 5  # of which the middle one is what a start takes
 FORGOTTEN_MAX: Final = 4096  # versions that no endpoint names any more, with what was learned
 SAVED_BYTES_MAX: Final = 8 << 20
 POLICY_BYTES_MAX: Final = 64 << 10
@@ -89,6 +93,7 @@ class ScaleDesk:
         self._desks: dict[Ref, _Desk] = {}
         self._saved: dict[Ref, tuple[_Version, float]] = {}  # and when that was
         self._start_s = 0.0
+        self._starts_s: deque[float] = deque(maxlen=STARTS)
         self._waiting_since_s: dict[Ref, float] = {}  # at edges, for want of a worker
         self._origin: tuple[float, float] | None = None  # monotonic, unix: of the first round
         self._is_restored = False
@@ -104,7 +109,10 @@ class ScaleDesk:
         """Take note of how long a worker process took to start, in microseconds by phase."""
         start_s = sum(phases.values()) / 1e6
         if start_s:
-            self._start_s = start_s if not self._start_s else (self._start_s + start_s) / 2
+            if self._start_s and not self._starts_s:
+                self._starts_s.append(self._start_s)  # what a predecessor had learned
+            self._starts_s.append(start_s)
+            self._start_s = median_low(self._starts_s)
 
     def hold(self, until_s: float) -> None:
         """Decide nothing before `until_s`: what is known is older than it seems."""

@@ -65,9 +65,10 @@ class ScaleOrders:
 
     # members
 
-    def join(self, register: control.RegisterWorker) -> None:
-        """Take note of a worker."""
-        self._desk.started(register.phases)
+    def join(self, register: control.RegisterWorker, *, is_new: bool = True) -> None:
+        """Take note of a worker; one that is not new has dialled again, and did not start again."""
+        if is_new:
+            self._desk.started(register.phases)
         self._desk.count(register.id, register.incarnation, register.engines)
 
     def count(self, worker: str, incarnation: str, engines: Iterable[control.EngineState]) -> None:

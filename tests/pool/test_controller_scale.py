@@ -184,6 +184,19 @@ async def test_routes_say_how_long_a_wake_takes(stack: Stack) -> None:
     assert (routes.engines[0].state, routes.engines[0].wake_ms) == ("asleep", 71)
 
 
+async def test_start_of_a_worker_that_dials_again_is_learned_once(stack: Stack) -> None:
+    stack.put_spec(idle_s=60.0)
+    await stack.controller.poll()
+    started = (worker("w1"), worker("w2"), worker("w2"), worker("w2"))
+    for start_s, register in zip((1, 9, 9, 9), started, strict=True):
+        assert isinstance(register, control.RegisterWorker)
+        phases = {"spawn": start_s * 1_000_000}
+        await stack.joined(msgspec.structs.replace(register, phases=phases))
+    client = await stack.join(control.Ask("why", "e", 5))
+    why = msgspec.json.decode((await client.hear(control.Answer)).data)
+    assert why["versions"][0]["learned"]["start_s"] == 1.0
+
+
 async def test_dedicated_endpoint_has_a_worker_of_its_own(stack: Stack) -> None:
     put_artifact(stack.store, {"model.onnx": b"2"}, version="2")
     one, two = [await stack.joined(worker(name)) for name in ("w1", "w2")]

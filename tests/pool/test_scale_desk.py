@@ -167,6 +167,21 @@ def test_wake_takes_longer_where_a_process_has_to_start() -> None:
     assert made.desk.wake_s(REF, is_up=False) == pytest.approx(0.6)
 
 
+def test_one_start_that_took_long_refuses_nobody_later() -> None:
+    made = Desk()
+    made.round(1.0, engine(wake_us=100_000))
+    for took_s in (0.5, 33, 0.6):
+        made.desk.started({"spawn": round(took_s * 1e6)})
+        assert made.desk.wake_s(REF, is_up=False) <= 0.7
+    for _ in range(3):  # what takes long again and again is believed
+        made.desk.started({"spawn": 4_000_000})
+    assert made.desk.wake_s(REF, is_up=False) == pytest.approx(4.1)
+    heir = ScaleDesk()
+    heir.restore(made.desk.save(2.0, 2.0), 3.0, 3.0)
+    heir.started({"spawn": 33_000_000})
+    assert heir.wake_s(REF, is_up=False) == pytest.approx(4.1)
+
+
 # when a policy is asked
 
 

@@ -470,7 +470,8 @@ class Pool:
             conn.send(call, now_s)
             return
         self._waiting[call] = None
-        self._start_for(call.ref, now_s)  # also for one that is refused: it may come back
+        # Also for one that is refused: it may come back.
+        self._start_for(call.ref, now_s, call.deadline_s)
         engine = self._engines.get(call.ref)
         wake_s = engine.wake_ms / 1000 if engine is not None else 0.0
         if call.deadline_s < now_s + wake_s:
@@ -522,14 +523,14 @@ class Pool:
             if conn is not None:
                 conn.want()
 
-    def _start_for(self, ref: Ref, now_s: float) -> None:
+    def _start_for(self, ref: Ref, now_s: float, deadline_s: float) -> None:
         """Have a worker started for a call that waits, if need be; dial those that were lost."""
         engine = self._engines.get(ref)
         if engine is None:
             return
         found = map(self._conns.get, (*engine.warm, *engine.wake_at))
         named = [conn for conn in found if conn is not None]
-        conn = to_start(named, now_s)
+        conn = to_start(named, now_s, deadline_s - now_s)
         if conn is not None:
             _log.info("worker_started", worker=conn.id, model=ref[0], version=ref[1])
             conn.start()
@@ -558,8 +559,11 @@ class Pool:
         self._start_for_waiting(now_s)
 
     def _start_for_waiting(self, now_s: float) -> None:
-        for ref in {call.ref for call in self._waiting}:
-            self._start_for(ref, now_s)
+        first_s: dict[Ref, float] = {}
+        for call in self._waiting:
+            first_s[call.ref] = min(call.deadline_s, first_s.get(call.ref, math.inf))
+        for ref, deadline_s in first_s.items():
+            self._start_for(ref, now_s, deadline_s)
 
     def on_broken(self, call: Call) -> None:
         """Try a call once more whose worker broke before it answered.

@@ -7,6 +7,7 @@ from typing import Final, Protocol, TypeVar
 
 EXPECTED_S: Final = 1.0  # so long a lost connection is waited for before a process is started
 START_S_MAX: Final = 20.0  # for a process to start, before another one is started too
+START_S_MIN: Final = 2.0  # it is given so long even where a call's deadline is near
 START_AGAIN_S: Final = 1.0  # after one could not be reached; others are started meanwhile
 
 
@@ -39,22 +40,25 @@ def needs_call(worker: Reach, now_s: float) -> bool:
     return worker.dialled_s is not None and now_s - worker.dialled_s > EXPECTED_S
 
 
-def to_start(workers: Iterable[R], now_s: float) -> R | None:
+def to_start(workers: Iterable[R], now_s: float, left_s: float) -> R | None:
     """Return the worker to start for a call that none of `workers` can take now.
 
     Nobody is started while somebody who has a process is expected back, or while one that starts
-    has had no more than `START_S_MAX`.  All edges are given the same order, so that one process is
-    started and not many.
+    has had no more than `START_S_MAX`, nor more than the call has left: it may hang, and another
+    one has the second half of the call's time.  All edges are given the same order, so that one
+    process is started and not many.
 
     Args:
         workers: those that may take the call, in the order in which they are tried.
         now_s: monotonic.
+        left_s: until the deadline of the call, or of the first of those that wait.
     """
+    start_s_max = min(max(left_s, START_S_MIN), START_S_MAX)
     for worker in workers:
         if worker.is_up:
             return None
         if worker.dialled_s is not None:
-            if now_s - worker.dialled_s < (START_S_MAX if worker.is_cold else EXPECTED_S):
+            if now_s - worker.dialled_s < (start_s_max if worker.is_cold else EXPECTED_S):
                 return None
         elif worker.is_cold and now_s - worker.failed_s >= START_AGAIN_S:
             return worker

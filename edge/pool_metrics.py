@@ -141,7 +141,7 @@ def _families(status: _Status) -> Iterator[Metric]:
     )
     for node in status.nodes:
         found = Counter(place.state for place in node.places)
-        for name in ("cold", "starting", "up", "draining"):
+        for name in ("cold", "starting", "up", "silent", "draining"):
             places.add_metric((node.id, name), found[name])
     yield places
     yield from _engines(status)

@@ -85,15 +85,20 @@ class NodeAgent:
         match message:
             case control.Places():
                 _log.info("places", up=message.up, epoch=message.epoch, seq=message.seq)
-                self._launcher.hold_up(self._at_least(message.up))
+                self._launcher.hold_up(self._at_least(message.up, message.silent))
             case control.Welcome():
                 pass
             case _:
                 raise WireError(f"a controller does not send a node {type(message).__name__}")
 
-    def _at_least(self, up: tuple[str, ...]) -> set[str]:
-        """Return `up`, and the first others of this node while these are fewer than its minimum."""
-        mine = [place.worker for place in self._launcher.places()]
+    def _at_least(self, up: tuple[str, ...], silent: tuple[str, ...]) -> set[str]:
+        """Return `up`, and the first others of this node while these are fewer than its minimum.
+
+        Those that are silent are not among the others: they end, and may be up again after that.
+        """
+        mine = [
+            p.worker for p in self._launcher.places() if p.worker in up or p.worker not in silent
+        ]
         found = set(up) & set(mine)
         spare = (worker for worker in mine if worker not in found)
         while len(found) < min(self._limits.up_min, len(mine)):

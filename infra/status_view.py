@@ -118,12 +118,12 @@ def _engine(engine: Document) -> Text:
 
 
 def _nodes(status: Document) -> Iterator[Table]:
-    """Yield the places without a process; who has one is among the workers."""
+    """Yield the places that are not among the workers: without a process, or nothing is heard."""
     cold = [
         (node, place)
         for node in status.get("nodes", ())
         for place in node["places"]
-        if place["state"] in ("cold", "starting")
+        if place["state"] in ("cold", "starting", "silent")
     ]
     if not cold:
         return
@@ -137,7 +137,7 @@ def _nodes(status: Document) -> Iterator[Table]:
 def _node_line(node: Document) -> str:
     states = Counter(place["state"] for place in node["places"])
     text = f"node {node['id']}  pid {node['pid']}  {len(node['places'])} places  {states['up']} up"
-    others = (f"{states[state]} {state}" for state in ("starting", "draining", "cold"))
+    others = (f"{states[state]} {state}" for state in ("starting", "silent", "draining", "cold"))
     return "  ".join([text, *(other for other in others if not other.startswith("0 "))])
 
 

@@ -36,6 +36,7 @@ class Worker:
             self.heartbeat.draining,
             engines,
             memory_bytes_max=self.register.memory_bytes_max,
+            pid=self.register.pid if self.is_connected else 0,
         )
 
     def status(self) -> WorkerStatus:

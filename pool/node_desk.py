@@ -3,6 +3,10 @@
 Which, `scaling.fleet` decides.  A worker that is to rest is named as cold in the routes first, and
 only then told to end: whoever dials it later than that has it started again, which costs a process
 and no call.
+
+A place is silent while it has a process of which the controller does not hear: it hangs, or cannot
+reach us.  Whoever dials it may wait for ever, as the kernel accepts for it, so it is not named in
+the routes until it registers again or has ended.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from pool.wire.peer import Peer
 NODE_SILENCE_S_MAX: Final = 5.0  # a node reports every second
 ROUTES_FIRST_S: Final = 0.5  # so long before it is told to rest, edges know it as cold
 AGAIN_S: Final = 2.0  # what was said is repeated until a report shows it done
+UNHEARD_S_MAX: Final = 5.0  # a process that is up and not connected may take so long to be
+START_S_MAX: Final = 20.0  # and one that starts
 
 _log = structlog.get_logger()
 
@@ -38,7 +44,7 @@ class Node:
     heard_s: float
     places: tuple[control.Place, ...]
     is_connected: bool = True
-    told: tuple[str, ...] | None = None  # the workers that are to be up
+    told: tuple[Collection[str], Collection[str]] | None = None  # see `Places`
     told_s: float = -float("inf")
     limits: NodeLimits = field(init=False)
 
@@ -59,13 +65,17 @@ class NodeDesk:
         self._epoch = epoch
         self._on_change = on_change
         # The whole mutable state: the nodes, the workers as they were seen last, the policy's
-        # memory and word, since when edges are told that a worker rests, and the last order.
+        # memory and word, since when edges are told that a worker rests, and the last order; the
+        # last pid of a worker while it was connected, and since when none is registered though its
+        # place has a process, by worker and pid.
         self._nodes: dict[str, Node] = {}
         self._workers: dict[str, WorkerView] = {}
         self._state = FleetState()
         self._fleet = Fleet()
         self._resting_s: dict[str, float] = {}
         self._seq = 0
+        self._pids: dict[str, int] = {}
+        self._unheard_s: dict[tuple[str, int], float] = {}
 
     # nodes
 
@@ -114,6 +124,8 @@ class NodeDesk:
         self._nodes.clear()
         self._workers.clear()
         self._resting_s.clear()
+        self._pids.clear()
+        self._unheard_s.clear()
         self._state, self._fleet = FleetState(), Fleet()
 
     # what others go by
@@ -139,6 +151,7 @@ class NodeDesk:
         counts as cold already.
         """
         self._workers = {worker.id: worker for worker in workers}
+        self._listen()
         cold = self.cold()
         found = []
         for worker in workers:
@@ -150,6 +163,30 @@ class NodeDesk:
         found += [WorkerView(name, False, {}, is_cold=True) for name in cold]
         return sorted(found, key=lambda worker: worker.id)
 
+    def _listen(self) -> None:
+        """Note of which processes nothing is heard.
+
+        One whose connection has gone silent is so itself at once; one whose connection was lost,
+        or that never had one, is once it has had the time to dial us.
+        """
+        now_s = asyncio.get_running_loop().time()
+        places = [place for node in self._nodes.values() for place in node.places]
+        pids, unheard_s = {}, {}
+        for worker, pid, state in ((p.worker, p.pid, p.state) for p in places if p.pid):
+            seen = self._workers.get(worker)
+            pids[worker] = self._pids.get(worker, 0)
+            if seen is not None:
+                pids[worker] = 0 if seen.draining else seen.pid
+            elif state != "draining" or pids[worker] == pid or (worker, pid) in self._unheard_s:
+                since_s = -float("inf") if pids[worker] == pid else now_s
+                unheard_s[worker, pid] = self._unheard_s.get((worker, pid), since_s)
+        self._pids, self._unheard_s = pids, unheard_s
+
+    def _is_silent(self, place: control.Place) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        since_s = self._unheard_s.get((place.worker, place.pid), now_s)
+        return now_s - since_s > (START_S_MAX if place.state == "starting" else UNHEARD_S_MAX)
+
     def cold(self) -> dict[str, str]:
         """Return by worker the addresses that are to be dialled only with a call.
 
@@ -157,6 +194,8 @@ class NodeDesk:
         """
         found = {}
         for place in (place for node in self._nodes.values() for place in node.places):
+            if self._is_silent(place):
+                continue
             worker = self._workers.get(place.worker)
             is_up = worker is not None and not worker.draining and place.state != "draining"
             is_back = worker is not None and place.state in ("starting", "up")
@@ -178,7 +217,7 @@ class NodeDesk:
                         "worker": place.worker,
                         "device": place.device,
                         "address": place.address,
-                        "state": place.state,
+                        "state": "silent" if self._is_silent(place) else place.state,
                         "pid": place.pid,
                         "up": self._fleet.up.get(place.worker, ""),
                     }
@@ -207,12 +246,15 @@ class NodeDesk:
             now_s: monotonic.
         """
         nodes = {name: node for name, node in self._nodes.items() if node.is_connected}
-        places = _places(nodes, self._workers, self._fleet.leaving, set(wanted), whose)
+        silent = {p.worker for node in nodes.values() for p in node.places if self._is_silent(p)}
+        places = _places(nodes, self._workers, self._fleet.leaving, silent, set(wanted), whose)
         limits = {name: node.limits for name, node in nodes.items()}
         before = self._fleet
         self._fleet, self._state = fleet.plan(places, needed, limits, self._state, now_s)
         if self._fleet.up.keys() != before.up.keys():
             _log.info("fleet", up=dict(self._fleet.up), leaving=sorted(self._fleet.leaving))
+        for name in self._fleet.silent - before.silent:
+            _log.warning("silent_worker_ended", worker=name)
         stepped_s = asyncio.get_running_loop().time()
         up = {place.worker for place in places if place.is_up and place.node}
         self._resting_s = {
@@ -223,7 +265,10 @@ class NodeDesk:
             self._tell(node, self._fleet.up.keys() | not_yet, stepped_s)
 
     def _tell(self, node: Node, up: Collection[str], now_s: float) -> None:
-        told = tuple(place.worker for place in node.places if place.worker in up)
+        told = (
+            tuple(place.worker for place in node.places if place.worker in up),
+            tuple(p.worker for p in node.places if p.worker in self._fleet.silent - set(up)),
+        )
         is_done = all(
             (place.state in ("starting", "up")) == (place.worker in up) for place in node.places
         )
@@ -231,13 +276,14 @@ class NodeDesk:
             return
         self._seq += 1
         node.told, node.told_s = told, now_s
-        node.peer.send(control.encode(control.Places(self._epoch(), self._seq, told)))
+        node.peer.send(control.encode(control.Places(self._epoch(), self._seq, *told)))
 
 
 def _places(
     nodes: Mapping[str, Node],
     workers: Mapping[str, WorkerView],
     leaving: Collection[str],
+    silent: Collection[str],
     wanted: Collection[Ref],
     whose: Mapping[str, str],
 ) -> list[PlaceView]:
@@ -264,6 +310,7 @@ def _places(
             engines=len(loaded),
             calls=sum(engine.calls for engine in engines.values()),
             is_sole=any(ref in wanted and not set(warm_at.get(ref, ())) - {name} for ref in loaded),
+            is_silent=name in silent,
         )
 
     found = []

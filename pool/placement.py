@@ -33,6 +33,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     engines: Mapping[Ref, EngineState]
     is_cold: bool = False  # there is no process; a call starts it, a command does not reach it
     memory_bytes_max: int = 0  # for engines; 0: not known
+    pid: int = 0  # 0: its connection is lost, and it may have ended
 
 
 class Demand(msgspec.Struct, frozen=True):

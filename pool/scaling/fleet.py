@@ -9,6 +9,7 @@ import msgspec
 
 GATHER_S = 600.0  # more workers than needed serve for so long before one of them is emptied
 EMPTY_S_MAX = 60.0  # for that; it does not fit elsewhere if it takes longer
+SILENT_S_MAX = 30.0  # a process of which nothing is heard for so long is ended
 
 
 class NodeLimits(msgspec.Struct, frozen=True):
@@ -34,6 +35,7 @@ class PlaceView(msgspec.Struct, frozen=True, kw_only=True):
     engines: int = 0  # loaded, or being loaded
     calls: int = 0
     is_sole: bool = False  # it alone has an engine warm that is wanted
+    is_silent: bool = False  # there is a process of which nothing is heard
 
     @property
     def is_in_use(self) -> bool:
@@ -44,8 +46,10 @@ class PlaceView(msgspec.Struct, frozen=True, kw_only=True):
 class Fleet(msgspec.Struct, frozen=True):
     """What is to be."""
 
-    up: Mapping[str, str] = {}  # worker → why: demand, in use, minimum, parked, just used, leaving
+    # worker → why: demand, in use, minimum, parked, just used, leaving, silent
+    up: Mapping[str, str] = {}
     leaving: frozenset[str] = frozenset()  # get nothing new; what they have is loaded elsewhere
+    silent: frozenset[str] = frozenset()  # for too long: these are ended
 
 
 class FleetState(msgspec.Struct, frozen=True):
@@ -54,6 +58,7 @@ class FleetState(msgspec.Struct, frozen=True):
     used_s: Mapping[str, float] = {}  # worker → when it was last of use
     crowded_s: Mapping[str, float] = {}  # owner → since when more of its serve than are needed
     leaving_s: Mapping[str, float] = {}  # worker → since when it is emptied
+    silent_s: Mapping[str, float] = {}  # worker → since when nothing is heard of it
 
 
 def plan(
@@ -70,6 +75,9 @@ def plan(
     what is started goes to the node on which the fewest are up.  Where more serve than are needed
     for `GATHER_S`, one after the other is emptied, unless its node keeps it up anyway.
 
+    One that is silent counts as none, so that others are up in its stead.  It may be heard of
+    again, and has `SILENT_S_MAX` for that.
+
     Args:
         places: all of them, in a fixed order.
         needed: workers by owner: the most replicas of any one version that they are to have.
@@ -81,6 +89,26 @@ def plan(
     >>> plan(places, {"": 1}, {"n": NodeLimits(parked=1)}, FleetState(), 0.0)[0].up
     {'a': 'demand', 'b': 'parked'}
     """
+    silent_s = {p.worker: state.silent_s.get(p.worker, now_s) for p in places if p.is_silent}
+    heard = [place for place in places if not place.is_silent]
+    fleet, state = _plan(heard, needed, nodes, state, now_s)
+    hoped = [w for w, since_s in silent_s.items() if now_s - since_s < SILENT_S_MAX]
+    fleet = msgspec.structs.replace(
+        fleet,
+        up={**fleet.up, **dict.fromkeys(hoped, "silent")},
+        silent=frozenset(silent_s.keys() - set(hoped)),
+    )
+    return fleet, msgspec.structs.replace(state, silent_s=silent_s)
+
+
+def _plan(
+    places: Sequence[PlaceView],
+    needed: Mapping[str, int],
+    nodes: Mapping[str, NodeLimits],
+    state: FleetState,
+    now_s: float,
+) -> tuple[Fleet, FleetState]:
+    """Decide for the places of whose processes, if any, is heard."""
     leaving_s = {
         place.worker: since_s
         for place in places

@@ -359,6 +359,7 @@ class Places(msgspec.Struct, array_like=True, frozen=True, tag=23):
     epoch: _Count
     seq: _Count
     up: _Ids  # of workers; any other place drains and stays cold until somebody dials it
+    silent: _Ids = ()  # of those others; they end even if the node has fewer than its minimum then
 
 
 Message = (

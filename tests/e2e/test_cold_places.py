@@ -157,6 +157,21 @@ def test_call_is_answered_by_the_next_place_when_the_process_is_killed_while_it_
     assert not is_alive(pid)
 
 
+def test_calls_are_answered_by_another_place_while_a_worker_hangs(stack: Stack) -> None:
+    until_cold(stack)
+    assert call(stack).status == 200
+    (pid,) = workers(stack).values()
+    with stopped(pid):
+        shown = until(
+            lambda: [p for p in places(stack).values() if p["state"] == "silent"],
+            COLD_S_MAX,
+            "it is shown as silent",
+        )
+        assert [place["pid"] for place in shown] == [pid]
+        assert [call(stack, 10.0).status for _ in range(5)] == [200] * 5
+        assert is_alive(pid)
+
+
 def wakes_s(stack: Stack, count: int) -> list[float]:
     """Return how long calls took that found no process at all."""
     found = []

@@ -130,6 +130,10 @@ async def test_agent_keeps_its_minimum_whatever_it_is_told() -> None:
         await launcher.told("n-2", "n-0")
         member.say(control.Places(1, 2, ("n-0", "n-1", "n-2")))
         await launcher.told("n-0", "n-1", "n-2")
+        member.say(control.Places(1, 3, ("n-2",), ("n-0",)))
+        await launcher.told("n-2", "n-1")
+        member.say(control.Places(1, 4, ("n-2",), ("n-0", "n-1")))
+        await launcher.told("n-2")
         member.say(worker())  # which no controller says
         await member.lost()
         await server.close()

@@ -264,18 +264,20 @@ def test_builds_and_their_reasons_are_shown() -> None:
 def test_places_with_and_without_a_process_are_shown() -> None:
     places = [
         {"worker": f"n-{at}", "device": "cuda:0", "address": "", "state": state, "pid": 0, "up": ""}
-        for at, state in enumerate(("up", "starting", "cold", "cold"))
+        for at, state in enumerate(("up", "starting", "cold", "cold", "silent"))
     ]
     status = {"workers": [], "edges": [], "endpoints": [], "rejected": {}, "nodes": [
         {"id": "n", "pid": 7, "up_min": 0, "parked": 0, "rest_s": 60.0, "places": places},
     ]}  # fmt: skip
-    assert lines(status) == ["node n  pid 7  4 places  1 up  1 starting  2 cold"]
+    assert lines(status) == ["node n  pid 7  5 places  1 up  1 starting  1 silent  2 cold"]
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(tables(status))
     shown = [line.split() for line in console.export_text().splitlines()]
     assert ["n-1", "n", "cuda:0", "starting"] in shown
     assert ["n-3", "n", "cuda:0", "cold"] in shown
+    assert ["n-4", "n", "cuda:0", "silent"] in shown
     assert not [line for line in shown if line[:1] == ["n-0"]]  # it is among the workers
     text = pool_text(json.dumps(status).encode()).decode()
     assert 'tidepool_places{node="n",state="cold"} 2.0' in text
+    assert 'tidepool_places{node="n",state="silent"} 1.0' in text
     assert 'tidepool_places{node="n",state="draining"} 0.0' in text

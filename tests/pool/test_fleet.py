@@ -9,6 +9,7 @@ import pytest
 from pool.scaling.fleet import (
     EMPTY_S_MAX,
     GATHER_S,
+    SILENT_S_MAX,
     Fleet,
     FleetState,
     NodeLimits,
@@ -226,3 +227,33 @@ def test_whatever_happens_the_promises_hold(seed: int) -> None:
             )
             for p in places
         ]
+
+
+def test_one_that_is_silent_has_another_in_its_stead_and_may_speak_again() -> None:
+    world = World(serves("a0"), place("a1"), place("a2"), a=NodeLimits(parked=1))
+    assert world.at(0.0, 1).up == {"a0": "demand", "a1": "parked"}
+    world.put(place("a0", is_silent=True), place("a1", is_up=True))
+    assert world.at(1.0, 1).up == {"a0": "silent", "a1": "demand", "a2": "parked"}
+    world.put(serves("a0"))
+    assert world.at(SILENT_S_MAX, 1).up["a0"] == "demand"
+
+
+def test_one_that_is_silent_for_long_is_ended_and_its_place_used_again() -> None:
+    world = World(place("a0", is_silent=True), place("a1", is_up=True), a=NodeLimits(up_min=2))
+    assert world.at(0.0).up == {"a0": "silent", "a1": "minimum"}
+    assert world.at(0.9 * SILENT_S_MAX).silent == frozenset()
+    found = world.at(SILENT_S_MAX)
+    assert (found.up, found.silent) == ({"a1": "minimum"}, {"a0"})
+    assert world.at(2 * SILENT_S_MAX).silent == {"a0"}
+    world.put(place("a0"))
+    found = world.at(3 * SILENT_S_MAX)
+    assert (names(found), found.silent) == ("a0 a1", frozenset())
+
+
+def test_one_that_is_silent_again_has_its_time_again() -> None:
+    world = World(place("a0", is_silent=True))
+    world.at(0.0)
+    world.put(serves("a0"))
+    world.at(SILENT_S_MAX)
+    world.put(place("a0", is_silent=True))
+    assert world.at(SILENT_S_MAX + 1.0).up == {"a0": "silent"}

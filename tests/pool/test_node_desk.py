@@ -13,6 +13,8 @@ from pool.wire.control import Place, RegisterNode
 from tests.support.control import Member, beat, edge, engine, worker
 from tests.support.control_stack import Stack, running_controller
 
+PATIENCE_S = 10.0
+
 
 @pytest.fixture
 async def stack(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
@@ -229,3 +231,132 @@ async def test_controller_that_leads_no_more_lets_its_nodes_find_who_does(stack:
     one = await stack.joined(node("cold"))
     stack.leads = False
     await one.lost()
+
+
+def hung(state: str = "up", pid: int = 22) -> tuple[Place, ...]:
+    """Two places; in the first one is the process of `worker`."""
+    cold = places("cold", "cold")
+    return (Place("n-0", "unix:/run/n-0", "cpu", state, pid), cold[1])
+
+
+async def until_states(stack: Stack, *states: str) -> None:
+    """Wait until the only node's places are shown like this."""
+
+    def shown() -> list[str]:
+        return [place["state"] for node in stack.status()["nodes"] for place in node["places"]]
+
+    async with asyncio.timeout(PATIENCE_S):
+        while shown() != [*states]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def last_routes(member: Member, **states: str) -> control.Routes:
+    """Wait until these are the last routes; see `routes`."""
+
+    def found() -> list[control.Routes]:
+        last = member.all(control.Routes)[-1:]
+        return [r for r in last if {w.id.replace("-", "_"): w.state for w in r.workers} == states]
+
+    return (await member.until(found))[0]
+
+
+async def test_worker_that_goes_silent_is_named_no_more_until_it_speaks(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.put_spec(idle_s=5.0)
+    await stack.controller.poll()
+    listener = await stack.joined(edge())
+    one = await stack.joined(node("cold", "cold", parked=1, rest_s=60.0))
+    one.say(control.NodeReport(hung()))
+    await stack.joined(worker("n-0"))
+    found = await last_routes(listener, n_0="up", n_1="cold")
+    assert found.engines[0].wake_at == ("n-0", "n-1")
+    await told(one, "n-0")
+    monkeypatch.setattr("pool.controller.WORKER_SILENCE_S_MAX", 0.1)
+    assert (await last_routes(listener, n_1="cold")).engines[0].wake_at == ("n-1",)
+    await until_states(stack, "silent", "cold")
+    await told(one, "n-0", "n-1")  # another one is parked in its stead
+    monkeypatch.setattr("pool.controller.WORKER_SILENCE_S_MAX", 60.0)
+    await stack.joined(worker("n-0"))
+    await last_routes(listener, n_0="up", n_1="cold")
+    await until_states(stack, "up", "cold")
+
+
+async def test_worker_whose_connection_is_lost_is_expected_back(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.put_spec(idle_s=5.0)
+    await stack.controller.poll()
+    listener = await stack.joined(edge())
+    one = await stack.joined(node("cold", "cold", rest_s=60.0))
+    one.say(control.NodeReport(hung()))
+    member = await stack.joined(worker("n-0"))
+    await last_routes(listener, n_0="up", n_1="cold")
+    monkeypatch.setattr(node_desk, "UNHEARD_S_MAX", 60.0)
+    monkeypatch.setattr("pool.controller.WORKER_SILENCE_S_MAX", 0.3)
+    member.peer.close()
+    await last_routes(listener, n_0="cold", n_1="cold")
+    monkeypatch.setattr(node_desk, "UNHEARD_S_MAX", 0.1)
+    await last_routes(listener, n_1="cold")
+    await until_states(stack, "silent", "cold")
+
+
+async def test_place_whose_process_starts_is_not_silent_until_it_has_had_its_time(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_desk, "UNHEARD_S_MAX", 0.0)
+    stack.put_spec(idle_s=5.0)
+    await stack.controller.poll()
+    one = await stack.joined(node("cold", "cold", rest_s=60.0))
+    one.say(control.NodeReport(hung("starting")))
+    await until_states(stack, "starting", "cold")
+    await asyncio.sleep(0.2)
+    await until_states(stack, "starting", "cold")
+    monkeypatch.setattr(node_desk, "START_S_MAX", 0.1)
+    await until_states(stack, "silent", "cold")
+    one.say(control.NodeReport(hung("draining")))
+    await asyncio.sleep(0.2)
+    await until_states(stack, "silent", "cold")
+    # Its successor has its own time.
+    monkeypatch.setattr(node_desk, "START_S_MAX", 60.0)
+    one.say(control.NodeReport(hung("starting", pid=23)))
+    await until_states(stack, "starting", "cold")
+
+
+async def test_silent_worker_is_ended_after_a_while_and_is_silent_until_it_has(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool.controller.WORKER_SILENCE_S_MAX", 0.1)
+    monkeypatch.setattr("pool.scaling.fleet.SILENT_S_MAX", 0.3)
+    stack.put_spec(idle_s=5.0)
+    await stack.controller.poll()
+    listener = await stack.joined(edge())
+    one = await stack.joined(node("cold", "cold", up_min=2, rest_s=60.0))
+    one.say(control.NodeReport(hung()))
+    await stack.joined(worker("n-0"))
+    await told(one, "n-1")
+    assert one.all(control.Places)[-1].silent == ("n-0",)
+    one.say(control.NodeReport(hung("draining")))
+    await asyncio.sleep(0.2)
+    await until_states(stack, "silent", "cold")
+    one.say(control.NodeReport(places("cold", "cold")))
+    await told(one, "n-0", "n-1")
+    assert one.all(control.Places)[-1].silent == ()
+    await last_routes(listener, n_0="cold", n_1="cold")
+
+
+async def test_worker_that_hangs_when_it_is_told_to_rest_is_silent_until_it_has_ended(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.put_spec(idle_s=5.0)
+    await stack.controller.poll()
+    listener = await stack.joined(edge())
+    one = await stack.joined(node("cold", "cold"))
+    one.say(control.NodeReport(hung()))
+    await stack.joined(worker("n-0"))
+    await told(one)
+    one.say(control.NodeReport(hung("draining")))
+    await until_states(stack, "draining", "cold")
+    monkeypatch.setattr("pool.controller.WORKER_SILENCE_S_MAX", 0.1)
+    await last_routes(listener, n_1="cold")
+    await until_states(stack, "silent", "cold")

@@ -176,7 +176,7 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         4,
     ),
     (NodeReport((PLACE, PLACE)), [22, [PLACE_ARRAY] * 2], 0),
-    (Places(5, 9, ("worker-0",)), [23, 5, 9, ["worker-0"]], 3),
+    (Places(5, 9, ("worker-0",), ("worker-1",)), [23, 5, 9, ["worker-0"], ["worker-1"]], 3),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 BY_NAME = {type(message).__name__: array for message, array, _ in EXAMPLES}
@@ -235,7 +235,7 @@ FIELDS = {
     Place: "worker address device state pid",
     RegisterNode: "wire id incarnation pid places up_min parked rest_s",
     NodeReport: "places",
-    Places: "epoch seq up",
+    Places: "epoch seq up silent",
 }
 
 

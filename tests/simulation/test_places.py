@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import pytest
+
 from tests.simulation.engine import Costs, ledger
 from tests.simulation.fleet import Fleet, fleet_of
 from tests.simulation.world import World, simulate, until
@@ -181,6 +183,121 @@ def test_worker_whose_heir_takes_its_place_costs_no_call() -> None:
             await traffic
             assert len(ledger.loads) == 4, "an heir loads what is hot before it takes over"
             assert fleet.statuses() == {200: len(fleet.asked)}
+            fleet.check()
+
+    simulate(main)
+
+
+@pytest.mark.parametrize(("up_min", "parked"), [(0, 0), (0, 1), (2, 0)])
+def test_call_is_answered_by_another_place_while_a_worker_stands_still(
+    up_min: int, parked: int
+) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=3)
+            fleet.controller()
+            fleet.pool("n1", workers=2, up_min=up_min, parked=parked, rest_s=60.0)
+            edges = [fleet.edge("e1"), fleet.edge("e2")]
+            await fleet.ready(*edges, workers=max(up_min, parked))
+            await until(lambda: all(edge.routes_to("m") for edge in edges))
+            assert (await edges[0].ask("m")).status == 200
+            hung = fleet.named(ledger.loads[-1][1])
+            hung.kill(signal.SIGSTOP)
+            await asyncio.sleep(2.5)  # so long it may take until that is known
+            done = await fleet.traffic(edges, "m", per_s=10, for_s=15, deadline_s=5.0)
+            assert {one.status for one in done} == {200}
+            assert hung.state == "stopped", "it may come back"
+            hung.kill(signal.SIGCONT)
+            await until(lambda: hung.name in edges[0].pool.route(("m", "1")).wake_at)
+            done = await fleet.traffic(edges, "m", per_s=10, for_s=15, deadline_s=5.0)
+            assert {one.status for one in done} == {200}
+            assert hung.state == "running"
+            fleet.check()
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("after_s", [1.0, 1.4, 1.8])
+def test_worker_that_hangs_when_it_is_about_to_rest_keeps_no_call(after_s: float) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=1)
+            fleet.controller()
+            fleet.pool("n1", workers=2, up_min=0, rest_s=0.2)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and edge.routes_to("m"))
+            assert (await edge.ask("m")).status == 200
+            hung = fleet.named(ledger.loads[-1][1])
+            await asyncio.sleep(after_s)
+            hung.kill(signal.SIGSTOP)
+            await asyncio.sleep(2.5)
+            assert hung.state == "stopped"
+            done = await fleet.traffic([edge], "m", per_s=1, for_s=60, deadline_s=5.0)
+            assert {one.status for one in done} == {200}
+            assert hung.state == "dead"
+            fleet.check()
+
+    simulate(main)
+
+
+def test_parked_worker_that_stands_still_is_replaced() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=3)
+            fleet.controller()
+            fleet.pool("n1", workers=2, up_min=0, parked=1)
+            edge = fleet.edge()
+            await fleet.ready(edge, workers=1)
+            fleet.named("n1-0").kill(signal.SIGSTOP)
+            await until(lambda: "n1-1" in up(fleet), 5.0)
+            await until(lambda: edge.pool.workers_up == 1)
+            asked = await edge.ask("m")
+            assert (asked.status, ledger.loads[-1][1]) == (200, "n1-1")
+            assert asked.wait_s < 1.0
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("up_min", [0, 1])
+def test_only_worker_that_stands_still_for_long_is_ended_and_a_call_starts_the_next(
+    up_min: int,
+) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", replicas_min=1)
+            fleet.controller()
+            fleet.pool("n1", workers=1, up_min=up_min)
+            edge = fleet.edge()
+            await fleet.ready(edge, workers=1)
+            assert (await edge.ask("m")).status == 200
+            hung = fleet.named("n1-0")
+            hung.kill(signal.SIGSTOP)
+            await asyncio.sleep(2.5)
+            asked = await edge.ask("m", deadline_s=120.0)
+            assert asked.status == 200, asked.detail
+            assert hung.state == "dead"
+            assert asked.wait_s > 30.0
+            fleet.check()
+
+    simulate(main)
+
+
+def test_call_whose_process_hangs_while_it_starts_is_answered_by_the_next_in_time() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=3)
+            fleet.controller()
+            fleet.pool("n1", workers=2, up_min=0)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and edge.routes_to("m"))
+            await until(lambda: not up(fleet))
+            asking = edge.ask("m", deadline_s=10.0)
+            await until(lambda: bool(up(fleet)))
+            fleet.named(up(fleet)[0]).kill(signal.SIGSTOP)
+            asked = await asking
+            assert asked.status == 200, asked.detail
+            done = await fleet.traffic([edge], "m", per_s=5, for_s=60, deadline_s=5.0)
+            assert {one.status for one in done} == {200}
             fleet.check()
 
     simulate(main)

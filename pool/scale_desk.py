@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from pool.placement import Demand, Ref, WorkerView
+from pool.scaling import kept
 from pool.scaling.gaps import GapPool
 from pool.scaling.policy import ScalingPolicy
 from pool.scaling.seen import Seen, Sightings
@@ -36,27 +37,10 @@ AT_EDGES_S: Final = 2.0
 # that is too long refuses who could be answered.
 STARTS: Final = 5  # of which the middle one is what a start takes
 FORGOTTEN_MAX: Final = 4096  # versions that no endpoint names any more, with what was learned
-SAVED_BYTES_MAX: Final = 8 << 20
-POLICY_BYTES_MAX: Final = 64 << 10
 AWAY_S_MAX: Final = 30 * 86_400.0
+BUG_S: Final = 60.0  # a version whose policies fail again and again is said so this often
 
 _log = structlog.get_logger()
-
-
-class _Version(msgspec.Struct, array_like=True, frozen=True):
-    policy: bytes
-    age_s: float = 0.0  # of the policy's state, before the whole was saved
-    rows_per_s: float = 0.0
-    rows_per_call: float = 0.0
-    wake_s: float = 0.0
-    size_bytes: int = 0
-    idle_s: float | None = None  # since it was last used, before the whole was saved
-
-
-class _Saved(msgspec.Struct, array_like=True, frozen=True):
-    unix_s: float
-    start_s: float
-    versions: dict[str, _Version]  # by "model/version"
 
 
 @dataclass(slots=True)
@@ -86,12 +70,13 @@ class ScaleDesk:
     ) -> None:
         self._time_scale = time_scale
         self._make = make or partial(ScalingPolicy, GapPool())
-        # The whole mutable state: what is seen, the policies, what predecessors had learned, how
-        # long a process takes to start, since when calls wait at edges, and until when nothing is
-        # decided.
+        # The whole mutable state: what is seen, the policies, what predecessors had learned, whose
+        # policies failed, how long a process takes to start, since when calls wait at edges, and
+        # until when nothing is decided.
         self._seen = Sightings()
         self._desks: dict[Ref, _Desk] = {}
-        self._saved: dict[Ref, tuple[_Version, float]] = {}  # and when that was
+        self._saved: dict[Ref, tuple[kept.Version, float]] = {}  # and when that was
+        self._failed_s: dict[Ref, float] = {}  # when it was last said that a policy has a bug
         self._start_s = 0.0
         self._starts_s: deque[float] = deque(maxlen=STARTS)
         self._waiting_since_s: dict[Ref, float] = {}  # at edges, for want of a worker
@@ -108,7 +93,7 @@ class ScaleDesk:
     def started(self, phases: Mapping[str, int]) -> None:
         """Take note of how long a worker process took to start, in microseconds by phase."""
         start_s = sum(phases.values()) / 1e6
-        if start_s:
+        if 0 < start_s <= kept.WAKE_S_MAX:
             if self._start_s and not self._starts_s:
                 self._starts_s.append(self._start_s)  # what a predecessor had learned
             self._starts_s.append(start_s)
@@ -200,16 +185,16 @@ class ScaleDesk:
         )
 
     def _ask(self, ref: Ref, limits: Limits, signals: Signals, now_s: float) -> int:
-        desk = self._desks.get(ref)
-        if desk is None:
-            desk = self._desks[ref] = _Desk(self._take_out(ref, now_s))
         key = (signals.arrived, signals.waiting, signals.running, signals.warm, signals.loading)
         in_use = signals.waiting + signals.running > 0
-        was_used = desk.signals is not None and desk.signals.waiting + desk.signals.running > 0
-        is_news = key != desk.key
-        if is_news and in_use and was_used and now_s < desk.decided_s + PAUSE_S:
-            is_news = False  # a moment later, and then all of it at once
         try:
+            desk = self._desks.get(ref)
+            if desk is None:
+                desk = self._desks[ref] = _Desk(self._take_out(ref, now_s))
+            was_used = desk.signals is not None and desk.signals.waiting + desk.signals.running > 0
+            is_news = key != desk.key
+            if is_news and in_use and was_used and now_s < desk.decided_s + PAUSE_S:
+                is_news = False  # a moment later, and then all of it at once
             if is_news or (in_use and now_s >= desk.observed_s + OBSERVE_S):
                 desk.policy.observe(signals)
                 desk.observed_s = now_s
@@ -218,14 +203,27 @@ class ScaleDesk:
             is_over = decision is None or signals.now_s >= decision.until_s
             if decision is None or is_news or is_over or limits != desk.limits:
                 decision = desk.policy.decide(limits, signals)
+                if math.isnan(decision.until_s):
+                    raise ValueError(f"decided until no time at all: {decision}")
                 self._note(desk, limits, signals, decision)
                 desk.key, desk.decided_s = key, now_s
         except Exception:
-            # A policy's bug on one version must not take the controller away from all the others.
-            _log.exception("bug", model=ref[0], version=ref[1])
-            del self._desks[ref]  # a new one may do better than what was learned wrong
+            self._start_anew(ref, now_s)
             return max(limits.replicas_min, int(limits.is_due), signals.warm, int(in_use))
         return decision.replicas
+
+    def _start_anew(self, ref: Ref, now_s: float) -> None:
+        """A policy has a bug, which must not take the controller away from all other versions.
+
+        Its version gets a new one, which may do better than what was learned wrong.  Call it while
+        the exception is handled.
+        """
+        self._desks.pop(ref, None)
+        if now_s - self._failed_s.get(ref, -math.inf) < BUG_S:
+            return
+        _log.exception("bug", model=ref[0], version=ref[1])
+        self._failed_s = {r: at_s for r, at_s in self._failed_s.items() if now_s - at_s < BUG_S}
+        self._failed_s[ref] = now_s
 
     def _note(self, desk: _Desk, limits: Limits, signals: Signals, decision: Decision) -> None:
         before = desk.decision
@@ -294,48 +292,64 @@ class ScaleDesk:
         return {ref: desk.decision.replicas for ref, desk in desks if desk.decision is not None}
 
     def has_decided(self, ref: Ref) -> bool:
-        """Tell whether a policy has said how many replicas of `ref` are wanted."""
+        """Tell whether it is known how many replicas of `ref` are wanted, if only for a bug."""
         desk = self._desks.get(ref)
-        return desk is not None and desk.decision is not None
+        return ref in self._failed_s or (desk is not None and desk.decision is not None)
 
     # what was learned
 
-    def save(self, now_s: float, unix_s: float) -> bytes:
-        """Return what was learned: no more than `SAVED_BYTES_MAX`, what is served first."""
-        versions: dict[str, _Version] = {}
-        left_bytes = SAVED_BYTES_MAX
-        found = {**dict.fromkeys(self._desks), **dict.fromkeys(self._saved)}
-        for ref in found:
-            saved = self._saved_of(ref, now_s)
-            size_bytes = len(saved.policy) + 256
-            if len(saved.policy) <= POLICY_BYTES_MAX and size_bytes <= left_bytes:
-                versions["/".join(ref)] = saved
-                left_bytes -= size_bytes
-        return msgspec.msgpack.encode(_Saved(unix_s, self._start_s, versions))
+    def known(self) -> list[Ref]:
+        """Return the versions of which something was learned, those that are served first."""
+        return list({**self._desks, **self._saved})
+
+    def learned(self, ref: Ref, now_s: float) -> kept.Version | None:
+        """Return what was learned of one version, to be packed; None: nothing."""
+        desk, seen = self._desks.get(ref), self._seen.versions.get(ref, Seen())
+        if desk is None:
+            if ref not in self._saved:
+                return None
+            saved, at_s = self._saved[ref]
+            age_s = max(0.0, now_s - at_s)
+            idle_s = None if saved.idle_s is None else saved.idle_s + age_s - saved.age_s
+            return msgspec.structs.replace(
+                saved, age_s=kept.age(age_s), idle_s=None if idle_s is None else kept.age(idle_s)
+            )
+        try:
+            policy = self._policy_of(desk, now_s)
+        except Exception:
+            self._start_anew(ref, now_s)
+            policy = b""
+        return kept.Version(
+            *(policy, 0.0, seen.rows_per_s, seen.rows_per_call, seen.wake_s, seen.size_bytes),
+            None if seen.used_s is None else kept.age(now_s - seen.used_s),
+        )
+
+    def pack(self, versions: Iterable[tuple[Ref, kept.Version]], unix_s: float) -> bytes:
+        """Return what `restore` takes, of what `learned` returned about now."""
+        return kept.pack(unix_s, self._start_s, versions)
 
     def restore(self, data: bytes | None, now_s: float, unix_s: float) -> bool:
         """Take over what a predecessor had learned, before which nothing is decided.
 
         Args:
-            data: from its `save`; None: there is nothing.
+            data: from its `pack`; None: there is nothing.
             now_s: monotonic.
             unix_s: wall clock: tells how long nobody was there to learn.
 
         Returns:
-            False if `data` is not readable; then everything is learned anew.
+            False if nothing of `data` is readable; then everything is learned anew.
         """
         self._is_restored = True
         if data is None:
             return True
-        try:
-            saved = msgspec.msgpack.decode(data, type=_Saved)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        found = kept.read(data)
+        if found is None:
             return False
-        away_s = min(max(0.0, unix_s - saved.unix_s), AWAY_S_MAX)
-        self._start_s = self._start_s or saved.start_s
-        for name, version in saved.versions.items():
-            model, _, number = name.partition("/")
-            ref = (model, number)
+        if found.damaged:
+            _log.warning("learned_damaged", versions=found.damaged)
+        away_s = min(max(0.0, unix_s - found.unix_s), AWAY_S_MAX)
+        self._start_s = self._start_s or found.start_s
+        for ref, version in found.versions.items():
             self._saved[ref] = (version, now_s - away_s - version.age_s)
             seen = self._seen.versions.setdefault(ref, Seen())
             seen.rows_per_s = seen.rows_per_s or version.rows_per_s
@@ -346,13 +360,7 @@ class ScaleDesk:
                 seen.used_s = now_s - away_s - version.idle_s
         return True
 
-    def _saved_of(self, ref: Ref, now_s: float) -> _Version:
-        if ref not in self._desks:
-            saved, at_s = self._saved[ref]
-            age_s = max(0.0, now_s - at_s)
-            idle_s = None if saved.idle_s is None else saved.idle_s + age_s - saved.age_s
-            return msgspec.structs.replace(saved, age_s=age_s, idle_s=idle_s)
-        desk, seen = self._desks[ref], self._seen.versions.get(ref, Seen())
+    def _policy_of(self, desk: _Desk, now_s: float) -> bytes:
         if desk.signals is not None:  # so that its times are relative to now
             moved_s = now_s * self._time_scale - desk.signals.now_s
             unix_s = desk.signals.unix_s + moved_s
@@ -360,11 +368,7 @@ class ScaleDesk:
                 desk.signals, now_s=desk.signals.now_s + moved_s, unix_s=unix_s
             )
             desk.policy.observe(now)
-        return _Version(
-            *(desk.policy.save(), 0.0, seen.rows_per_s, seen.rows_per_call),
-            *(seen.wake_s, seen.size_bytes),
-            None if seen.used_s is None else now_s - seen.used_s,
-        )
+        return desk.policy.save()
 
     def _take_out(self, ref: Ref, now_s: float) -> ScalingPolicy:
         policy = self._make()
@@ -374,12 +378,14 @@ class ScaleDesk:
         return policy
 
     def _put_away(self, ref: Ref, now_s: float) -> None:
-        self._saved[ref] = (self._saved_of(ref, now_s), now_s)
-        del self._desks[ref]
+        learned = self.learned(ref, now_s)
+        if learned is not None:
+            self._saved[ref] = (learned, now_s)
+        self._desks.pop(ref, None)
         self._waiting_since_s.pop(ref, None)
         while len(self._saved) > FORGOTTEN_MAX:
             del self._saved[next(iter(self._saved))]
 
 
 def _plain(terms: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: round(v, 6) if math.isfinite(v) else None for name, v in terms.items()}
+    return {name: round(float(v), 6) if math.isfinite(v) else None for name, v in terms.items()}

@@ -20,6 +20,7 @@ from pool.placement import Demand, Ref, WorkerView
 from pool.registry_watch import Snapshot
 from pool.scale_desk import ScaleDesk
 from pool.scaling.due import timed, why_due
+from pool.scaling.kept import Version
 from pool.scaling.limits import limits_of, owners_of
 from pool.scaling.signals import Limits
 from pool.wire import control
@@ -28,6 +29,7 @@ from registry_sync.documents import EndpointSpec
 SAVE_S: Final = 300.0
 LOAD_S_MAX: Final = 5.0  # a registry that is slower loses to this node's copy
 LAST_SAVE_S_MAX: Final = 2.0
+SAVED_AT_ONCE: Final = 8  # versions, about 2 ms where all are busy; then others have their turn
 LOOK_S_MIN: Final = 0.05  # between two looks that a policy asks for
 LEAD_S: Final = 1.0  # before the hours of a schedule, besides the wake itself
 ASKED_S: Final = 600.0  # `warm` alone, where a learned policy decides afterwards
@@ -55,7 +57,7 @@ class ScaleOrders:
         self._asked_s: dict[str, float] = {}  # endpoint → warm until then, by request
         self._timer: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
-        self._saving: asyncio.Task[object] | None = None
+        self._saving: asyncio.Task[None] | None = None
         self._saved_s: float | None = None  # None: nothing is restored yet
         self._snapshot: Snapshot | None = None
         self._timed: Mapping[str, tuple[str, float]] = {}
@@ -211,6 +213,8 @@ class ScaleOrders:
             except TimeoutError:
                 _log.warning("learned_unreachable", error=f"not within {LOAD_S_MAX:g} s")
                 data = await asyncio.to_thread(self._learned.load_local)
+            except Exception:
+                _log.exception("bug")  # which must not keep everything as it is for ever
         now_s = asyncio.get_running_loop().time()
         if not self._desk.restore(data, now_s, time.time()):
             _log.warning("learned_unreadable", bytes=len(data or b""))
@@ -223,20 +227,33 @@ class ScaleOrders:
         is_saving = self._saving is not None and not self._saving.done()
         if self._saved_s is None or now_s - self._saved_s < SAVE_S or is_saving:
             return
-        self._save(now_s)
+        self._save()
 
-    def _save(self, now_s: float) -> None:
-        if self._learned is None:
-            return
-        self._saved_s = now_s
-        data = self._desk.save(now_s, time.time())
-        work = asyncio.to_thread(self._learned.save, data)
-        self._saving = asyncio.get_running_loop().create_task(work)
+    def _save(self) -> None:
+        if self._learned is not None:
+            loop = asyncio.get_running_loop()
+            self._saved_s = loop.time()
+            self._saving = loop.create_task(self._keep(self._learned, self._desk))
+
+    async def _keep(self, learned: Learned, desk: ScaleDesk) -> None:
+        loop = asyncio.get_running_loop()
+        found: dict[Ref, Version] = {}
+        try:
+            for count, ref in enumerate(desk.known(), 1):
+                version = desk.learned(ref, loop.time())
+                if version is not None:
+                    found[ref] = version
+                if not count % SAVED_AT_ONCE:
+                    await asyncio.sleep(0)
+            if desk is self._desk:  # else somebody else leads by now
+                await asyncio.to_thread(learned.save, desk.pack(found.items(), time.time()))
+        except Exception:
+            _log.exception("bug")
 
     async def finish(self) -> None:
         """Keep what was learned, once more; a registry that hangs is not waited for."""
         if self._saved_s is not None:
-            self._save(asyncio.get_running_loop().time())
+            self._save()
         if self._saving is not None:
             await asyncio.wait([self._saving], timeout=LAST_SAVE_S_MAX)
 

@@ -73,6 +73,7 @@ PURE = (
     "pool.scaling.gaps",
     "pool.scaling.hazard",
     "pool.scaling.keepalive",
+    "pool.scaling.kept",
     "pool.scaling.renewal",
     "pool.scaling.signals",
     "pool.scaling.due",

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
+from pool.scaling.kept import unpack
+
 HOUR_S: Final = 3600.0
 HOURS: Final = 24
+REPLICAS_MAX: Final = 1 << 16  # more than that were never warm
+
+_TookS = Annotated[float, msgspec.Meta(ge=0, le=REPLICAS_MAX * HOUR_S)]
 
 
 class _Saved(msgspec.Struct, array_like=True):
-    hours_s: list[float]  # replica-seconds in each of the last hours, the one that runs last
+    # Replica-seconds in each of the last hours, the one that runs last.
+    hours_s: Annotated[list[_TookS], msgspec.Meta(max_length=HOURS)]
 
 
 class Budget:
@@ -64,11 +70,10 @@ class Budget:
 
     def restore(self, data: bytes, now_s: float) -> None:
         """Take over what was spent until `now_s`; what is not readable is ignored."""
-        try:
-            saved = msgspec.msgpack.decode(data, type=_Saved)
-        except msgspec.DecodeError:
+        saved = unpack(data, _Saved)
+        if saved is None:
             return
         last = math.floor(now_s / HOUR_S)
-        for back, took_s in enumerate(reversed(saved.hours_s[-HOURS:])):
-            if math.isfinite(took_s) and took_s > 0:
+        for back, took_s in enumerate(reversed(saved.hours_s)):
+            if took_s:
                 self._hours_s[last - back] = took_s

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
 
 from pool.scaling.gaps import BINS, HOUR_S, Floats, GapHistogram, GapPool, bin_of
 from pool.scaling.hazard import Windows, windows
+from pool.scaling.kept import unpack
 from pool.scaling.renewal import MEMBERS, Renewal
-from pool.scaling.ticks import Ticks
+from pool.scaling.ticks import TICKS_MAX, Ticks
 
 # A version that nobody has called yet stays warm for this long.
 EXPLORE_S: Final = 4 * HOUR_S
@@ -30,15 +31,24 @@ REPLAN_SHARE: Final = 1 / 16
 # its windows move with every tick.
 CLOCK_MATTERS: Final = math.log(0.01)
 
+# What is read back: as all of it fades, it cannot get beyond these.
+_PREDICTORS: Final = 2 + len(SUPPOSED_GAPS)
+_Gaps = Annotated[float, msgspec.Meta(ge=0, le=10 / (1 - KEEP))]
+_Log = Annotated[float, msgspec.Meta(ge=-1e4, le=0)]  # of a likelihood, the greatest at 0
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+_SignedSeconds = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]
+
 
 class _Saved(msgspec.Struct, array_like=True):
     """What is kept of a version over a restart; nothing in it is a time of day."""
 
-    gaps: int
-    counts: dict[int, float]
-    evidence: list[float]
-    ticks: tuple[int, float, float, float]
-    trust: list[float]
+    gaps: Annotated[int, msgspec.Meta(gt=0, le=2**53)]
+    counts: dict[Annotated[int, msgspec.Meta(ge=0, lt=BINS)], _Gaps]
+    evidence: Annotated[list[_Log], msgspec.Meta(min_length=MEMBERS, max_length=MEMBERS)]
+    ticks: tuple[
+        Annotated[int, msgspec.Meta(ge=0, le=TICKS_MAX)], _Seconds, _SignedSeconds, _Seconds
+    ]
+    trust: Annotated[list[_Log], msgspec.Meta(min_length=_PREDICTORS, max_length=_PREDICTORS)]
 
 
 class KeepAlive:
@@ -67,7 +77,7 @@ class KeepAlive:
         self._renewal = Renewal(self._pool.prior(MEMBERS))
         self._histogram = GapHistogram(KEEP)
         self._ticks = Ticks()
-        self._trust = [0.0] * (2 + len(SUPPOSED_GAPS))
+        self._trust = [0.0] * _PREDICTORS
         self._told: Floats | None = None
         # whether it was ever called and since when it idles, and the plan for an idle gap.
         self._was_called = False
@@ -189,17 +199,8 @@ class KeepAlive:
 
     def restore(self, data: bytes) -> None:
         """Take over what a predecessor had learned; what is not readable is ignored."""
-        try:
-            saved = msgspec.msgpack.decode(data, type=_Saved)
-        except msgspec.DecodeError:
-            return
-        numbers = [*saved.counts.values(), *saved.evidence, *saved.ticks, *saved.trust]
-        is_whole = len(saved.evidence) == MEMBERS and len(saved.trust) == len(self._trust)
-        is_whole &= saved.gaps > 0
-        if not is_whole or not all(math.isfinite(number) for number in numbers):
-            return
-        is_possible = min(*saved.counts.values(), *saved.ticks[:2], saved.ticks[3]) >= 0
-        if not is_possible or any(not 0 <= index < BINS for index in saved.counts):
+        saved = unpack(data, _Saved)
+        if saved is None:
             return
         counts = np.zeros(BINS)
         for index, count in saved.counts.items():
@@ -208,5 +209,6 @@ class KeepAlive:
         self._histogram.take(counts)
         self._renewal.take(np.array(saved.evidence))
         self._ticks.take(saved.ticks)
-        self._trust = saved.trust
+        most = max(saved.trust)
+        self._trust = [each - most for each in saved.trust]
         self._tell()

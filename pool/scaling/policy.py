@@ -10,6 +10,7 @@ from pool.scaling.autoscale import Autoscaler
 from pool.scaling.budget import Budget
 from pool.scaling.gaps import GapPool
 from pool.scaling.keepalive import KeepAlive
+from pool.scaling.kept import unpack
 from pool.scaling.signals import Decision, Limits, Signals
 
 
@@ -116,9 +117,8 @@ class ScalingPolicy:
             data: what `save` returned.
             now_s: on this policy's clock, when the predecessor last observed something.
         """
-        try:
-            saved = msgspec.msgpack.decode(data, type=_Saved)
-        except msgspec.DecodeError:
+        saved = unpack(data, _Saved)
+        if saved is None:
             return
         self._keep_alive.restore(saved.keep_alive)
         self._autoscaler.restore(saved.autoscaler, now_s)

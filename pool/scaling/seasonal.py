@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import zlib
 from array import array
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
+from pool.scaling.kept import unpack
 from pool.scaling.signals import Signals
 
 BUCKET_S: Final = 5.0
@@ -34,15 +35,18 @@ SLACK: Final = 1  # buckets
 
 # Rates are kept in bytes, by their logarithm: 0 to 8 million calls per second, 6 % apart.
 STEPS: Final = 16.0
+# No score gets beyond what such a rate adds to it, nor does what comes of all forecasts.
+_Score = Annotated[float, msgspec.Meta(ge=-1e14, le=1e14)]
+_Calls = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
 
 
 class _Saved(msgspec.Struct, array_like=True):
     """What is kept over a restart, as of the last look."""
 
     rates: bytes  # a byte for each bucket, oldest first, compressed
-    scores: list[float]
-    spared_calls: float
-    idle_calls: float
+    scores: Annotated[list[_Score], msgspec.Meta(min_length=len(PERIODS), max_length=len(PERIODS))]
+    spared_calls: _Calls
+    idle_calls: _Calls
 
 
 class Seasonal:
@@ -125,12 +129,12 @@ class Seasonal:
 
     def restore(self, data: bytes, now_s: float) -> None:
         """Take over what was learned until `now_s`; what is not readable is ignored."""
-        try:
-            saved = msgspec.msgpack.decode(data, type=_Saved)
-            packed = zlib.decompressobj().decompress(saved.rates, BUCKETS)
-        except (msgspec.DecodeError, zlib.error):
+        saved = unpack(data, _Saved)
+        if saved is None:
             return
-        if len(saved.scores) != len(PERIODS) or not all(map(math.isfinite, saved.scores)):
+        try:
+            packed = zlib.decompressobj().decompress(saved.rates, BUCKETS)
+        except zlib.error:
             return
         self._bucket = math.floor(now_s / BUCKET_S)
         self._begun = self._bucket - len(packed)

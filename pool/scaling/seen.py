@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from pool.scaling.kept import WAKE_S_MAX
 from pool.wire.control import EngineState
 
 Ref: TypeAlias = tuple[str, str]  # model, version
 
 RECENT_S: Final = 2.0
 WORKERS_MAX: Final = 4096  # whose counts are remembered
+SPEED_MIN, SPEED_MAX = 1e-6, 1e9  # calls a second of one replica: one in days, one in no time
 ROWS_GAIN_CALLS: Final = 32  # so many calls move the rows of a call half of the way
 
 
@@ -42,8 +44,9 @@ class Seen:
 
     @property
     def calls_per_s(self) -> float:
-        """How many calls a second one replica can do; 0: not known."""
-        return self.rows_per_s / self.rows_per_call if self.rows_per_call else 0.0
+        """How many calls a second one replica can do; 0: not known, or not to be believed."""
+        calls_per_s = self.rows_per_s / self.rows_per_call if self.rows_per_call else 0.0
+        return calls_per_s if SPEED_MIN <= calls_per_s <= SPEED_MAX else 0.0
 
 
 @dataclass(slots=True)
@@ -85,7 +88,7 @@ class Sightings:
                     rows_per_call = more_rows / more
                     gain = more / (more + ROWS_GAIN_CALLS) if seen.rows_per_call else 1.0
                     seen.rows_per_call += gain * (rows_per_call - seen.rows_per_call)
-            if engine.wake_us:
+            if 0 < engine.wake_us <= WAKE_S_MAX * 1e6:
                 seen.wake_s = engine.wake_us / 1e6
             if engine.bytes:
                 seen.size_bytes = engine.bytes

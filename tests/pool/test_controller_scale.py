@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +16,8 @@ from pool import controller as controller_module
 from pool import scale_orders
 from pool.controller import Controller
 from pool.learned import KEY, Learned
+from pool.scale_desk import ScaleDesk
+from pool.scaling import kept
 from pool.wire import control
 from registry_sync.documents import EndpointState
 from registry_sync.endpoints import update_state
@@ -329,3 +333,60 @@ async def test_broken_checkpoint_is_learned_anew(stack: Stack) -> None:
     await with_learned(stack).poll()
     one = await stack.joined(worker("w1"))
     assert (await one.hear(control.Command)).op == "load"
+
+
+@pytest.mark.parametrize(("start_s", "wake_s"), [(math.inf, 0.05), (0.5, math.inf), (0.5, 1e300)])
+async def test_bad_number_in_the_checkpoint_ends_no_round(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, start_s: float, wake_s: float
+) -> None:
+    monkeypatch.setattr(controller_module, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(controller_module, "KEEPALIVE_S", 0.1)
+    bad = [time.time(), start_s, {"m/1": [b"", 0.0, 0.0, 0.0, wake_s], "m/2": [b""]}]
+    stack.store.put_new(KEY, msgspec.msgpack.encode(bad))
+    stack.put_spec(idle_s=60.0, replicas_min=1)
+    controller = with_learned(stack)
+    ticking = asyncio.get_running_loop().create_task(controller.tick_forever())
+    await controller.poll()
+    follower = await stack.joined(edge())
+    absurd = msgspec.structs.replace(worker("w1"), phases={"spawn": 2**53})
+    one = await stack.joined(absurd)
+    await one.hear(control.Command)
+    one.say(beat(msgspec.structs.replace(engine(), wake_us=2**53)))
+    await follower.hear(control.Routes, lambda r: bool(r.engines and r.engines[0].warm))
+    await follower.heard_often(control.Welcome, 3)  # every tick but one says one
+    assert not ticking.done()
+    ticking.cancel()
+
+
+async def test_loop_has_other_turns_while_much_is_kept(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [(f"m{n}", "1") for n in range(100)]
+    data = kept.pack(time.time(), 0.5, ((ref, kept.Version(b"")) for ref in names))
+    stack.store.put_new(KEY, data)
+    await with_learned(stack).poll()
+    stack.put_spec()
+    await stack.controller.poll()
+    one = await stack.joined(worker("w1"))
+    await one.hear(control.Command)  # so that it was restored
+    turns, packed = 0, []
+    pack = ScaleDesk.pack
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if not packed:
+            asyncio.get_running_loop().call_soon(turn)
+
+    def note(desk: ScaleDesk, *args: Any) -> bytes:
+        packed.append(turns)
+        return pack(desk, *args)
+
+    monkeypatch.setattr(ScaleDesk, "pack", note)
+    turn()
+    await stack.controller.finish(1.0)
+    assert len(packed) == 1
+    assert packed[0] >= len(names) // scale_orders.SAVED_AT_ONCE
+    kept_again = kept.read(stack.store.get(KEY).data)
+    assert kept_again is not None
+    assert len(kept_again.versions) == 1 + len(names)

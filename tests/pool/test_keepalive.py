@@ -162,7 +162,19 @@ def test_what_is_not_readable_is_ignored(cut: int) -> None:
 
 @pytest.mark.parametrize(
     ("index", "value"),
-    [(0, 0), (1, {BINS: 1.0}), (1, {0: math.nan}), (1, {0: -1.0}), (2, [0.0]), (4, [])],
+    [
+        (0, 0),
+        (1, {BINS: 1.0}),
+        (1, {0: math.nan}),
+        (1, {0: -1.0}),
+        (2, [0.0]),
+        (4, []),
+        (0, 2**60),
+        (1, {0: 1e308}),
+        (2, [1.0] * 180),
+        (3, [1, 1e300, 0.0, 0.0]),
+        (4, [math.inf] * 4),
+    ],
 )
 def test_what_was_saved_wrongly_is_ignored(index: int, value: object) -> None:
     saved = msgspec.msgpack.decode(after([60.0] * 3).save())
@@ -171,6 +183,19 @@ def test_what_was_saved_wrongly_is_ignored(index: int, value: object) -> None:
     keep.restore(msgspec.msgpack.encode(saved))
     keep.ended(0.0)
     assert keep.wants(0.0, COST_S, WAKE_S) == (True, EXPLORE_S)
+
+
+def test_trust_that_is_low_in_all_of_them_is_even_trust() -> None:
+    plans = []
+    for trust in (0.0, -9000.0):
+        saved = msgspec.msgpack.decode(after([60.0] * 9).save())
+        saved[4] = [trust] * 4
+        keep = KeepAlive()
+        keep.restore(msgspec.msgpack.encode(saved))
+        keep.ended(0.0)
+        keep.wants(0.0, COST_S, WAKE_S)
+        plans.append(keep.plan())
+    assert plans[0] == plans[1] != []
 
 
 def test_windows_are_the_cheapest_of_all_sets_of_bins() -> None:

@@ -12,9 +12,11 @@ import pytest
 from pool import scale_desk
 from pool.placement import Demand, Ref, WorkerView
 from pool.scale_desk import ScaleDesk
+from pool.scaling import kept
 from pool.scaling.policy import ScalingPolicy
 from pool.scaling.signals import Decision, Limits, Signals
 from pool.wire.control import EngineState
+from tests.support.learned import kept_of
 
 REF: Ref = ("m", "1")
 NUMBER = Limits(idle_s=60.0)
@@ -177,7 +179,7 @@ def test_one_start_that_took_long_refuses_nobody_later() -> None:
         made.desk.started({"spawn": 4_000_000})
     assert made.desk.wake_s(REF, is_up=False) == pytest.approx(4.1)
     heir = ScaleDesk()
-    heir.restore(made.desk.save(2.0, 2.0), 3.0, 3.0)
+    heir.restore(kept_of(made.desk, 2.0, 2.0), 3.0, 3.0)
     heir.started({"spawn": 33_000_000})
     assert heir.wake_s(REF, is_up=False) == pytest.approx(4.1)
 
@@ -288,7 +290,7 @@ def test_what_was_learned_goes_on_after_the_controller() -> None:
     one = Desk()
     one.round(1.0, engine(arrived=1, arrived_rows=4, idle_s=9.0))
     one.round(2.0, engine(calls=1, arrived=2, arrived_rows=8, rows_per_s=8.0, wake_us=1, bytes=7))
-    data = one.desk.save(10.0, 2000.0)
+    data = kept_of(one.desk, 10.0, 2000.0)
     assert one.policy.seen[-1].now_s == 10.0  # so that its times are relative to now
 
     other = ScaleDesk(make=lambda: made[-1])
@@ -303,7 +305,7 @@ def test_what_was_learned_goes_on_after_the_controller() -> None:
 
 @pytest.mark.parametrize("unix_s", [0.0, -3600.0])
 def test_clock_that_went_back_meanwhile_counts_as_no_time(unix_s: float) -> None:
-    data = Desk().desk.save(1.0, 5.0)
+    data = kept_of(Desk().desk, 1.0, 5.0)
     saved = msgspec.msgpack.decode(data)
     saved[2] = {"m/1": [b"x"]}
     desk = ScaleDesk(make=lambda: policy)
@@ -323,17 +325,17 @@ def test_what_cannot_be_read_is_learned_anew(data: bytes) -> None:
 def test_every_truncation_of_what_was_learned_is_refused() -> None:
     one = Desk()
     one.round(1.0, engine(calls=1, wake_us=1))
-    data = one.desk.save(1.0, 1.0)
+    data = kept_of(one.desk, 1.0, 1.0)
     for length in range(len(data)):
         assert not ScaleDesk().restore(data[:length], 1.0, 1.0)
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scale_desk, "SAVED_BYTES_MAX", 10_000)
+    monkeypatch.setattr(kept, "BYTES_MAX", 10_000)
     made = Desk()
     made.limits = {("m", str(n)): NUMBER for n in range(1, 1000)}
     made.desk.round(made.limits, [], now_s=1.0, unix_s=1.0)
-    data = made.desk.save(1.0, 1.0)
+    data = kept_of(made.desk, 1.0, 1.0)
     assert 1000 < len(data) <= 10_000
 
 
@@ -352,7 +354,7 @@ def test_versions_that_nobody_names_are_forgotten_in_the_end(
     known = [n for n in range(1, 100) if made.desk.wake_s(("m", str(n)))]
     assert len(known) <= 25
     assert set(range(90, 100)) <= set(known)
-    assert len(msgspec.msgpack.decode(made.desk.save(100.0, 1.0))[2]) == 11
+    assert len(msgspec.msgpack.decode(kept_of(made.desk, 100.0, 1.0))[2]) == 11
 
 
 def test_version_that_comes_back_knows_what_it_had_learned() -> None:
@@ -360,7 +362,7 @@ def test_version_that_comes_back_knows_what_it_had_learned() -> None:
     made.round(1.0, engine())
     made.limits = {}
     made.desk.round({}, [], now_s=2.0, unix_s=2.0)
-    assert len(msgspec.msgpack.decode(made.desk.save(3.0, 3.0))[2]) == 1
+    assert len(msgspec.msgpack.decode(kept_of(made.desk, 3.0, 3.0))[2]) == 1
     made.limits = {REF: NUMBER}
     made.round(9.0)
     assert made.policies[-1].restored == (b"learned", 2.0)

@@ -2,7 +2,7 @@
 
 Both go by concurrency: the calls that run or wait, averaged over a window.  Where calls take a
 second or more that is what they get here.  Of calls that are over sooner, a queue of a second is
-dozens for every replica, and to the letter both ask for 6 to 130 times what is needed as soon as
+dozens for every replica, and to the letter both ask for up to 130 times what is needed as soon as
 one burst finds too few; there it is the work that arrives (Knative's `rps` metric), which serves
 them better in all measures but the calls on time.  A replica is meant to be busy for 70 % of the
 time.

@@ -112,11 +112,13 @@ def _speed(row: Row) -> tuple[float, ...]:
     return 1 - (row.attainment or 0.0), _less(row.gpu_hours_ratio)
 
 
+WARMTH: Final = "cold share x waste"
+SPEED: Final = "late share x GPU-hours"
 ALL: Final = "all four"
 
 # Each with what is to be small.
 TRADES: Final[Mapping[str, Callable[[Row], tuple[float, ...]]]] = {
-    "cold share x waste": _warmth,
-    "late share x GPU-hours": _speed,
+    WARMTH: _warmth,
+    SPEED: _speed,
     ALL: lambda row: (*_warmth(row), *_speed(row)),
 }

@@ -116,7 +116,8 @@ async def test_call_that_comes_while_its_process_drains_is_answered_by_a_new_one
         await one.until_state("up")
         old = one.pid
         one.supervisor.want(())
-        await one.until_state("draining")
+        await one.until(lambda: not one.supervisor.pids())  # it has said that it listens no more
+        assert one.state == "draining"
         assert await one.ask() == f"{one.pid} for a call"
         assert one.pid not in (0, old)
 

@@ -272,13 +272,13 @@ def _ready(stack: Stack, model: str) -> tuple[int, str]:
 
 
 def test_unload_lets_an_endpoint_sleep_until_a_call_wakes_it(stack: Stack, tmp_path: Path) -> None:
-    model = "manage-sleep"
+    model = f"manage-sleep-{secrets.token_hex(3)}"  # another one in each try
     stack.publish(model, models.identity(tmp_path / "s.onnx"))
     loads = stack.engine(model)[0]["loads"]
     body = '{"parameters": {"unload_dependents": false}}'
     answer = stack.request("POST", f"/v2/repository/models/{model}/unload", body)
     assert (answer.status, answer.body) == (200, b"")
-    assert stack.engine(model) == []
+    until(lambda: stack.engine(model) == [], what="its memory is given back")
     # It would never sleep by its policy; that it was unloaded is no first load that is due.
     assert _ready(stack, model) == (200, "asleep")
     assert _index(stack)[model]["reason"] == "unloaded by request"
@@ -290,7 +290,7 @@ def test_unload_lets_an_endpoint_sleep_until_a_call_wakes_it(stack: Stack, tmp_p
 def test_what_was_unloaded_stays_so_while_the_controller_plans(
     stack: Stack, tmp_path: Path
 ) -> None:
-    model = "manage-stays"
+    model = f"manage-stays-{secrets.token_hex(3)}"
     stack.publish(model, models.identity(tmp_path / "s.onnx"))
     assert stack.request("POST", f"/v2/repository/models/{model}/unload").status == 200
     # Documents, routes and heartbeats come, each of which makes the controller plan anew.

@@ -11,7 +11,7 @@ import http.client
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,28 +143,50 @@ def read(samples: Sequence[Sample]) -> list[bytes]:
     ]
 
 
+def call(
+    connection: http.client.HTTPConnection,
+    run: DemoRun,
+    body: bytes,
+    headers: Mapping[str, str],
+    what: str,
+) -> tuple[http.client.HTTPResponse, bytes, float]:
+    """Send one call; returns the answer, its content, and after how many ms it was there.
+
+    Raises:
+        ConnectionError: it is not 200; `what` was asked.
+    """
+    headers = {
+        "authorization": f"Bearer {run.key}",
+        "content-type": "application/json",
+        **headers,
+    }
+    began_s = time.perf_counter()
+    connection.request("POST", f"/v2/models/{ENDPOINT}/infer", body, headers)
+    response = connection.getresponse()
+    content = response.read()
+    latency_ms = (time.perf_counter() - began_s) * 1e3
+    if response.status != 200:
+        raise ConnectionError(f"{what}: {response.status} {content[:300]!r}")
+    return response, content, latency_ms
+
+
+def connect(run: DemoRun) -> http.client.HTTPConnection:
+    """Return a connection to the running demo."""
+    host, port = run.url.removeprefix("http://").rsplit(":", 1)
+    return http.client.HTTPConnection(host, int(port), timeout=60)
+
+
 def send(run: DemoRun, samples: Sequence[Sample], bodies: Sequence[bytes]) -> None:
     """Send every file `ROUNDS` times and take down the answers.
 
     Raises:
         ConnectionError: an answer is not 200.
     """
-    host, port = run.url.removeprefix("http://").rsplit(":", 1)
-    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    connection = connect(run)
     for _ in range(ROUNDS):
         for sample, body in zip(samples, bodies, strict=True):
-            headers = {
-                "authorization": f"Bearer {run.key}",
-                "content-type": "application/json",
-                UNIT_HEADER: str(sample.path),
-            }
-            began_s = time.perf_counter()
-            connection.request("POST", f"/v2/models/{ENDPOINT}/infer", body, headers)
-            response = connection.getresponse()
-            content = response.read()
-            latency_ms = (time.perf_counter() - began_s) * 1e3
-            if response.status != 200:
-                raise ConnectionError(f"{sample.path}: {response.status} {content[:300]!r}")
+            path = str(sample.path)
+            response, content, latency_ms = call(connection, run, body, {UNIT_HEADER: path}, path)
             scores = np.array(json.loads(content)["outputs"][0]["data"], dtype=np.float32)
             run.seen.append(
                 Seen(

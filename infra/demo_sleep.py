@@ -7,7 +7,6 @@ that no cache may answer, and what its wake spent its time on is taken from the 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import msgspec
 
 from infra.client import ask
-from infra.demo import ENDPOINT, DemoRun
+from infra.demo import ENDPOINT, DemoRun, call, connect
 from infra.local import UpOptions
 from registry_sync import endpoints
 from registry_sync.stores import Store
@@ -83,20 +82,9 @@ async def _phases(options: UpOptions, version: str) -> Mapping[str, float]:
 
 def _call(run: DemoRun) -> tuple[str, float]:
     """Send one call past every cache; returns the version that answered, and after how many ms."""
-    host, port = run.url.removeprefix("http://").rsplit(":", 1)
-    connection = http.client.HTTPConnection(host, int(port), timeout=60)
-    headers = {
-        "authorization": f"Bearer {run.key}",
-        "content-type": "application/json",
-        "cache-control": "no-store",
-    }
+    connection = connect(run)
     body = run.body_path.read_bytes()
-    began_s = time.perf_counter()
-    connection.request("POST", f"/v2/models/{ENDPOINT}/infer", body, headers)
-    response = connection.getresponse()
-    content = response.read()
-    answer_ms = (time.perf_counter() - began_s) * 1e3
+    headers = {"cache-control": "no-store"}
+    _, content, answer_ms = call(connection, run, body, headers, "the call after the sleep")
     connection.close()
-    if response.status != 200:
-        raise ConnectionError(f"the call after the sleep: {response.status} {content[:300]!r}")
     return json.loads(content)["model_version"], answer_ms

@@ -23,6 +23,7 @@ from pool import recycling
 from pool.load_guard import guard_folder
 from pool.recycling import Sample, State
 from pool.slots import EngineSlot
+from registry_sync.memory import proc_bytes
 from registry_sync.supervised import ask_for_heir
 
 LOOK_S: Final = 5.0
@@ -137,17 +138,9 @@ class Succession:
 
 def memory_bytes() -> int:
     """Return this process's anonymous memory that is in RAM; 0 where the system does not say."""
-    return _kilobytes(Path("/proc/self/status"), "RssAnon:") << 10
+    return proc_bytes(Path("/proc/self/status"), "RssAnon:")
 
 
 def available_bytes() -> int:
     """Return how much memory this machine has left."""
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable:") << 10
-
-
-def _kilobytes(path: Path, name: str) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in path.read_text().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1])
-    return 0
+    return proc_bytes(Path("/proc/meminfo"), "MemAvailable:")

@@ -12,6 +12,8 @@ import importlib
 from pathlib import Path
 from typing import Any, Final
 
+from registry_sync.memory import proc_bytes
+
 PROC: Final = Path("/proc/meminfo")
 CGROUP: Final = Path("/sys/fs/cgroup")
 # Where each version of control groups says the limit, what is used, and how much of that is
@@ -31,7 +33,7 @@ def total_bytes(device: str) -> int:
     """Return how much memory `device` ("cpu", "cuda:0", …) has; 0: it does not say."""
     if device != "cpu":
         return _of_gpu(device)[0]
-    machine = _meminfo("MemTotal:")
+    machine = proc_bytes(PROC, "MemTotal:")
     group = _of_group(CGROUP)
     return machine if group is None else min(machine or group[0], group[0])
 
@@ -40,7 +42,7 @@ def available_bytes(device: str) -> int:
     """Return how much of its memory is free now; 0: it does not say."""
     if device != "cpu":
         return _of_gpu(device)[1]
-    machine = _meminfo("MemAvailable:")
+    machine = proc_bytes(PROC, "MemAvailable:")
     group = _of_group(CGROUP)
     return machine if group is None else min(machine or group[1], group[1])
 
@@ -54,14 +56,6 @@ def _of_group(root: Path) -> tuple[int, int] | None:
             stat = dict(line.split() for line in (root / stat_name).read_text().splitlines())
             return limit, max(1, limit - used + int(stat.get(cached_name, 0)))
     return None
-
-
-def _meminfo(name: str) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in PROC.read_text().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) << 10
-    return 0
 
 
 @functools.cache

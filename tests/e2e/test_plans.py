@@ -127,7 +127,9 @@ def test_plan_and_its_gate_are_listed(compiled: Stack) -> None:
 def test_restarted_worker_has_the_plan_from_the_first_call_on(compiled: Stack) -> None:
     key = plan_of(compiled, "same")
     compiled.restart()
-    compiled.until_ready("same")
+    compiled.until_ready("same")  # it may still load; the first call waits for that
+    x = ("FP32", [1, FEATURES], [0.5] * FEATURES)
+    assert compiled.infer("same", {"x": x}).status == 200
     assert plan_of(compiled, "same") == key
     assert events(compiled, "engine_warm")[-1]["plan"] == key
     assert len(events(compiled, "builder_started")) == 1

@@ -30,6 +30,7 @@ from registry_sync.documents import (
     read_spec,
     read_state,
 )
+from registry_sync.rollouts import effective_weights
 
 Ref = tuple[str, str]
 
@@ -169,9 +170,7 @@ def _endpoint(
     versions: Mapping[Ref, Version],
     metrics: Metrics,
 ) -> Endpoint:
-    weights: Mapping[str, float] = {}
-    if state is not None and state.revision == spec.revision:
-        weights = state.weights
+    weights = effective_weights(spec, state)
     arms = tuple(
         ArmOf(
             v.name,
@@ -188,9 +187,7 @@ def _endpoint(
         name=spec.endpoint,
         revision=spec.revision,
         arms=arms,
-        assignment=Arms(
-            [Arm(v.name, weights.get(v.name, v.weight)) for v in spec.variants], spec.assign.salt
-        ),
+        assignment=Arms([Arm(v.name, weights[v.name]) for v in spec.variants], spec.assign.salt),
         spec=spec,
         deadline_s=spec.deadline_ms / 1000,
         cache_ttl_s=spec.cache.ttl_s if spec.cache is not None else 0.0,

@@ -25,6 +25,7 @@ from pool.scaling.limits import limits_of, owners_of
 from pool.scaling.signals import Limits
 from pool.wire import control
 from registry_sync.documents import EndpointSpec
+from registry_sync.rollouts import effective_weights
 
 SAVE_S: Final = 300.0
 LOAD_S_MAX: Final = 5.0  # a registry that is slower loses to this node's copy
@@ -270,9 +271,8 @@ class ScaleOrders:
 
 
 def weights_of(snapshot: Snapshot) -> dict[str, Mapping[str, float]]:
-    """Return the effective weights, where the controller has set others than the spec's."""
+    """Return the effective weights by endpoint and variant."""
     return {
-        name: state.weights
-        for name, state in snapshot.states.items()
-        if name in snapshot.specs and state.revision == snapshot.specs[name].revision
+        name: effective_weights(spec, snapshot.states.get(name))
+        for name, spec in snapshot.specs.items()
     }

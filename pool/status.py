@@ -10,6 +10,7 @@ from pool.phase_times import phases_ms
 from pool.recent import Rates
 from pool.wire.control import EngineState
 from registry_sync.documents import EndpointSpec, EndpointState
+from registry_sync.rollouts import effective_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _endpoint(
         for engine in worker.engines
         if (engine.model, engine.version) in refs
     ]
-    weights = state.weights if state is not None and state.revision == spec.revision else {}
+    weights = effective_weights(spec, state)
     variants = []
     together = Rates()
     for variant in spec.variants:
@@ -149,7 +150,7 @@ def _endpoint(
                 "name": variant.name,
                 "model": variant.model,
                 "version": variant.version,
-                "weight": weights.get(variant.name, variant.weight),
+                "weight": weights[variant.name],
                 "replicas": sum(
                     1
                     for engine in engines

@@ -18,6 +18,7 @@ from msgspec import Meta
 from registry_sync.fitting import INTEGER_MAX, misfits, rule_of, show
 from registry_sync.names import check_digest, check_name
 from registry_sync.plain import BadText, parse_json, parse_text
+from registry_sync.rollout_terms import Rollout, RolloutState
 from registry_sync.rules import (
     axes_rule,
     check_bytes_hex,
@@ -28,6 +29,7 @@ from registry_sync.rules import (
     check_version,
     files_rule,
     keys_rule,
+    rollout_rule,
     scale_rule,
     tensors_rule,
     variants_rule,
@@ -169,6 +171,8 @@ class Assign(msgspec.Struct, frozen=True):
     ] = ()
     salt: Annotated[str, Meta(max_length=256)] = ""  # the endpoint's name, once in a spec
     header_may_pick: bool = False
+    # How the log of who got which arm names a unit: by a hash, as it is, or not at all.
+    exposure: Literal["hashed", "plain", "off"] = "hashed"
 
 
 class Cache(msgspec.Struct, frozen=True):
@@ -219,6 +223,7 @@ class EndpointSpec(msgspec.Struct, frozen=True):
     deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 10_000
     scale: Annotated[Scale, Meta(extra={"rule": scale_rule})] = Scale()
     engine: EngineWish = EngineWish()
+    rollout: Rollout | None = None  # how one arm is to take over from another
     requires: _Requires = ()
 
     def __post_init__(self) -> None:
@@ -226,6 +231,18 @@ class EndpointSpec(msgspec.Struct, frozen=True):
         if not self.assign.salt:
             salted = msgspec.structs.replace(self.assign, salt=self.endpoint)
             msgspec.structs.force_setattr(self, "assign", salted)
+        if self.rollout is not None and not self.rollout.id:
+            named = msgspec.structs.replace(self.rollout, id=_rollout_id(self))
+            msgspec.structs.force_setattr(self, "rollout", named)
+
+
+def _rollout_id(spec: EndpointSpec) -> str:
+    """Return the id of a rollout that a file gives none: the same versions, the same rollout."""
+    assert spec.rollout is not None
+    names = (spec.rollout.baseline, spec.rollout.candidate)
+    arms = {variant.name: [variant.model, variant.version] for variant in spec.variants}
+    text = json.dumps([arms.get(name) for name in names])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class EndpointState(msgspec.Struct, frozen=True):
@@ -242,6 +259,7 @@ class EndpointState(msgspec.Struct, frozen=True):
     cache_epochs: Annotated[dict[_Version, _Count], Meta(max_length=CACHE_EPOCHS_MAX)] = {}
     reason: Annotated[str, Meta(max_length=65_536)] = ""
     warm_until_unix_s: Annotated[float, Meta(ge=0)] = 0.0  # by request; 0: nobody has asked
+    rollout: RolloutState | None = None  # the last one
     requires: _Requires = ()
 
 
@@ -392,6 +410,8 @@ def _read(data: bytes, kind: type[_T]) -> _T:
 def _fit(plain: Any, kind: type[_T], *, unknown_fields: bool) -> _T:
     # First: what a newer release wrote is not wrong, and must not be reported as if it were.
     found = _too_new(plain) or misfits(plain, kind, unknown_fields=unknown_fields)
+    if not found and kind is EndpointSpec:
+        found = [f"${path}: {text}" for path, text in rollout_rule(plain)]
     if found:
         raise BadDocument(found)
     return msgspec.convert(plain, kind)

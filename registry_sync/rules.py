@@ -7,6 +7,7 @@ reported already.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -108,6 +109,48 @@ def variants_rule(variants: Any) -> Iterator[tuple[str, str]]:
     total = math.fsum(weights)
     if abs(total - WEIGHTS_TOTAL) > WEIGHTS_TOLERANCE:
         yield "", f"weights add up to {total:.9g}, not {WEIGHTS_TOTAL:g}"
+
+
+def steps_rule(steps: Any) -> Iterator[tuple[str, str]]:
+    """Find weights that do not rise, and a last one that is not 100."""
+    weights: list[Any] = [
+        step.get("weight") if isinstance(step, dict) else None for step in _items(steps)
+    ]
+    if not weights or not all(_is_weight(weight) for weight in weights):
+        return
+    for index, (before, weight) in enumerate(itertools.pairwise(weights), 1):
+        if weight <= before:
+            yield (
+                f"[{index}].weight",
+                f"{show(weight)} is not more than the step before, which is {show(before)}",
+            )
+    if weights[-1] != WEIGHTS_TOTAL:
+        at = len(weights) - 1
+        yield f"[{at}].weight", f"the last step is {show(weights[-1])}; it must be 100"
+
+
+def rollout_rule(spec: Any) -> Iterator[tuple[str, str]]:
+    """Find arms of a rollout that the spec has not, or that are not a baseline at 100 %."""
+    rollout = spec.get("rollout") if isinstance(spec, dict) else None
+    if not isinstance(rollout, dict):
+        return
+    arms = {item.get("name"): item for item in _items(spec.get("variants"))}
+    names = {"baseline": rollout.get("baseline", "stable")}
+    names["candidate"] = rollout.get("candidate", "canary")
+    if names["baseline"] == names["candidate"]:
+        yield ".rollout.candidate", f"{show(names['candidate'])} is the baseline as well"
+        return
+    for role, name in names.items():
+        if name not in arms:
+            known = ", ".join(str(arm) for arm in arms)
+            yield f".rollout.{role}", f"there is no variant {show(name)}; there are {known}"
+    for index, item in enumerate(_items(spec.get("variants"))):
+        weight = item.get("weight")
+        if weight and item.get("name") != names["baseline"]:
+            yield (
+                f".variants[{index}].weight",
+                f"{show(weight)}: before a rollout the baseline {show(names['baseline'])} has 100",
+            )
 
 
 def scale_rule(scale: Any) -> Iterator[tuple[str, str]]:

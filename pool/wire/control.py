@@ -10,6 +10,8 @@
     worker → controller   BuildReport [19, …]
     node → controller     RegisterNode [21, …]  NodeReport [22, …]
     controller → node     Places [23, …]
+    edge → controller     Evidence [24, …]
+    worker → controller   ShadowReport [25, …]
 
 Positional; fields are only ever appended, each with a default.  Everything from the controller
 carries the epoch of its leadership: whoever has seen a higher one ignores it.  Documents and routes
@@ -155,7 +157,10 @@ class Resolve(msgspec.Struct, array_like=True, frozen=True, tag=6):
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, tag=7):
-    """A client's question: here | status | why | poke | warm | unload; answered by one Answer."""
+    """A client's question; answered by one Answer.
+
+    One of here | status | why | poke | warm | unload | rollout.
+    """
 
     what: _Short
     argument: _Text = ""
@@ -362,6 +367,85 @@ class Places(msgspec.Struct, array_like=True, frozen=True, tag=23):
     silent: _Ids = ()  # of those others; they end even if the node has fewer than its minimum then
 
 
+_Hash = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]  # of a unit
+_Hashes = Annotated[tuple[_Hash, ...], msgspec.Meta(max_length=4096)]
+_Number = Annotated[float, msgspec.Meta(ge=-(2**53), le=2**53)]  # not NaN either
+_Classes = Annotated[dict[_Short, _Count], msgspec.Meta(max_length=1024)]
+
+
+class ArmEvidence(msgspec.Struct, array_like=True, frozen=True):
+    """What one arm of a rollout did in one segment, since the edge's incarnation began.
+
+    Only calls that were dispatched and came to an end of the model's or its worker's making: no
+    answers out of the cache, no 4xx, 429 or 503, no caller that left, none that picked its arm.
+    """
+
+    endpoint: _Short
+    rollout: _Short  # its id
+    segment: _Count
+    variant: _Short
+    assigned: _Count = 0  # units that were given this arm, each once; dispatched or not
+    calls: _Count = 0
+    units: _Count = 0  # of these calls, each once in a look window; a call without one is its own
+    errors: _Count = 0  # calls that the model failed
+    lone_errors: _Count = 0  # of these, those without a unit
+    error_units: _Hashes = ()  # of the others, each once; too many are not told apart any more
+    slow: _Count = 0  # calls over the guard's limit
+    lone_slow: _Count = 0
+    slow_units: _Hashes = ()
+    # Of the calls, from being dispatched to the answer; counts by `histogram.BOUNDS_S`
+    seconds: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=64)] = ()
+    log_calls: _Count = 0  # each unit once in a look window
+    log_sum: _Seconds = 0.0  # of ln(1 + µs) over these
+    log_squares: _Seconds = 0.0
+    scores: _Count = 0  # rows of answers that were looked into: the first output's largest value
+    score_sum: _Number = 0.0
+    score_squares: _Seconds = 0.0
+    classes: _Classes = {}  # where that value was
+
+
+class Evidence(msgspec.Struct, array_like=True, frozen=True, tag=24):
+    """What an edge has seen of rollouts; cumulative, so that a lost message loses nothing."""
+
+    incarnation: _Short
+    arms: Annotated[tuple[ArmEvidence, ...], _Many] = ()
+
+
+class ShadowExample(msgspec.Struct, array_like=True, frozen=True):
+    """A call that the candidate answered otherwise."""
+
+    request_id: _Short
+    inputs: _Short  # digest of the inputs
+    relative_error: _Seconds
+    detail: _Text = ""
+
+
+class ShadowCount(msgspec.Struct, array_like=True, frozen=True):
+    """How a candidate's answers compare with a baseline's, since the worker's process began."""
+
+    rollout: _Short
+    baseline: _Short  # "model/version"
+    candidate: _Short
+    offered: _Count = 0  # calls that were sampled
+    dropped: _Count = 0  # of these, because the worker was busy, or the budget spent
+    failed: _Count = 0  # the candidate gave no answer
+    compared: _Count = 0
+    unlike: _Count = 0  # of these, other tensors, datatypes or shapes
+    rows: _Count = 0  # of the others whose largest value has a place
+    top1_off: _Count = 0  # of these rows, where it is elsewhere
+    error_sum: _Seconds = 0.0  # relative errors of the calls that are alike
+    error_max: _Seconds = 0.0
+    errors: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=64)] = ()  # see `pool.shadow`
+    worst: Annotated[tuple[ShadowExample, ...], msgspec.Meta(max_length=64)] = ()
+    last_failure: _Text = ""
+
+
+class ShadowReport(msgspec.Struct, array_like=True, frozen=True, tag=25):
+    """What a worker has compared; cumulative."""
+
+    counts: Annotated[tuple[ShadowCount, ...], _Many] = ()
+
+
 Message = (
     RegisterWorker
     | Heartbeat
@@ -386,6 +470,8 @@ Message = (
     | RegisterNode
     | NodeReport
     | Places
+    | Evidence
+    | ShadowReport
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -105,6 +105,15 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
     arena_bytes: _Count = 0  # offered by the edge, taken by the worker; 0: no arena
 
 
+class ShadowOf(msgspec.Struct, array_like=True, frozen=True):
+    """Who is to answer a call once more, for nobody but the comparison."""
+
+    rollout: _Short
+    model: _Short
+    version: _Short
+    calls_per_s_max: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0  # at this worker
+
+
 class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
     """Run these inputs through one version of a model."""
 
@@ -124,6 +133,8 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
     # Everybody else gave it back: to be loaded for, also where others were to be asked.
     insists: bool = False
     progress: bool = False  # it is to be told how far a load is that it waits for
+    # Who answer it as well, if it is part of their sample.
+    shadow: Annotated[tuple[ShadowOf, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):

@@ -15,6 +15,7 @@ from pool.wire import control
 from pool.wire.control import (
     Ack,
     Answer,
+    ArmEvidence,
     Ask,
     Build,
     BuildReport,
@@ -23,6 +24,7 @@ from pool.wire.control import (
     Documents,
     EngineRoute,
     EngineState,
+    Evidence,
     Heartbeat,
     NodeReport,
     Place,
@@ -38,6 +40,9 @@ from pool.wire.control import (
     Resolve,
     Resolved,
     Routes,
+    ShadowCount,
+    ShadowExample,
+    ShadowReport,
     VariantCount,
     Welcome,
     Wishes,
@@ -68,6 +73,22 @@ ENGINE = EngineState(
     80_000,
     {"fetch": 70_000},
 )
+ARM_EVIDENCE = ArmEvidence(
+    *("digits", "r1", 2, "canary", 90, 80, 70, 9, 1, (5, 2**53 - 1), 4, 2, (7,)),
+    *((3, 4), 70, 12.5, 40.25, 80, -79.5, 79.1, {"3": 80}),
+)
+ARM_EVIDENCE_ARRAY = [
+    *("digits", "r1", 2, "canary", 90, 80, 70, 9, 1, [5, 2**53 - 1], 4, 2, [7]),
+    *([3, 4], 70, 12.5, 40.25, 80, -79.5, 79.1, {"3": 80}),
+]
+SHADOW_COUNT = ShadowCount(
+    *("r1", "digits/1", "digits/2", 9, 1, 2, 6, 1, 50, 3, 0.5, 0.25, (4, 1)),
+    *((ShadowExample("id-1", "ab12", 0.25, "y"),), "it raised"),
+)
+SHADOW_COUNT_ARRAY = [
+    *("r1", "digits/1", "digits/2", 9, 1, 2, 6, 1, 50, 3, 0.5, 0.25, [4, 1]),
+    *([["id-1", "ab12", 0.25, "y"]], "it raised"),
+]
 ENGINE_ARRAY = [
     "digits",
     "3",
@@ -177,6 +198,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     ),
     (NodeReport((PLACE, PLACE)), [22, [PLACE_ARRAY] * 2], 0),
     (Places(5, 9, ("worker-0",), ("worker-1",)), [23, 5, 9, ["worker-0"], ["worker-1"]], 3),
+    (Evidence("inc-1", (ARM_EVIDENCE,)), [24, "inc-1", [ARM_EVIDENCE_ARRAY]], 1),
+    (ShadowReport((SHADOW_COUNT,)), [25, [SHADOW_COUNT_ARRAY]], 0),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 BY_NAME = {type(message).__name__: array for message, array, _ in EXAMPLES}
@@ -236,6 +259,14 @@ FIELDS = {
     RegisterNode: "wire id incarnation pid places up_min parked rest_s",
     NodeReport: "places",
     Places: "epoch seq up silent",
+    ArmEvidence: "endpoint rollout segment variant assigned calls units errors lone_errors "
+    "error_units slow lone_slow slow_units seconds log_calls log_sum log_squares scores score_sum "
+    "score_squares classes",
+    Evidence: "incarnation arms",
+    ShadowExample: "request_id inputs relative_error detail",
+    ShadowCount: "rollout baseline candidate offered dropped failed compared unlike rows top1_off "
+    "error_sum error_max errors worst last_failure",
+    ShadowReport: "counts",
 }
 
 

@@ -22,6 +22,7 @@ from pool.wire.data import (
     Progress,
     Release,
     Reply,
+    ShadowOf,
     Tensor,
     TensorHead,
 )
@@ -43,7 +44,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     (
         Call(
             *(7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD,) * 2, ("label",), True),
-            *(4, 64, True, True),
+            *(4, 64, True, True, (ShadowOf("r1", "digits", "4", 50.5),)),
         ),
         [
             2,
@@ -61,6 +62,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
             64,
             True,
             True,
+            [["r1", "digits", "4", 50.5]],
         ],
         8,
     ),
@@ -119,7 +121,8 @@ def test_every_message_has_an_example() -> None:
 FIELDS = {
     Hello: "wire role id incarnation arena_fd arena_bytes",
     Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
-    "rows_max arena_at insists progress",
+    "rows_max arena_at insists progress shadow",
+    ShadowOf: "rollout model version calls_per_s_max",
     Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms "
     "not_run",
     Chunk: "call_id seq outputs",

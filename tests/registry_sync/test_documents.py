@@ -267,7 +267,12 @@ def test_missing_fields_take_the_documented_defaults() -> None:
         "variants": (),
         "schema": 1,
         "revision": 0,
-        "assign": {"by": (), "salt": "magika", "header_may_pick": False},
+        "assign": {
+            "by": (),
+            "salt": "magika",
+            "header_may_pick": False,
+            "exposure": "hashed",
+        },
         "cache": None,
         "batch": {"rows_max": 32},
         "deadline_ms": 10_000,
@@ -282,6 +287,7 @@ def test_missing_fields_take_the_documented_defaults() -> None:
             "forecast": "act",
         },
         "engine": {"name": "auto", "precision": None, "axes": {}, "ahead_of_time": False},
+        "rollout": None,
         "requires": (),
     }
 

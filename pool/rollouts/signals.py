@@ -1,0 +1,66 @@
+"""What the guards and the policy of rollouts are told and what they answer: plain values.
+
+The same values go through the controller, the simulations and the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from registry_sync.documents import EndpointSpec
+from registry_sync.rollout_terms import ArmSeen, RolloutState
+
+
+class ArmCounts(msgspec.Struct, frozen=True):
+    """One arm in one segment, over all edges: cumulative since the segment began.
+
+    An event (a failed call, a slow one) of a unit counts once in a rollout; of a call without a
+    unit, always.
+    """
+
+    seen: ArmSeen = ArmSeen()  # calls, units and events as people are shown them
+    units: float = 0.0  # dispatched, each once in a look window: what the split is taken from
+    errors: int = 0  # events
+    slow: int = 0  # events
+    log_calls: int = 0
+    log_sum: float = 0.0
+    log_squares: float = 0.0
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the guards say of a candidate now."""
+
+    harms: tuple[str, ...] = ()  # of what there is evidence, for people; empty: of nothing
+    is_enough: bool = False  # both arms have as many outcomes as a next step needs
+    waits_for: str = ""  # what is missing to that, for people
+    worse: str = ""  # looks worse than the margin allows, but the evidence does not suffice
+    mismatch: str = ""  # units are not split as the weights say: nothing else can be trusted
+    log_e: Mapping[str, float] = {}  # by guard, all segments together; natural logarithms
+    segment_log_e: Mapping[str, float] = {}  # of this segment alone
+    # By arm: rate of errors, and an interval around it that holds at every look.
+    intervals: Mapping[str, tuple[float, float, float]] = {}  # arm → (low, rate, high)
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Everything that a rollout's next move depends on."""
+
+    now_s: float  # monotonic
+    spec: EndpointSpec  # with a rollout
+    state: RolloutState | None  # of this rollout; None: it has not begun
+    verdict: Verdict
+    counts: Mapping[str, ArmCounts]  # by arm, of the current segment
+    warm: int = 0  # replicas of the candidate
+    wanted: int = 1  # so many are enough for the next step
+    failed: str = ""  # why the candidate cannot be loaded anywhere; empty: it can, or tries
+    failed_s: float = 0.0  # for how long that has been so
+    held_s: float = 0.0  # since every live edge has gone by the current weights
+
+
+class Move(msgspec.Struct, frozen=True):
+    """One decision: the next state, and the weights that hold from now on."""
+
+    state: RolloutState
+    weights: Mapping[str, float]
+    reason: str

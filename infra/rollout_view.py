@@ -1,0 +1,235 @@
+"""How `tidepool rollout status` shows a rollout: lines for a pipe, tables for a terminal.
+
+Views of the document that `--json` prints; what the controller does not know yet is shown as
+unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from infra.live import View
+from infra.printable import printable
+from infra.status_view import UNKNOWN, add_row, shown_number
+
+Document = Mapping[str, Any]
+
+E_SHOWN_MAX = 1e6
+_STYLES = {"running": "yellow", "paused": "magenta", "promoted": "green", "rolled_back": "red"}
+_UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
+
+
+def lines(rollout: Document) -> list[str]:
+    """Return a rollout as lines."""
+    rollout = printable(rollout)
+    head = f"rollout {rollout['endpoint']}  {shown_state(rollout['state'])}  {_progress(rollout)}"
+    return [
+        head,
+        *(f"  {_arm_line(arm)}" for arm in rollout["variants"]),
+        *(f"  {name:<9} {text}" for name, text, _ in _notes(rollout)),
+    ]
+
+
+def tables(rollout: Document) -> RenderableType:
+    """Return a rollout as a table for a terminal, with what the guards say below it."""
+    rollout = printable(rollout)
+    title = Text(f"rollout {rollout['endpoint']}  ", "bold")
+    title.append(shown_state(rollout["state"]), _STYLES.get(rollout["state"], ""))
+    title.append(f"  {_progress(rollout)}", "not bold")
+    notes = Table(box=None, pad_edge=False, show_header=False)
+    notes.add_column(style="bold", no_wrap=True)
+    notes.add_column(overflow="fold")
+    for name, text, style in _notes(rollout):
+        add_row(notes, name, Text(text, style))
+    return Group(title, _arms(rollout), notes)
+
+
+VIEW = View("rollout status", lines, tables)
+
+
+def shadow_lines(rollout: Document) -> list[str]:
+    """Return how the candidate's answers to copies of calls compare, the worst ones last.
+
+    For `tidepool rollout diff`; of the same document.
+    """
+    rollout = printable(rollout)
+    shadow = rollout.get("shadow")
+    if shadow is None:
+        return [f"rollout {rollout['endpoint']} has no shadow: start one with --shadow 0.1"]
+    found = [f"rollout {rollout['endpoint']}  shadow  {_shadow(shadow)}"]
+    found += [
+        f"  request {one['request_id'] or UNKNOWN}  inputs {one['inputs']}  "
+        f"relative error {shown_number(one['relative_error'])}  {one['detail']}".rstrip()
+        for one in shadow.get("worst", ())
+    ]
+    return found
+
+
+def shown_state(state: str) -> str:
+    """Return a rollout's state in words."""
+    return state.replace("_", " ")
+
+
+def shown_percent(share: float | None) -> str:
+    """Return a share of 1 in percent.
+
+    >>> [shown_percent(share) for share in (0.0, 0.00123, 0.0512, 0.5, None)]
+    ['0 %', '0.123 %', '5.12 %', '50 %', '–']
+    """
+    return UNKNOWN if share is None else f"{shown_number(share * 100)} %"
+
+
+def shown_e(log_e: float) -> str:
+    """Return an e-value out of its logarithm; what is far beyond any bound is cut.
+
+    >>> [shown_e(log_e) for log_e in (-2.3, 0.0, 3.2, 700.0)]
+    ['0.1', '1', '24.5', 'over 1,000,000']
+    """
+    if log_e > math.log(E_SHOWN_MAX):
+        return f"over {E_SHOWN_MAX:,.0f}"
+    return shown_number(math.exp(log_e))
+
+
+def shown_seconds(seconds: float) -> str:
+    """Return a time in whole units.
+
+    >>> [shown_seconds(seconds) for seconds in (0.4, 59, 600, 90_000)]
+    ['0 s', '59 s', '10 min', '25 h']
+    """
+    for unit, length_s in _UNITS:
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _progress(rollout: Document) -> str:
+    steps, step = rollout["steps"], rollout["step"]
+    text = f"step {step} of {len(steps)}"
+    held_s, hold_s = rollout.get("held_s"), rollout.get("hold_s")
+    if rollout["state"] not in ("running", "paused") or not hold_s:
+        return text
+    if held_s is None:
+        return f"{text}  the hold of {shown_seconds(hold_s)} has not begun"
+    left_s = max(0.0, hold_s - held_s)
+    if not left_s:
+        return f"{text}  held {shown_seconds(held_s)}"
+    return f"{text}  {shown_seconds(left_s)} of {shown_seconds(hold_s)} left"
+
+
+def _arms(rollout: Document) -> Table:
+    has_slow = any(arm.get("slow") is not None for arm in rollout["variants"])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("variant", "version"):
+        table.add_column(column, overflow="fold")
+    numbers = ["share", "seen", "warm", "requests", "errors", "error rate", "interval"]
+    for column in (*numbers, *(["slow"] if has_slow else []), "p50 ms", "p99 ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for arm in rollout["variants"]:
+        low, high = _interval(arm)
+        cells = [
+            *(arm["name"], f"{arm['model']}/{arm['version']}"),
+            *(f"{arm['weight']:g} %", _seen(arm), _known(arm, "replicas")),
+            *(f"{arm['requests']:,}", f"{arm['errors']:,}"),
+            *(shown_percent(arm.get("error_rate")), f"{low} to {high}" if high else UNKNOWN),
+            *([_known(arm, "slow")] if has_slow else []),
+            *(_ms(arm, "p50_ms"), _ms(arm, "p99_ms")),
+        ]
+        add_row(table, *cells)
+    return table
+
+
+def _arm_line(arm: Document) -> str:
+    low, high = _interval(arm)
+    rate = shown_percent(arm.get("error_rate"))
+    errors = f"{arm['errors']:,} errors ({rate}{f', {low} to {high}' if high else ''})"
+    slow = f"  {arm['slow']:,} slow" if arm.get("slow") is not None else ""
+    return (
+        f"{arm['name']}  {arm['model']}/{arm['version']}  {arm['weight']:g} %  seen {_seen(arm)}  "
+        f"{_known(arm, 'replicas')} warm  {arm['requests']:,} requests  {errors}{slow}  "
+        f"p50 {_ms(arm, 'p50_ms')} ms  p99 {_ms(arm, 'p99_ms')} ms"
+    )
+
+
+def _notes(rollout: Document) -> Iterator[tuple[str, str, str]]:
+    """Yield what is said below the arms: its name, text and style."""
+    evidence = [
+        f"{guard} e {shown_e(value['log_e'])} of {shown_e(value['fires_at_log_e'])}"
+        for guard, value in rollout.get("e_values", {}).items()
+    ]
+    if evidence:
+        yield "evidence", "  ".join(evidence), ""
+    outputs = [text for arm in rollout["variants"] if (text := _outputs(arm))]
+    if outputs:
+        yield "outputs", "  ".join(outputs), ""
+    if rollout.get("shadow") is not None:
+        yield "shadow", _shadow(rollout["shadow"]), ""
+    yield ("verdict", *_verdict(rollout))
+    if rollout["state"] in ("running", "paused") and rollout.get("waits_for"):
+        yield "waits for", rollout["waits_for"], "yellow"
+    if rollout.get("reason"):
+        at = rollout.get("at", "")[:19].replace("T", " ")
+        yield "reason", f"{rollout['reason']}{f'  ({at} UTC)' if at else ''}", ""
+
+
+def _verdict(rollout: Document) -> tuple[str, str]:
+    if rollout.get("harms"):
+        return "; ".join(rollout["harms"]), "red"
+    if rollout.get("mismatch"):
+        return rollout["mismatch"], "red"
+    if rollout.get("worse"):
+        return f"looks worse, not proven: {rollout['worse']}", "yellow"
+    return "no harm seen", "green"
+
+
+def _outputs(arm: Document) -> str:
+    classes = arm.get("classes") or {}
+    total = sum(classes.values())
+    parts = []
+    if arm.get("score_mean") is not None:
+        parts.append(f"score {shown_number(arm['score_mean'])}")
+    most = sorted(classes.items(), key=lambda item: -item[1])[:3]
+    parts += [f"{name}: {shown_percent(count / total)}" for name, count in most if total]
+    return f"{arm['name']} {', '.join(parts)}" if parts else ""
+
+
+def _shadow(shadow: Document) -> str:
+    parts = [f"{shadow['compared']:,} compared", f"{shadow['dropped']:,} dropped"]
+    parts.append(f"{shadow['failed']:,} failed")
+    parts.append(f"{shadow['unlike']:,} of another form")
+    if shadow["rows"]:
+        parts.append(f"top-1 differs in {shown_percent(shadow['top1_off'] / shadow['rows'])}")
+    if shadow.get("error_mean") is not None:
+        parts.append(f"relative error {shown_number(shadow['error_mean'])} on average")
+    if shadow.get("error_max") is not None:
+        parts.append(f"{shown_number(shadow['error_max'])} at most")
+    if shadow.get("last_failure"):
+        parts.append(f"last failure: {shadow['last_failure']}")
+    return ", ".join(parts)
+
+
+def _interval(arm: Document) -> tuple[str, str]:
+    low, high = arm.get("error_low"), arm.get("error_high")
+    if low is None or high is None:
+        return "", ""
+    return shown_number(low * 100), shown_percent(high)
+
+
+def _seen(arm: Document) -> str:
+    seen = arm.get("seen")
+    return UNKNOWN if seen is None else f"{shown_number(seen)} %"
+
+
+def _known(arm: Document, name: str) -> str:
+    value = arm.get(name)
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def _ms(arm: Document, name: str) -> str:
+    value = arm.get(name)
+    return UNKNOWN if value is None else shown_number(value)

@@ -1,0 +1,130 @@
+"""How a rollout reads: as lines in a pipe, as a table on a terminal."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from infra.rollout_view import lines, shadow_lines, tables
+from tests.support.rollout_documents import shown_arm, shown_rollout, shown_shadow
+
+
+def text(**more: Any) -> str:
+    return "\n".join(lines(shown_rollout(**more)))
+
+
+def table(**more: Any) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(tables(shown_rollout(**more)))
+    return console.export_text()
+
+
+def test_pipe_gets_one_line_for_the_rollout_and_one_for_each_arm() -> None:
+    assert text().splitlines() == [
+        "rollout m  running  step 2 of 3  48 s of 60 s left",
+        "  stable  m/1  95 %  seen 94.6 %  1 warm  1,234 requests  12 errors "
+        "(0.972 %, 0.51 to 1.72 %)  p50 1.2 ms  p99 3.4 ms",
+        "  canary  m/2  5 %  seen 5.4 %  1 warm  70 requests  0 errors (–)  p50 1.3 ms  p99 – ms",
+        "  evidence  errors e 1.49 of 20.1",
+        "  verdict   no harm seen",
+        "  reason    the hold has passed  (2026-11-26 13:02:00 UTC)",
+    ]
+
+
+def test_terminal_gets_a_table_with_the_same_values() -> None:
+    head, columns, stable, canary, *_ = table().splitlines()
+    assert head.strip() == "rollout m  running  step 2 of 3  48 s of 60 s left"
+    assert columns.split()[:6] == ["variant", "version", "share", "seen", "warm", "requests"]
+    assert "slow" not in columns
+    row = "stable m/1 95 % 94.6 % 1 1,234 12 0.972 % 0.51 to 1.72 % 1.2 3.4"
+    assert " ".join(stable.split()) == row
+    assert " ".join(canary.split()) == "canary m/2 5 % 5.4 % 1 70 0 – – 1.3 –"
+
+
+def test_slow_calls_are_shown_where_there_is_a_guard_for_them() -> None:
+    arms = [shown_arm("stable", "1", 95.0, slow=1234), shown_arm("canary", "2", 5.0, slow=5)]
+    assert "0 errors (–)  1,234 slow  p50" in text(variants=arms)
+    assert "1,234" in table(variants=arms)
+    assert "slow" in table(variants=arms).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "shown"),
+    [
+        ({"held_s": None}, "the hold of 60 s has not begun"),
+        ({"held_s": 75.0, "waits_for": "20 outcomes of canary"}, "step 2 of 3  held 75 s\n"),
+        ({"state": "promoted", "step": 3}, "rollout m  promoted  step 3 of 3\n"),
+        ({"state": "rolled_back"}, "rollout m  rolled back  step 2 of 3\n"),
+        ({"hold_s": 7200.0, "held_s": 0.0}, "2 h of 2 h left"),
+    ],
+)
+def test_head_says_how_far_it_is(more: dict[str, Any], shown: str) -> None:
+    assert shown in text(**more)
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict"),
+    [
+        ({"harms": ["errors: 20 % against 1 %"], "worse": "x"}, "errors: 20 % against 1 %"),
+        ({"mismatch": "units are split 40/60"}, "units are split 40/60"),
+        ({"worse": "errors"}, "looks worse, not proven: errors"),
+        ({}, "no harm seen"),
+    ],
+)
+def test_verdict_is_the_worst_that_is_known(more: dict[str, Any], verdict: str) -> None:
+    assert f"  verdict   {verdict}\n" in text(**more)
+    assert verdict in table(**more)
+
+
+def test_what_a_running_rollout_waits_for_is_said_until_its_end() -> None:
+    assert "  waits for 2 of 3 replicas" in text(waits_for="2 of 3 replicas")
+    assert "waits for" not in text(waits_for="2 of 3 replicas", state="rolled_back")
+
+
+def test_evidence_beyond_every_bound_is_cut() -> None:
+    e_values = {"errors": {"log_e": 900.0, "fires_at_log_e": 3.0}}
+    assert "errors e over 1,000,000 of 20.1" in text(e_values=e_values)
+
+
+def test_outputs_of_both_arms_are_shown_where_they_are_known() -> None:
+    classes = {"3": 30, "7": 60, "other": 10}
+    arms = [
+        shown_arm("stable", "1", 95.0, score_mean=0.93, classes=classes),
+        shown_arm("canary", "2", 5.0),
+    ]
+    assert "  outputs   stable score 0.93, 7: 60 %, 3: 30 %, other: 10 %\n" in text(variants=arms)
+
+
+def test_shadow_is_one_line_of_the_status_and_all_of_the_diff() -> None:
+    line = "99 compared, 20 dropped, 1 failed, 2 of another form, top-1 differs in 3.09 %"
+    assert f"  shadow    {line}" in text(shadow=shown_shadow())
+    head, worst = shadow_lines(shown_rollout(shadow=shown_shadow()))
+    assert head.startswith(f"rollout m  shadow  {line}")
+    assert worst == "  request r1  inputs ab12  relative error 0.5  y"
+
+
+def test_diff_without_a_shadow_says_how_to_get_one() -> None:
+    assert shadow_lines(shown_rollout()) == ["rollout m has no shadow: start one with --shadow 0.1"]
+
+
+def test_nothing_that_others_wrote_reaches_the_terminal_as_an_escape() -> None:
+    for shown in (text(reason="a\x1b[2Jb"), table(reason="a\x1b[2Jb")):
+        assert "\x1b[2J" not in shown
+        assert "a\\x1b[2Jb" in shown
+
+
+def test_brackets_of_a_reason_are_no_markup() -> None:
+    assert "[red]x[/red]" in table(reason="[red]x[/red]")
+
+
+def test_document_with_no_more_than_the_least_is_shown() -> None:
+    arm = {"name": "a", "model": "m", "version": "1", "weight": 100.0, "requests": 0, "errors": 0}
+    least = {
+        **{"endpoint": "m", "state": "running", "step": 0, "variants": [arm]},
+        "steps": [{"weight": 100, "hold_s": 1}],
+    }
+    assert lines(least)[0] == "rollout m  running  step 0 of 1"
+    Console(file=io.StringIO()).print(tables(least))

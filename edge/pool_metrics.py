@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 
 from edge.exposition import text_of
+from edge.rollout_metrics import Rollout, rollout_families
 from pool.wire.histogram import BOUNDS_S
 
 _ENGINE = ("worker", "model", "version", "engine")
@@ -74,6 +75,7 @@ class _Variant(msgspec.Struct):
 class _Endpoint(msgspec.Struct):
     name: str
     variants: list[_Variant]
+    rollout: Rollout | None = None
 
 
 class _Build(msgspec.Struct):
@@ -159,6 +161,9 @@ def _families(status: _Status) -> Iterator[Metric]:
             warm.add_metric((endpoint.name, variant.name, variant.version), variant.replicas)
             weight.add_metric((endpoint.name, variant.name, variant.version), variant.weight)
     yield from (warm, weight)
+    yield from rollout_families(
+        [(one.name, one.rollout) for one in status.endpoints if one.rollout is not None]
+    )
     yield from _builds(status)
     yield from _phases(status)
 

@@ -6,7 +6,6 @@ unknown.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from infra.status_view import UNKNOWN, add_row, shown_number
 Document = Mapping[str, Any]
 
 E_SHOWN_MAX = 1e6
+LIVE = ("running", "paused")
 _STYLES = {"running": "yellow", "paused": "magenta", "promoted": "green", "rolled_back": "red"}
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 
@@ -28,10 +28,11 @@ _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 def lines(rollout: Document) -> list[str]:
     """Return a rollout as lines."""
     rollout = printable(rollout)
+    has_slow = _has_slow(rollout)
     head = f"rollout {rollout['endpoint']}  {shown_state(rollout['state'])}  {_progress(rollout)}"
     return [
         head,
-        *(f"  {_arm_line(arm)}" for arm in rollout["variants"]),
+        *(f"  {_arm_line(arm, has_slow=has_slow)}" for arm in rollout["variants"]),
         *(f"  {name:<9} {text}" for name, text, _ in _notes(rollout)),
     ]
 
@@ -85,15 +86,13 @@ def shown_percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{shown_number(share * 100)} %"
 
 
-def shown_e(log_e: float) -> str:
-    """Return an e-value out of its logarithm; what is far beyond any bound is cut.
+def shown_e(e: float) -> str:
+    """Return an e-value; what is far beyond any bound is cut.
 
-    >>> [shown_e(log_e) for log_e in (-2.3, 0.0, 3.2, 700.0)]
+    >>> [shown_e(e) for e in (0.1, 1.0, 24.53, 1e300)]
     ['0.1', '1', '24.5', 'over 1,000,000']
     """
-    if log_e > math.log(E_SHOWN_MAX):
-        return f"over {E_SHOWN_MAX:,.0f}"
-    return shown_number(math.exp(log_e))
+    return f"over {E_SHOWN_MAX:,.0f}" if e > E_SHOWN_MAX else shown_number(e)
 
 
 def shown_seconds(seconds: float) -> str:
@@ -111,56 +110,53 @@ def shown_seconds(seconds: float) -> str:
 def _progress(rollout: Document) -> str:
     steps, step = rollout["steps"], rollout["step"]
     text = f"step {step} of {len(steps)}"
-    held_s, hold_s = rollout.get("held_s"), rollout.get("hold_s")
-    if rollout["state"] not in ("running", "paused") or not hold_s:
+    if rollout["state"] not in LIVE or not 1 <= step <= len(steps):
         return text
-    if held_s is None:
+    hold_s, left_s = steps[step - 1]["hold_s"], rollout.get("hold_left_s")
+    if left_s is None:
         return f"{text}  the hold of {shown_seconds(hold_s)} has not begun"
-    left_s = max(0.0, hold_s - held_s)
     if not left_s:
-        return f"{text}  held {shown_seconds(held_s)}"
+        return f"{text}  {shown_seconds(hold_s)} held"
     return f"{text}  {shown_seconds(left_s)} of {shown_seconds(hold_s)} left"
 
 
 def _arms(rollout: Document) -> Table:
-    has_slow = any(arm.get("slow") is not None for arm in rollout["variants"])
+    has_slow = _has_slow(rollout)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("variant", "version"):
         table.add_column(column, overflow="fold")
-    numbers = ["share", "seen", "warm", "requests", "errors", "error rate", "interval"]
+    numbers = ["share", "seen", "warm", "requests", "hits", "watched", "errors", "error rate"]
     for column in (*numbers, *(["slow"] if has_slow else []), "p50 ms", "p99 ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for arm in rollout["variants"]:
-        low, high = _interval(arm)
-        cells = [
+        add_row(
+            table,
             *(arm["name"], f"{arm['model']}/{arm['version']}"),
             *(f"{arm['weight']:g} %", _seen(arm), _known(arm, "replicas")),
-            *(f"{arm['requests']:,}", f"{arm['errors']:,}"),
-            *(shown_percent(arm.get("error_rate")), f"{low} to {high}" if high else UNKNOWN),
-            *([_known(arm, "slow")] if has_slow else []),
+            *(_known(arm, "requests"), shown_percent(arm.get("hit_share"))),
+            *(_known(arm, "calls"), _known(arm, "failed_calls"), _rate(arm)),
+            *([_known(arm, "slow_calls")] if has_slow else []),
             *(_ms(arm, "p50_ms"), _ms(arm, "p99_ms")),
-        ]
-        add_row(table, *cells)
+        )
     return table
 
 
-def _arm_line(arm: Document) -> str:
-    low, high = _interval(arm)
-    rate = shown_percent(arm.get("error_rate"))
-    errors = f"{arm['errors']:,} errors ({rate}{f', {low} to {high}' if high else ''})"
-    slow = f"  {arm['slow']:,} slow" if arm.get("slow") is not None else ""
+def _arm_line(arm: Document, *, has_slow: bool) -> str:
+    slow = f"  {_known(arm, 'slow_calls')} slow" if has_slow else ""
     return (
         f"{arm['name']}  {arm['model']}/{arm['version']}  {arm['weight']:g} %  seen {_seen(arm)}  "
-        f"{_known(arm, 'replicas')} warm  {arm['requests']:,} requests  {errors}{slow}  "
-        f"p50 {_ms(arm, 'p50_ms')} ms  p99 {_ms(arm, 'p99_ms')} ms"
+        f"{_known(arm, 'replicas')} warm  {_known(arm, 'requests')} requests  "
+        f"{_known(arm, 'calls')} watched  {_known(arm, 'failed_calls')} errors  {_rate(arm)}{slow}"
+        f"  p50 {_ms(arm, 'p50_ms')} ms  p99 {_ms(arm, 'p99_ms')} ms"
     )
 
 
 def _notes(rollout: Document) -> Iterator[tuple[str, str, str]]:
     """Yield what is said below the arms: its name, text and style."""
+    fires_at = rollout.get("fires_at", {})
     evidence = [
-        f"{guard} e {shown_e(value['log_e'])} of {shown_e(value['fires_at_log_e'])}"
-        for guard, value in rollout.get("e_values", {}).items()
+        f"{guard} e {shown_e(e)}" + (f" of {shown_e(fires_at[guard])}" if guard in fires_at else "")
+        for guard, e in rollout.get("e_values", {}).items()
     ]
     if evidence:
         yield "evidence", "  ".join(evidence), ""
@@ -170,7 +166,7 @@ def _notes(rollout: Document) -> Iterator[tuple[str, str, str]]:
     if rollout.get("shadow") is not None:
         yield "shadow", _shadow(rollout["shadow"]), ""
     yield ("verdict", *_verdict(rollout))
-    if rollout["state"] in ("running", "paused") and rollout.get("waits_for"):
+    if rollout["state"] in LIVE and rollout.get("waits_for"):
         yield "waits for", rollout["waits_for"], "yellow"
     if rollout.get("reason"):
         at = rollout.get("at", "")[:19].replace("T", " ")
@@ -184,7 +180,7 @@ def _verdict(rollout: Document) -> tuple[str, str]:
         return rollout["mismatch"], "red"
     if rollout.get("worse"):
         return f"looks worse, not proven: {rollout['worse']}", "yellow"
-    return "no harm seen", "green"
+    return rollout.get("verdict") or "no evidence of harm", "green"
 
 
 def _outputs(arm: Document) -> str:
@@ -213,15 +209,21 @@ def _shadow(shadow: Document) -> str:
     return ", ".join(parts)
 
 
-def _interval(arm: Document) -> tuple[str, str]:
+def _has_slow(rollout: Document) -> bool:
+    return rollout.get("guard", {}).get("slower_than_ms") is not None
+
+
+def _rate(arm: Document) -> str:
+    """Return the share of watched calls that failed, and the interval that it lies in."""
+    rate = shown_percent(arm.get("error_rate"))
     low, high = arm.get("error_low"), arm.get("error_high")
     if low is None or high is None:
-        return "", ""
-    return shown_number(low * 100), shown_percent(high)
+        return rate
+    return f"{rate} ({shown_number(low * 100)} to {shown_percent(high)})"
 
 
 def _seen(arm: Document) -> str:
-    seen = arm.get("seen")
+    seen = arm.get("share_seen")
     return UNKNOWN if seen is None else f"{shown_number(seen)} %"
 
 

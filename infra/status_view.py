@@ -55,6 +55,8 @@ def lines(status: Document) -> list[str]:
             f"{_recent_line(v)}"
             for v in endpoint["variants"]
         )
+        if endpoint.get("rollout"):
+            found.append(f"  {_rollout(endpoint['rollout'])}")
     found.extend(_build_line(build) for build in status.get("builds", ()))
     found += [f"rejected {document}: {why}" for document, why in status["rejected"].items()]
     return found
@@ -75,6 +77,11 @@ def tables(status: Document) -> RenderableType:
     status = printable(status)
     parts: list[RenderableType] = [Text(line, "red") for line in _controller(status)]
     parts += [_workers(status), *_nodes(status), _edges(status), _endpoints(status)]
+    parts += [
+        Text(f"endpoint {endpoint['name']}: {_rollout(endpoint['rollout'])}", "yellow")
+        for endpoint in status["endpoints"]
+        if endpoint.get("rollout")
+    ]
     if status.get("phases"):
         parts.append(_phases(status))
     if status.get("builds"):
@@ -192,6 +199,12 @@ def _replicas(variant: Document) -> str:
     """Return how many are warm, and how many are wanted where that is something else."""
     replicas, wanted = variant["replicas"], variant.get("wanted")
     return f"{replicas}" if wanted in (None, replicas) else f"{replicas} of {wanted}"
+
+
+def _rollout(rollout: Document) -> str:
+    state = rollout["state"].replace("_", " ")
+    text = f"rollout {state}, step {rollout['step']} of {len(rollout['steps'])}"
+    return f"{text}: {rollout['reason']}" if rollout.get("reason") else text
 
 
 def _build_line(build: Document) -> str:

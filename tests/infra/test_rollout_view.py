@@ -25,11 +25,12 @@ def table(**more: Any) -> str:
 def test_pipe_gets_one_line_for_the_rollout_and_one_for_each_arm() -> None:
     assert text().splitlines() == [
         "rollout m  running  step 2 of 3  48 s of 60 s left",
-        "  stable  m/1  95 %  seen 94.6 %  1 warm  1,234 requests  12 errors "
-        "(0.972 %, 0.51 to 1.72 %)  p50 1.2 ms  p99 3.4 ms",
-        "  canary  m/2  5 %  seen 5.4 %  1 warm  70 requests  0 errors (–)  p50 1.3 ms  p99 – ms",
-        "  evidence  errors e 1.49 of 20.1",
-        "  verdict   no harm seen",
+        "  stable  m/1  95 %  seen 94.6 %  1 warm  2,000 requests  1,234 watched  12 errors  "
+        "0.972 % (0.51 to 1.72 %)  p50 1.2 ms  p99 3.4 ms",
+        "  canary  m/2  5 %  seen 5.4 %  1 warm  75 requests  70 watched  0 errors  –  "
+        "p50 1.3 ms  p99 – ms",
+        "  evidence  errors e 1.5 of 20",
+        "  verdict   no evidence of harm",
         "  reason    the hold has passed  (2026-11-26 13:02:00 UTC)",
     ]
 
@@ -37,28 +38,29 @@ def test_pipe_gets_one_line_for_the_rollout_and_one_for_each_arm() -> None:
 def test_terminal_gets_a_table_with_the_same_values() -> None:
     head, columns, stable, canary, *_ = table().splitlines()
     assert head.strip() == "rollout m  running  step 2 of 3  48 s of 60 s left"
-    assert columns.split()[:6] == ["variant", "version", "share", "seen", "warm", "requests"]
-    assert "slow" not in columns
-    row = "stable m/1 95 % 94.6 % 1 1,234 12 0.972 % 0.51 to 1.72 % 1.2 3.4"
+    shown = "variant version share seen warm requests hits watched errors error rate p50 ms p99 ms"
+    assert " ".join(columns.split()) == shown
+    row = "stable m/1 95 % 94.6 % 1 2,000 38 % 1,234 12 0.972 % (0.51 to 1.72 %) 1.2 3.4"
     assert " ".join(stable.split()) == row
-    assert " ".join(canary.split()) == "canary m/2 5 % 5.4 % 1 70 0 – – 1.3 –"
+    assert " ".join(canary.split()) == "canary m/2 5 % 5.4 % 1 75 – 70 0 – 1.3 –"
 
 
 def test_slow_calls_are_shown_where_there_is_a_guard_for_them() -> None:
-    arms = [shown_arm("stable", "1", 95.0, slow=1234), shown_arm("canary", "2", 5.0, slow=5)]
-    assert "0 errors (–)  1,234 slow  p50" in text(variants=arms)
-    assert "1,234" in table(variants=arms)
-    assert "slow" in table(variants=arms).splitlines()[1]
+    arms = [shown_arm("stable", "1", 95.0, slow_calls=4321), shown_arm("canary", "2", 5.0)]
+    more = {"variants": arms, "guard": {"slower_than_ms": 50.0}}
+    assert "0 errors  –  4,321 slow  p50" in text(**more)
+    assert "slow" in table(**more).splitlines()[1]
+    assert "4,321" in table(**more)
 
 
 @pytest.mark.parametrize(
     ("more", "shown"),
     [
-        ({"held_s": None}, "the hold of 60 s has not begun"),
-        ({"held_s": 75.0, "waits_for": "20 outcomes of canary"}, "step 2 of 3  held 75 s\n"),
+        ({"hold_left_s": None}, "step 2 of 3  the hold of 60 s has not begun"),
+        ({"hold_left_s": 0.0}, "step 2 of 3  60 s held\n"),
+        ({"hold_left_s": None, "step": 0}, "rollout m  running  step 0 of 3\n"),
         ({"state": "promoted", "step": 3}, "rollout m  promoted  step 3 of 3\n"),
         ({"state": "rolled_back"}, "rollout m  rolled back  step 2 of 3\n"),
-        ({"hold_s": 7200.0, "held_s": 0.0}, "2 h of 2 h left"),
     ],
 )
 def test_head_says_how_far_it_is(more: dict[str, Any], shown: str) -> None:
@@ -71,7 +73,7 @@ def test_head_says_how_far_it_is(more: dict[str, Any], shown: str) -> None:
         ({"harms": ["errors: 20 % against 1 %"], "worse": "x"}, "errors: 20 % against 1 %"),
         ({"mismatch": "units are split 40/60"}, "units are split 40/60"),
         ({"worse": "errors"}, "looks worse, not proven: errors"),
-        ({}, "no harm seen"),
+        ({}, "no evidence of harm"),
     ],
 )
 def test_verdict_is_the_worst_that_is_known(more: dict[str, Any], verdict: str) -> None:
@@ -85,8 +87,13 @@ def test_what_a_running_rollout_waits_for_is_said_until_its_end() -> None:
 
 
 def test_evidence_beyond_every_bound_is_cut() -> None:
-    e_values = {"errors": {"log_e": 900.0, "fires_at_log_e": 3.0}}
-    assert "errors e over 1,000,000 of 20.1" in text(e_values=e_values)
+    assert "errors e over 1,000,000 of 20" in text(e_values={"errors": 1e300})
+
+
+def test_evidence_is_shown_also_where_its_bound_is_not_known() -> None:
+    assert "  evidence  errors e 0.5  slow e 3\n" in text(
+        e_values={"errors": 0.5, "slow": 3.0}, fires_at={}
+    )
 
 
 def test_outputs_of_both_arms_are_shown_where_they_are_known() -> None:
@@ -121,7 +128,7 @@ def test_brackets_of_a_reason_are_no_markup() -> None:
 
 
 def test_document_with_no_more_than_the_least_is_shown() -> None:
-    arm = {"name": "a", "model": "m", "version": "1", "weight": 100.0, "requests": 0, "errors": 0}
+    arm = {"name": "a", "model": "m", "version": "1", "weight": 100.0}
     least = {
         **{"endpoint": "m", "state": "running", "step": 0, "variants": [arm]},
         "steps": [{"weight": 100, "hold_s": 1}],

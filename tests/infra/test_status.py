@@ -21,6 +21,7 @@ from rich.console import Console
 from edge.pool_metrics import pool_text
 from infra.status_view import UNKNOWN, lines, shown_bytes, tables
 from tests.support.models import identity
+from tests.support.rollout_documents import shown_rollout
 from tests.support.stack import TEST_ENGINES, Stack, running_stack, until
 
 MODEL = "shown"
@@ -225,6 +226,18 @@ def test_replicas_are_shown_with_what_is_wanted(wanted: int | None, shown: str) 
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(tables(status))
     assert shown.removesuffix(" warm") in console.export_text()
+
+
+def test_rollout_of_an_endpoint_is_one_line() -> None:
+    rollout = shown_rollout(state="rolled_back", reason="errors")
+    endpoint = {"name": "m", "revision": 3, "variants": [], "rollout": rollout}
+    other = {"name": "n", "revision": 1, "variants": [], "rollout": None}
+    status = {"workers": [], "edges": [], "endpoints": [endpoint, other], "rejected": {}}
+    (line,) = (line for line in lines(status) if "rollout" in line)
+    assert line == "  rollout rolled back, step 2 of 3: errors"
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables(status))
+    assert "endpoint m: rollout rolled back, step 2 of 3: errors\n" in console.export_text()
 
 
 def test_long_waits_are_shown_as_people_write_them() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 def shown_arm(name: str, version: str, weight: float, **more: Any) -> dict[str, Any]:
     """Return one arm of it."""
+    unknown = ("share_seen", "error_rate", "error_low", "error_high", "p50_ms", "p99_ms")
+    counts = ("requests", "errors", "calls", "units", "failed_calls", "failed_units", "slow_calls")
     return {
         **{"name": name, "role": "baseline" if name == "stable" else "candidate", "model": "m"},
-        **{"version": version, "weight": weight, "seen": None, "requests": 0, "errors": 0},
-        **{"slow": None, "replicas": 1, "error_rate": None, "error_low": None},
-        **{"error_high": None, "p50_ms": None, "p99_ms": None, "score_mean": None, "classes": {}},
+        **{"version": version, "weight": weight, "replicas": 1, "classes": {}},
+        **dict.fromkeys((*unknown, "hit_share", "score_mean", "score_std")),
+        **dict.fromkeys(counts, 0),
         **more,
     }
 
@@ -20,18 +22,20 @@ def shown_rollout(**more: Any) -> dict[str, Any]:
     """Return a rollout at its second step of three; `more` replaces what it names."""
     stable = shown_arm(
         *("stable", "1", 95.0),
-        **{"seen": 94.6, "requests": 1234, "errors": 12, "error_rate": 0.00972},
-        **{"error_low": 0.0051, "error_high": 0.0172, "p50_ms": 1.2, "p99_ms": 3.4},
+        **{"share_seen": 94.6, "requests": 2000, "errors": 13, "hit_share": 0.38, "calls": 1234},
+        **{"failed_calls": 12, "error_rate": 0.00972, "error_low": 0.0051, "error_high": 0.0172},
+        **{"p50_ms": 1.2, "p99_ms": 3.4},
     )
-    canary = shown_arm("canary", "2", 5.0, seen=5.4, requests=70, p50_ms=1.3)
+    canary = shown_arm("canary", "2", 5.0, share_seen=5.4, requests=75, calls=70, p50_ms=1.3)
     return {
-        **{"endpoint": "m", "revision": 7, "id": "0123", "state": "running", "wish": "run"},
-        **{"step": 2, "segment": 2, "reason": "the hold has passed"},
-        **{"at": "2026-11-26T13:02:00Z", "waits_for": "", "held_s": 12.0, "hold_s": 60.0},
-        "steps": [{"weight": weight, "hold_s": 60} for weight in (1, 5, 100)],
-        **{"warm": 1, "wanted": 1, "variants": [stable, canary], "guard": {}},
-        "e_values": {"errors": {"log_e": 0.4, "fires_at_log_e": 3.0}},
-        **{"harms": [], "worse": "", "mismatch": "", "segments": [], "shadow": None},
+        **{"endpoint": "m", "id": "0123", "state": "running", "wish": "run", "live": True},
+        **{"step": 2, "segment": 2, "reason": "the hold has passed", "at": "2026-11-26T13:02:00Z"},
+        **{"waits_for": "", "hold_left_s": 48.0, "warm": 1, "wanted": 1},
+        "steps": [{"weight": weight, "hold_s": 60.0} for weight in (1, 5, 100)],
+        **{"guard": {"slower_than_ms": None}, "variants": [stable, canary], "segments": []},
+        **{"e_values": {"errors": 1.5}, "fires_at": {"errors": 20.0}, "evidence": None},
+        **{"harms": [], "worse": "", "mismatch": "", "verdict": "no evidence of harm"},
+        "shadow": None,
         **more,
     }
 

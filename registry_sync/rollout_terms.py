@@ -73,6 +73,8 @@ class Rollout(msgspec.Struct, frozen=True):
     guard: Guard = Guard()
     shadow: Shadow | None = None
     wish: Wish = "run"
+    # A segment's number: what guards found up to its end does not pause the rollout any more.
+    overruled: _Count = 0
 
 
 class ArmSeen(msgspec.Struct, frozen=True):
@@ -107,3 +109,5 @@ class RolloutState(msgspec.Struct, frozen=True):
     reason: _Text = ""
     at: _Text = ""  # UTC, ISO 8601, of the decision; for people only
     evidence: dict[str, Any] | None = None  # that the decision was made on; for people only
+    harm: _Text = ""  # why a guard has paused it; until the spec overrules that
+    revision: _Count = 0  # of the spec that it began with

@@ -56,6 +56,7 @@ class Look(msgspec.Struct, frozen=True):
     failed: str = ""  # why the candidate cannot be loaded anywhere; empty: it can, or tries
     failed_s: float = 0.0  # for how long that has been so
     held_s: float = 0.0  # since every live edge has gone by the current weights
+    weights: Mapping[str, float] = {}  # that hold now, by arm, in percent
 
 
 class Move(msgspec.Struct, frozen=True):

@@ -6,7 +6,6 @@ is worse the guards decide; who writes the decision down is the desk.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -113,8 +112,8 @@ def hold_s(look: Look) -> float:
 def _cold(look: Look) -> str:
     if look.warm >= look.wanted:
         return ""
-    why = f": {look.failed}" if look.failed else ""
-    return f"{look.warm} of {look.wanted} replicas of {_rollout(look).candidate} are warm{why}"
+    candidate = _rollout(look).candidate
+    return look.cold or f"{look.warm} of {look.wanted} replicas of {candidate} are warm"
 
 
 def _harm(look: Look, state: RolloutState) -> str:
@@ -213,12 +212,7 @@ def _together(one: Segment, other: Segment) -> Segment:
 
 def added(one: ArmSeen, other: ArmSeen) -> ArmSeen:
     """Return what was counted in both."""
-    fields = ArmSeen.__struct_fields__
-    return ArmSeen(*itertools.starmap(_sum, ((getattr(one, f), getattr(other, f)) for f in fields)))
-
-
-def _sum(one: int, other: int) -> int:
-    return one + other
+    return ArmSeen(*(getattr(one, f) + getattr(other, f) for f in ArmSeen.__struct_fields__))
 
 
 def finite(value: float) -> float:

@@ -27,6 +27,7 @@ class ArmCounts(msgspec.Struct, frozen=True):
     log_calls: int = 0
     log_sum: float = 0.0
     log_squares: float = 0.0
+    assigned: int = 0  # units that got this arm, as many as one edge alone has told apart
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -57,6 +58,7 @@ class Look(msgspec.Struct, frozen=True):
     failed_s: float = 0.0  # for how long that has been so
     held_s: float = 0.0  # since every live edge has gone by the current weights
     weights: Mapping[str, float] = {}  # that hold now, by arm, in percent
+    cold: str = ""  # what is missing to so many, for people
 
 
 class Move(msgspec.Struct, frozen=True):

@@ -1,0 +1,239 @@
+"""What all edges together have seen of each rollout: their reports, merged and bounded.
+
+An edge reports cumulative counts of one incarnation, so a lost report loses nothing and one that
+comes twice adds nothing.  Counts of incarnations add up; units that failed are told apart by their
+hashes: whoever fails at two edges, or again in a later segment, is one unit that failed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from pool.rollouts.signals import ArmCounts
+from pool.wire.control import ArmEvidence
+from pool.wire.histogram import BUCKETS, added
+from registry_sync.rollout_terms import ArmSeen
+
+INCARNATIONS_MAX: Final = 256  # in one segment; of older ones only the sum stays
+ROW_UNITS_MAX: Final = 4096  # an edge tells so many units of an arm apart, see `ArmEvidence`
+UNITS_MAX: Final = 1 << 17  # of one rollout and kind
+CLASSES_MAX: Final = 1024
+_FOLDED: Final = ""  # stands for the incarnations that are a sum
+_SUMS: Final = (
+    "assigned", "calls", "units", "errors", "lone_errors", "slow", "lone_slow", "log_calls",
+    "log_sum", "log_squares", "scores", "score_sum", "score_squares",
+)  # fmt: skip
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """What people are shown of one arm over all segments that were heard of, besides its counts."""
+
+    seconds: tuple[int, ...] = ()  # by `histogram.BOUNDS_S`
+    scores: int = 0
+    score_sum: float = 0.0
+    score_squares: float = 0.0
+    classes: Mapping[str, int] = {}
+
+
+@dataclass(slots=True)
+class _Units:
+    """The units that one kind of event has happened to, each once in a rollout."""
+
+    before: set[int] = field(default_factory=set)  # in segments that have ended
+    by_arm: dict[str, set[int]] = field(default_factory=dict)  # in this one
+    told: dict[tuple[str, str], int] = field(default_factory=dict)  # (incarnation, arm) → so many
+    full: set[str] = field(default_factory=set)  # incarnations that can tell no more apart
+    is_full: bool = False
+
+    def take(self, incarnation: str, arm: str, units: tuple[int, ...]) -> None:
+        """Count those of a row that are new.
+
+        Once an edge or this set is full, no arm gets more: one that went on alone would look worse
+        for it.
+        """
+        is_news = len(units) != self.told.get((incarnation, arm), 0)
+        if not is_news or self.is_full or incarnation in self.full:
+            return
+        self.told[incarnation, arm] = len(units)
+        if len(units) >= ROW_UNITS_MAX:
+            self.full.add(incarnation)
+        new = set(units).difference(self.before, *self.by_arm.values())
+        self.by_arm.setdefault(arm, set()).update(new)
+        self.is_full = len(self.before) + sum(map(len, self.by_arm.values())) >= UNITS_MAX
+
+    def count(self, arm: str) -> int:
+        return len(self.by_arm.get(arm, ()))
+
+    def end_segment(self) -> None:
+        self.before.update(*self.by_arm.values())
+        self.by_arm.clear()
+        self.told.clear()
+        self.full.clear()
+
+
+@dataclass(slots=True)
+class _Rollout:
+    """One rollout in its current segment."""
+
+    id: str
+    segment: int
+    rows: dict[str, dict[str, ArmEvidence]] = field(default_factory=dict)  # incarnation → by arm
+    errors: _Units = field(default_factory=_Units)
+    slow: _Units = field(default_factory=_Units)
+    folded: set[str] = field(default_factory=set)  # incarnations that are in the sum
+    shown: dict[str, Shown] = field(default_factory=dict)  # of ended segments
+
+
+class EvidenceBook:
+    """The evidence of every rollout that somebody follows; nobody else's is kept."""
+
+    def __init__(self) -> None:
+        # The whole mutable state, by endpoint.
+        self._rollouts: dict[str, _Rollout] = {}
+
+    def follow(self, endpoint: str, rollout: str, segment: int) -> None:
+        """Count what belongs to this segment from now on; what was counted before it has ended."""
+        found = self._rollouts.get(endpoint)
+        if found is None or found.id != rollout or segment < found.segment:
+            self._rollouts[endpoint] = _Rollout(rollout, segment)
+        elif segment > found.segment:
+            found.shown = {arm: _shown(found, arm) for arm in _arms(found)}
+            found.segment = segment
+            found.rows, found.folded = {}, set()
+            found.errors.end_segment()
+            found.slow.end_segment()
+
+    def forget(self, endpoint: str) -> None:
+        """Follow an endpoint no longer."""
+        self._rollouts.pop(endpoint, None)
+
+    def report(self, incarnation: str, rows: Iterable[ArmEvidence]) -> set[str]:
+        """Take what an edge reports; returns the endpoints of which there is news.
+
+        Args:
+            incarnation: of the edge; no other edge has the same.
+            rows: cumulative since it began.  Those of other rollouts or segments than the current
+                ones count nowhere.
+        """
+        news = set()
+        for row in rows:
+            found = self._rollouts.get(row.endpoint)
+            if found is None or (row.rollout, row.segment) != (found.id, found.segment):
+                continue
+            if incarnation in found.folded:
+                continue
+            found.errors.take(incarnation, row.variant, row.error_units)
+            found.slow.take(incarnation, row.variant, row.slow_units)
+            arms = found.rows.pop(incarnation, {})
+            arms[row.variant] = replace(row, error_units=(), slow_units=())
+            found.rows[incarnation] = arms  # the last one heard of is the last one in order
+            if len(found.rows) > INCARNATIONS_MAX:
+                _fold(found)
+            news.add(row.endpoint)
+        return news
+
+    def counts(self, endpoint: str) -> dict[str, ArmCounts]:
+        """Return what was counted in the current segment, by arm."""
+        found = self._rollouts.get(endpoint)
+        return {} if found is None else {arm: _counts(found, arm) for arm in _arms(found)}
+
+    def assigned(self, endpoint: str) -> list[Mapping[str, int]]:
+        """Return by incarnation how many units got each arm in the current segment."""
+        found = self._rollouts.get(endpoint)
+        return [
+            {arm: row.assigned for arm, row in arms.items()}
+            for name, arms in (found.rows.items() if found is not None else ())
+            if name != _FOLDED  # a unit at two of them would be two
+        ]
+
+    def shown(self, endpoint: str, arm: str) -> Shown:
+        """Return what people are shown of an arm."""
+        found = self._rollouts.get(endpoint)
+        return Shown() if found is None else _shown(found, arm)
+
+    def reset(self) -> None:
+        """Forget everything: somebody else leads."""
+        self._rollouts.clear()
+
+
+def _arms(rollout: _Rollout) -> list[str]:
+    arms = dict.fromkeys(arm for rows in rollout.rows.values() for arm in rows)
+    return list({**dict.fromkeys(rollout.shown), **arms})
+
+
+def _rows(rollout: _Rollout, arm: str) -> list[ArmEvidence]:
+    return [rows[arm] for rows in rollout.rows.values() if arm in rows]
+
+
+def _counts(rollout: _Rollout, arm: str) -> ArmCounts:
+    rows = _rows(rollout, arm)
+    units = sum(row.units for row in rows)
+    errors = sum(row.lone_errors for row in rows) + rollout.errors.count(arm)
+    slow = sum(row.lone_slow for row in rows) + rollout.slow.count(arm)
+    return ArmCounts(
+        ArmSeen(
+            calls=sum(row.calls for row in rows),
+            units=units,
+            errors=sum(row.errors for row in rows),
+            failed_units=errors,
+            slow=sum(row.slow for row in rows),
+            slow_units=slow,
+        ),
+        units=float(units),
+        errors=errors,
+        slow=slow,
+        log_calls=sum(row.log_calls for row in rows),
+        log_sum=sum(row.log_sum for row in rows),
+        log_squares=sum(row.log_squares for row in rows),
+        assigned=max((row.assigned for row in rows), default=0),
+    )
+
+
+def _fold(rollout: _Rollout) -> None:
+    """Make the incarnation that has been silent longest part of the sum."""
+    name = next(name for name in rollout.rows if name != _FOLDED)
+    rollout.folded.add(name)
+    total = rollout.rows.setdefault(_FOLDED, {})
+    for arm, row in rollout.rows.pop(name).items():
+        old = total.get(arm)
+        total[arm] = row if old is None else _both(old, row)
+
+
+def _both(one: ArmEvidence, other: ArmEvidence) -> ArmEvidence:
+    return replace(
+        one,
+        **{name: getattr(one, name) + getattr(other, name) for name in _SUMS},
+        seconds=_seconds(one.seconds, other.seconds),
+        classes=_classes(one.classes, other.classes),
+    )
+
+
+def _shown(rollout: _Rollout, arm: str) -> Shown:
+    total = rollout.shown.get(arm, Shown())
+    for row in _rows(rollout, arm):
+        total = Shown(
+            _seconds(total.seconds, row.seconds),
+            total.scores + row.scores,
+            total.score_sum + row.score_sum,
+            total.score_squares + row.score_squares,
+            _classes(total.classes, row.classes),
+        )
+    return total
+
+
+def _seconds(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    # Another release may count by other bounds; its calls are then not in the histogram.
+    return tuple(added(one, other)) if len(other) == BUCKETS else one
+
+
+def _classes(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    found = dict(one)
+    for name, count in other.items():
+        if name in found or len(found) < CLASSES_MAX:
+            found[name] = found.get(name, 0) + count
+    return found

@@ -67,6 +67,8 @@ PURE = (
     "pool.status",
     "pool.wake_estimates",
     "pool.phase_times",
+    "pool.rollouts.compare",
+    "pool.rollouts.shadow_view",
     "pool.tally",
     "pool.recent",
     "pool.deaths",

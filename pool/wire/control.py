@@ -418,12 +418,13 @@ class ShadowExample(msgspec.Struct, array_like=True, frozen=True):
     inputs: _Short  # digest of the inputs
     relative_error: _Seconds
     detail: _Text = ""
+    kind: _Short = ""  # failed | unlike | top1 | values
 
 
 class ShadowCount(msgspec.Struct, array_like=True, frozen=True):
     """How a candidate's answers compare with a baseline's, since the worker's process began."""
 
-    rollout: _Short
+    rollout: _Short  # "endpoint/id"
     baseline: _Short  # "model/version"
     candidate: _Short
     offered: _Count = 0  # calls that were sampled
@@ -435,9 +436,11 @@ class ShadowCount(msgspec.Struct, array_like=True, frozen=True):
     top1_off: _Count = 0  # of these rows, where it is elsewhere
     error_sum: _Seconds = 0.0  # relative errors of the calls that are alike
     error_max: _Seconds = 0.0
-    errors: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=64)] = ()  # see `pool.shadow`
+    # Counts of these by `histogram.ERROR_BOUNDS`
+    errors: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=64)] = ()
     worst: Annotated[tuple[ShadowExample, ...], msgspec.Meta(max_length=64)] = ()
     last_failure: _Text = ""
+    absent: _Count = 0  # of the dropped: the candidate is not loaded where the call was answered
 
 
 class ShadowReport(msgspec.Struct, array_like=True, frozen=True, tag=25):

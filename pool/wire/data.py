@@ -3,7 +3,8 @@
     Hello   [1, wire, role, id, incarnation, arena_fd, arena_bytes]
     Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
              [[name, datatype, shape, bytes], ...], [output, ...], stream,
-             rows_max, arena_at, insists, progress]                               + tensors
+             rows_max, arena_at, insists, progress,
+             [[rollout, model, version, calls_per_s_max], ...]]                   + tensors
     Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
              queue_us, infer_us, batch_rows, wait_us, retry_after_ms, not_run]    + tensors
     Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
@@ -108,7 +109,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
 class ShadowOf(msgspec.Struct, array_like=True, frozen=True):
     """Who is to answer a call once more, for nobody but the comparison."""
 
-    rollout: _Short
+    rollout: _Short  # "endpoint/id"
     model: _Short
     version: _Short
     calls_per_s_max: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0  # at this worker

@@ -18,6 +18,11 @@ BOUNDS_S = (
 )  # fmt: skip
 BUCKETS = len(BOUNDS_S) + 1  # the last one is for what is above every bound
 
+# The same for how far one answer is from another, in parts of what it should be; see
+# `pool.rollouts.compare`.
+ERROR_BOUNDS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0)
+ERROR_BUCKETS = len(ERROR_BOUNDS) + 1
+
 
 def added(one: Sequence[int], other: Sequence[int]) -> list[int]:
     """Return the counts of both; an empty sequence is one that has seen nothing.

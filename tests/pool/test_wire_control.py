@@ -83,11 +83,11 @@ ARM_EVIDENCE_ARRAY = [
 ]
 SHADOW_COUNT = ShadowCount(
     *("r1", "digits/1", "digits/2", 9, 1, 2, 6, 1, 50, 3, 0.5, 0.25, (4, 1)),
-    *((ShadowExample("id-1", "ab12", 0.25, "y"),), "it raised"),
+    *((ShadowExample("id-1", "ab12", 0.25, "y", "values"),), "it raised", 1),
 )
 SHADOW_COUNT_ARRAY = [
     *("r1", "digits/1", "digits/2", 9, 1, 2, 6, 1, 50, 3, 0.5, 0.25, [4, 1]),
-    *([["id-1", "ab12", 0.25, "y"]], "it raised"),
+    *([["id-1", "ab12", 0.25, "y", "values"]], "it raised", 1),
 ]
 ENGINE_ARRAY = [
     "digits",
@@ -263,9 +263,9 @@ FIELDS = {
     "error_units slow lone_slow slow_units seconds log_calls log_sum log_squares scores score_sum "
     "score_squares classes",
     Evidence: "incarnation arms",
-    ShadowExample: "request_id inputs relative_error detail",
+    ShadowExample: "request_id inputs relative_error detail kind",
     ShadowCount: "rollout baseline candidate offered dropped failed compared unlike rows top1_off "
-    "error_sum error_max errors worst last_failure",
+    "error_sum error_max errors worst last_failure absent",
     ShadowReport: "counts",
 }
 

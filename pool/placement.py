@@ -43,6 +43,8 @@ class Demand(msgspec.Struct, frozen=True):
     owner: str = ""  # the endpoint on whose own workers it runs; empty: on those that all share
     size_bytes: int = 0  # once loaded; 0: not known
     failed_idle_s: float = 60.0  # one that nobody wants shows so long that it failed
+    beside: Ref | None = None  # where that is warm, it is to be first
+    tries: int = 1  # so many workers try to load it before one that failed is asked again
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -148,19 +150,28 @@ def _place(
     states = {worker.id: _state(worker, ref) for worker in live}
     up = [worker for worker in own if not worker.is_cold]
     order = wake_order(ref, [worker.id for worker in up])
+    if demand.beside is not None:
+        there = {worker.id for worker in up if _state(worker, demand.beside) == "warm"}
+        order.sort(key=lambda name: name not in there)
     having = sorted(
         (name for name in order if states[name] in _RANKS), key=lambda name: _RANKS[states[name]]
     )
+    failed = [name for name in having if states[name] == "failed"]
+    if len(failed) < demand.tries:
+        having = having[: len(having) - len(failed)]
     keep = having[: demand.replicas]
     if len(keep) < demand.replicas:
         fitting = {
             worker.id
             for worker in up
-            if _fits(worker, planned_bytes.get(worker.id, 0) + demand.size_bytes)
+            if fits(worker, planned_bytes.get(worker.id, 0) + demand.size_bytes)
         }
-        others = [name for name in order if name in fitting and name not in having]
+        tried = {*having, *failed}
+        others = [name for name in order if name in fitting and name not in tried]
+        others += [name for name in failed if name not in having]
         keep += others[: demand.replicas - len(keep)]
     is_warm = any(states[name] == "warm" for name in keep)
+    is_tried = demand.tries == 1 or all(states[name] == "warm" for name in keep)
     extra = [
         worker
         for worker in live
@@ -172,7 +183,8 @@ def _place(
         [
             Unload(worker.id, ref, is_warm and states[worker.id] == "warm")
             for worker in extra
-            if is_warm or (not demand.replicas and _may_go(worker.engines[ref], demand))
+            if (is_warm and (is_tried or states[worker.id] == "warm"))
+            or (not demand.replicas and _may_go(worker.engines[ref], demand))
         ],
         {worker.id for worker in extra} if is_warm else set(),
     )
@@ -188,7 +200,8 @@ def _state(worker: WorkerView, ref: Ref) -> str:
     return "" if engine is None else engine.state
 
 
-def _fits(worker: WorkerView, more_bytes: int) -> bool:
+def fits(worker: WorkerView, more_bytes: int) -> bool:
+    """Tell whether a worker has room for so much more, as far as that is known."""
     if not worker.memory_bytes_max:
         return True
     used_bytes = sum(engine.bytes for engine in worker.engines.values())
@@ -199,9 +212,10 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
     """Return the steps from what the workers have to what is wanted; empty when they agree.
 
     A worker that has an engine keeps it before another one is asked (warm ones first, failed ones
-    last), so that a plan made twice moves nothing.  One that failed is asked to load again; the
-    worker waits as long as its backoff says.  A version is loaded only where its size is known to
-    fit.  The last replica is never unloaded under a call; one of several is, and drains.
+    last), so that a plan made twice moves nothing.  One that failed is asked to load again, once
+    as many as `tries` have; the worker waits as long as its backoff says.  A version is loaded only
+    where its size is known to fit.  The last replica is never unloaded under a call; one of several
+    is, and drains.
     """
     whose = owners(wanted, workers)
     steps: list[Load | Unload] = []

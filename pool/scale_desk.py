@@ -138,7 +138,7 @@ class ScaleDesk:
             at_edges = self._at_edges(ref, (waiting or {}).get(ref, 0), now_s)
             if not self._is_restored or now_s < self._held_until_s:
                 there = seen.warm + seen.loading
-                replicas = max(allowed.replicas_min, int(allowed.is_due), there)
+                replicas = max(allowed.replicas_least, there)
             else:
                 signals = self._signals(ref, at_edges, now_s, unix_s, is_up=is_up)
                 replicas = self._ask(ref, allowed, signals, now_s)
@@ -209,7 +209,7 @@ class ScaleDesk:
                 desk.key, desk.decided_s = key, now_s
         except Exception:
             self._start_anew(ref, now_s)
-            return max(limits.replicas_min, int(limits.is_due), signals.warm, int(in_use))
+            return max(limits.replicas_least, signals.warm, int(in_use))
         return decision.replicas
 
     def _start_anew(self, ref: Ref, now_s: float) -> None:

@@ -18,6 +18,7 @@ import structlog
 from pool.learned import Learned
 from pool.placement import Demand, Ref, WorkerView
 from pool.registry_watch import Snapshot
+from pool.rollouts.needs import Needs, Warmth
 from pool.scale_desk import ScaleDesk
 from pool.scaling.due import timed, why_due
 from pool.scaling.kept import Version
@@ -65,6 +66,10 @@ class ScaleOrders:
         self._due: dict[str, str] = {}
         self._limits: Mapping[Ref, Limits] = {}
         self._owners: Mapping[Ref, str] = {}
+        self._needs = Needs()
+        self._rollouts: Mapping[str, EndpointSpec] = {}  # the specs that have one
+        self._kept: Mapping[Ref, int] = {}
+        self._wanted: dict[Ref, Demand] = {}
 
     # members
 
@@ -97,7 +102,7 @@ class ScaleOrders:
         now_s, unix_s = loop.time(), time.time()
         if self._loading is None:
             self._loading = loop.create_task(self._restore())
-        self._make_limits(snapshot, now_s, unix_s)
+        self._make_limits(snapshot, workers, now_s, unix_s)
         at_edges: dict[Ref, int] = {}
         for counts in waiting:
             for name, count in counts.items():
@@ -117,12 +122,18 @@ class ScaleOrders:
         next_s = self._desk.next_s()
         if math.isfinite(next_s):
             self._timer = loop.call_at(max(next_s, now_s + LOOK_S_MIN), self._act)
-        return found
+        self._wanted = self._needs.demands(found)
+        return dict(self._wanted)
 
-    def _make_limits(self, snapshot: Snapshot, now_s: float, unix_s: float) -> None:
+    def _make_limits(
+        self, snapshot: Snapshot, workers: Sequence[WorkerView], now_s: float, unix_s: float
+    ) -> None:
         is_new = snapshot is not self._snapshot
         if is_new:
             self._timed = timed(snapshot.specs, snapshot.states)
+            specs = snapshot.specs.items()
+            self._rollouts = {name: spec for name, spec in specs if spec.rollout is not None}
+        self._needs.look(self._rollouts, snapshot.states, workers, self._wanted, now_s)
         self._asked_s = {
             name: until_s
             for name, until_s in self._asked_s.items()
@@ -134,9 +145,10 @@ class ScaleOrders:
             why = why_due(schedule, until_unix_s, unix_s, lead_s)
             if why:
                 due[name] = why
-        if is_new or due != self._due:
-            self._snapshot, self._due = snapshot, due
-            self._limits = limits_of(snapshot.specs.values(), weights_of(snapshot), due)
+        kept = self._needs.kept
+        if is_new or due != self._due or kept != self._kept:
+            self._snapshot, self._due, self._kept = snapshot, due, kept
+            self._limits = limits_of(snapshot.specs.values(), weights_of(snapshot), due, kept)
             self._owners = owners_of(snapshot.specs.values())
 
     def _wake_s(self, spec: EndpointSpec) -> float:
@@ -151,6 +163,10 @@ class ScaleOrders:
     def let_go(self, endpoint: str) -> None:
         """Take back what `warm` asked for."""
         self._asked_s.pop(endpoint, None)
+
+    def warmth(self, endpoint: str) -> Warmth:
+        """Return how far the candidate of an endpoint's rollout is loaded for its next step."""
+        return self._needs.warmth(endpoint)
 
     def wake_ms(self, ref: Ref, *, is_up: bool) -> int:
         """Return how long a call waits that finds `ref` asleep, to two digits; 0: not known."""
@@ -267,6 +283,8 @@ class ScaleOrders:
         self._timer = self._loading = self._saved_s = self._snapshot = None
         self._asked_s.clear()
         self._due.clear()
+        self._wanted.clear()
+        self._needs = Needs()
         self._desk = ScaleDesk(time_scale=self._time_scale)
 
 

@@ -93,6 +93,7 @@ PURE = (
     "pool.scaling.seasonal",
     "pool.scaling.fleet",
     "pool.scaling.residency",
+    "pool.rollouts.needs",
     "registry_sync.pt2_operators",
     "registry_sync.pt2_rules",
     "edge.starting",

@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, TypeAlias
 
+from msgspec.structs import replace
+
 from pool.scaling.signals import Limits
 from registry_sync.documents import EndpointSpec, Scale
 
@@ -19,6 +21,7 @@ def limits_of(
     specs: Iterable[EndpointSpec],
     weights: Mapping[str, Mapping[str, float]],
     due: Collection[str] = (),
+    kept: Mapping[Ref, int] | None = None,
 ) -> dict[Ref, Limits]:
     """Return the limits of each version.
 
@@ -31,6 +34,7 @@ def limits_of(
         specs: the current ones.
         weights: effective weights by endpoint and variant, where they differ from the spec's.
         due: endpoints that are to be warm now, by a schedule or by request.
+        kept: replicas by version that a rollout wants warm, also of an arm without weight.
     """
     served: dict[Ref, Limits] = {}
     others: dict[Ref, Limits] = {}
@@ -42,7 +46,11 @@ def limits_of(
             ref = (variant.model, variant.version)
             found = served if serves else others
             found[ref] = _both(found[ref], new) if ref in found else new
-    return {**others, **served}
+    together = {**others, **served}
+    for ref, replicas in (kept or {}).items():
+        if ref in together:
+            together[ref] = replace(together[ref], replicas_kept=replicas)
+    return together
 
 
 def owners_of(specs: Iterable[EndpointSpec]) -> dict[Ref, str]:

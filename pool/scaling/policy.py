@@ -86,6 +86,8 @@ class ScalingPolicy:
             terms["forecast"] = wanted.forecast
         terms["schedule"] = int(limits.is_due)
         terms["minimum"] = limits.replicas_min
+        if limits.replicas_kept:
+            terms["rollout"] = limits.replicas_kept
         reason = max(terms, key=terms.__getitem__)
         replicas = int(terms[reason])
         if replicas > limits.replicas_max:

@@ -17,6 +17,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     replica_hours_per_day_max: float | None = None
     forecast: str = "act"  # act | observe | off
     is_due: bool = False  # a schedule, or somebody by request, wants it warm now
+    replicas_kept: int = 0  # that a rollout wants warm now, before or after it moves calls
+
+    @property
+    def replicas_least(self) -> int:
+        """Wanted whatever the demand."""
+        return max(self.replicas_min, int(self.is_due), self.replicas_kept)
 
 
 class Signals(msgspec.Struct, frozen=True, kw_only=True):

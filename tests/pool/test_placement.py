@@ -66,6 +66,41 @@ def test_engine_that_failed_keeps_its_place_and_is_tried_again() -> None:
     assert plan({M1: ONE}, views) == [Load(last, M1)]
 
 
+def test_others_are_tried_before_one_that_failed_is_asked_again() -> None:
+    order = wake_order(M1, ["a", "b", "c"])
+
+    def failed(count: int) -> list[WorkerView]:
+        broken = [engine(state="failed")]
+        return [worker(name, *broken * (name in order[:count])) for name in "abc"]
+
+    for count in (0, 1):
+        assert plan({M1: Demand(1, tries=2)}, failed(count)) == [Load(order[count], M1)]
+    assert plan({M1: Demand(1, tries=2)}, failed(2)) == [Load(order[0], M1)]
+    assert plan({M1: Demand(1, tries=9)}, failed(3)) == [Load(order[0], M1)]
+
+
+def test_failed_tries_are_remembered_until_as_many_are_warm_as_are_wanted() -> None:
+    warm, failed, last = [worker("a", engine()), worker("b", engine(state="failed")), worker("c")]
+    wanted = {M1: Demand(2, tries=3)}
+    assert plan(wanted, [warm, failed, last]) == [Load("c", M1)]
+    last = worker("c", engine(state="failed"))  # or both would be new to it again and again
+    assert plan(wanted, [warm, failed, last]) == [Load(wake_order(M1, "bc")[0], M1)]
+    assert plan(wanted, [warm, failed, worker("c", engine())]) == [Unload("b", M1)]
+
+
+def test_version_goes_first_to_where_its_companion_is_warm() -> None:
+    for name in "abcd":
+        views = [worker(one, *[engine(M2)] * (one == name)) for one in "abcd"]
+        wanted = {M1: Demand(2, beside=M2), M2: ONE}
+        first, second = plan(wanted, views)
+        assert first == Load(name, M1)
+        assert second.worker == wake_order(M1, {*"abcd"} - {name})[0]
+        # Of two that are warm the one beside it stays.
+        views = [worker(one, engine(M1), *[engine(M2)] * (one == name)) for one in "abcd"]
+        kept = {M1: Demand(1, beside=M2), M2: ONE}
+        assert {step.worker for step in plan(kept, views)} == {*"abcd"} - {name}
+
+
 def test_engine_that_failed_and_nobody_wants_shows_it_for_a_while() -> None:
     def failed(idle_s: float) -> list[WorkerView]:
         return [worker("a", engine(state="failed", idle_s=idle_s))]
@@ -334,9 +369,10 @@ fleets = st.lists(
     max_size=6,
 )
 refs = st.sampled_from([("m", n) for n in "1234"])
-shared = st.dictionaries(refs, st.builds(Demand, st.integers(0, 4)))
+how = {"beside": st.sampled_from([None, M1]), "tries": st.sampled_from([1, 3])}
+shared = st.dictionaries(refs, st.builds(Demand, st.integers(0, 4), **how))
 wishes = st.dictionaries(
-    refs, st.builds(Demand, st.integers(0, 4), st.sampled_from(["", "", "e", "f"]))
+    refs, st.builds(Demand, st.integers(0, 4), st.sampled_from(["", "", "e", "f"]), **how)
 )
 
 

@@ -48,6 +48,14 @@ def test_effective_weight_decides_and_not_the_one_of_the_spec() -> None:
     assert (found[M1].idle_s, found[M2].idle_s) == (UNSERVED_IDLE_S, None)
 
 
+def test_rollout_keeps_an_arm_without_weight_as_well() -> None:
+    both = spec("e", ("1", 100.0), ("2", 0.0))
+    found = limits_of([both], {}, kept={M1: 3, M2: 1, ("m", "9"): 1})
+    assert [found[ref].replicas_kept for ref in (M1, M2)] == [3, 1]
+    assert found.keys() == {M1, M2}
+    assert (found[M1].replicas_least, found[M1].replicas_min) == (3, 0)
+
+
 def test_arm_without_weight_takes_nothing_from_another_endpoint() -> None:
     own = spec("f", idle_s=5.0, replicas_max=1)
     assert together(own, spec("e", ("2", 100.0), ("1", 0.0))) == limits_of([own], {})[M1]

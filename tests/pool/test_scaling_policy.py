@@ -75,6 +75,12 @@ def test_sudden_rise_is_a_panic_and_counts_what_will_have_piled_up() -> None:
     assert decision.replicas > 200 / 20
 
 
+def test_rollout_keeps_replicas_that_nobody_calls_within_the_maximum() -> None:
+    kept = Player(Limits(replicas_kept=3, idle_s=1.0, replicas_max=4)).see()
+    assert (kept.replicas, kept.reason) == (3, "rollout")
+    assert Player(Limits(replicas_kept=3, replicas_max=2)).see().replicas == 2
+
+
 def test_maximum_holds() -> None:
     player = Player(Limits(replicas_max=3))
     decision = player.calls(130.0, 60.0)

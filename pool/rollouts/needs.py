@@ -1,0 +1,256 @@
+"""Which replicas rollouts keep warm, and how far a candidate is: before weights move, and after.
+
+A candidate gets weight only where it is warm enough for that, and the baseline stays as it was
+until nobody can want it back, so that a rollback finds it as warm as ever.  How many replicas the
+demand asks for is decided in `scaling`; what is kept here is a lower bound for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from pool.placement import Demand, Ref, WorkerView, fits, owners
+from registry_sync.documents import EndpointSpec, EndpointState
+from registry_sync.rollout_terms import Rollout, RolloutState
+from registry_sync.rollouts import effective_weights, is_live, state_of
+
+# So many workers try to load a candidate before those that could not are asked again.
+TRIES: Final = 3
+# Whoever is given all calls at once keeps its replicas so long, until its own demand is known.
+SETTLE_S: Final = 60.0
+
+
+class Warmth(msgspec.Struct, frozen=True):
+    """How far the candidate of a rollout is, for its next step."""
+
+    warm: int = 0  # replicas
+    wanted: int = 1  # so many are enough
+    failed: str = ""  # why it cannot be loaded anywhere; empty: it can, or workers still try
+    failed_s: float = 0.0  # for how long that has been so
+    waits_for: str = ""  # what is missing, for people; empty: nothing
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of one rollout."""
+
+    rollout: str
+    baseline: int = 0  # the most replicas that it had since the rollout began
+    candidate: int = 0
+    full_since_s: float | None = None  # since when the candidate has all weight
+    ended_s: float | None = None
+    failures: dict[str, str] = field(default_factory=dict)  # worker → why it could not load
+    failed_since_s: float | None = None  # since when no worker can
+    warmth: Warmth = field(default_factory=Warmth)
+
+
+class Needs:
+    """All rollouts; `look` is called with times that never fall."""
+
+    def __init__(self) -> None:
+        # The whole mutable state, by endpoint.
+        self._known: dict[str, _Known] = {}
+        self._kept: dict[Ref, int] = {}
+        self._beside: dict[Ref, Ref | None] = {}  # candidates, and where they are best loaded
+
+    @property
+    def kept(self) -> Mapping[Ref, int]:
+        """The least replicas of the versions that a rollout is about."""
+        return self._kept
+
+    def warmth(self, endpoint: str) -> Warmth:
+        """Return how far the candidate of an endpoint is, as of the last look."""
+        known = self._known.get(endpoint)
+        return Warmth() if known is None else known.warmth
+
+    def demands(self, wanted: Mapping[Ref, Demand]) -> dict[Ref, Demand]:
+        """Return `wanted` with what a candidate is to be loaded like."""
+        found = dict(wanted)
+        for ref, beside in self._beside.items():
+            if ref in found:
+                found[ref] = msgspec.structs.replace(found[ref], beside=beside, tries=TRIES)
+        return found
+
+    def look(
+        self,
+        specs: Mapping[str, EndpointSpec],
+        states: Mapping[str, EndpointState],
+        workers: Sequence[WorkerView],
+        wanted: Mapping[Ref, Demand],
+        now_s: float,
+    ) -> None:
+        """Take note of how things are.
+
+        Args:
+            specs: those with a rollout.
+            states: of the endpoints, as far as there are any.
+            workers: all of them.
+            wanted: what was wanted last.
+            now_s: monotonic.
+        """
+        self._kept, self._beside = {}, {}
+        self._known = {name: known for name, known in self._known.items() if name in specs}
+        whose = owners(wanted, workers) if specs else {}
+        for name, spec in specs.items():
+            rollout, state = spec.rollout, states.get(name)
+            if rollout is None:
+                continue
+            known = self._known.get(name)
+            if known is None or known.rollout != rollout.id:
+                known = self._known[name] = _Known(rollout.id)
+            refs = {variant.name: (variant.model, variant.version) for variant in spec.variants}
+            baseline, candidate = refs[rollout.baseline], refs[rollout.candidate]
+            found = _Look(workers, wanted, whose, candidate)
+            weight = effective_weights(spec, state)[rollout.candidate]
+            _note(known, found.warm(baseline), found.warm(candidate), weight, now_s)
+            if is_live(spec, state):
+                known.ended_s = None
+                decided = [wanted[ref].replicas for ref in (baseline, candidate) if ref in wanted]
+                known.baseline = max(known.baseline, 1, *decided)
+                _note_failures(known, found, now_s)
+                share = max(weight, next_weight(rollout, state_of(spec, state)))
+                known.warmth = _warmth(known, found, share, spec.scale.replicas_max, now_s)
+                known.candidate = known.warmth.wanted
+                self._keep(baseline, known.baseline)
+                self._keep(candidate, known.candidate)
+                self._beside[candidate] = None if rollout.shadow is None else baseline
+            else:
+                self._see_out(known, rollout, baseline, candidate, weight, now_s)
+
+    def _see_out(
+        self,
+        known: _Known,
+        rollout: Rollout,
+        baseline: Ref,
+        candidate: Ref,
+        weight: float,
+        now_s: float,
+    ) -> None:
+        """Keep what a rollout leaves behind for as long as somebody may want it."""
+        known.ended_s = now_s if known.ended_s is None else known.ended_s
+        known.warmth = Warmth()
+        is_fresh = now_s - known.ended_s < SETTLE_S
+        if known.full_since_s is not None:
+            if now_s - known.full_since_s < rollout.steps[-1].hold_s:
+                self._keep(baseline, known.baseline)
+            if is_fresh:
+                self._keep(candidate, known.candidate)
+        elif is_fresh and not weight:
+            self._keep(baseline, known.baseline)
+
+    def _keep(self, ref: Ref, replicas: int) -> None:
+        if replicas:
+            self._kept[ref] = max(replicas, self._kept.get(ref, 0))
+
+
+def next_weight(rollout: Rollout, state: RolloutState | None) -> float:
+    """Return the candidate's weight after its next step, in percent; at the last one, that.
+
+    >>> next_weight(Rollout(), None), next_weight(Rollout(), RolloutState("r", step=2))
+    (1.0, 25.0)
+    >>> next_weight(Rollout(wish="promote"), None), next_weight(Rollout(), RolloutState("", step=5))
+    (100.0, 100.0)
+    """
+    step = 0 if state is None else state.step
+    if rollout.wish == "promote" or step >= len(rollout.steps):
+        return 100.0
+    return float(rollout.steps[step].weight)
+
+
+class _Look(msgspec.Struct, frozen=True):
+    """The workers, as a candidate sees them."""
+
+    workers: Sequence[WorkerView]
+    wanted: Mapping[Ref, Demand]
+    whose: Mapping[str, str]  # by worker
+    candidate: Ref
+
+    def warm(self, ref: Ref) -> int:
+        """How many replicas of a version are warm."""
+        return sum(self._state(worker, ref) == "warm" for worker in self._live())
+
+    def states(self) -> dict[str, str]:
+        """The candidate's state by worker that has it, or tries to."""
+        found = {worker.id: self._state(worker, self.candidate) for worker in self._live()}
+        return {name: state for name, state in found.items() if state}
+
+    def detail(self, worker: str) -> str:
+        """Why the candidate failed there."""
+        found = next(one for one in self.workers if one.id == worker)
+        return found.engines[self.candidate].detail
+
+    def takers(self) -> list[WorkerView]:
+        """The workers that have the candidate, or could."""
+        demand = self.wanted.get(self.candidate, Demand(1))
+        shared = [worker for worker in self._live() if not self.whose.get(worker.id)]
+        own = [worker for worker in self._live() if self.whose.get(worker.id) == demand.owner]
+        if demand.owner:
+            # It gets more of its own as it needs them; one is left to those that share.
+            own = [*own, *shared[1:]] if own else shared
+        return [
+            worker
+            for worker in own
+            if self._state(worker, self.candidate) or fits(worker, demand.size_bytes)
+        ]
+
+    def _live(self) -> list[WorkerView]:
+        return [worker for worker in self.workers if not worker.draining]
+
+    @staticmethod
+    def _state(worker: WorkerView, ref: Ref) -> str:
+        engine = worker.engines.get(ref)
+        return "" if engine is None else engine.state
+
+
+def _note(known: _Known, baseline: int, candidate: int, weight: float, now_s: float) -> None:
+    known.baseline = max(known.baseline, baseline)
+    known.candidate = max(known.candidate, candidate)
+    if weight < 100:
+        known.full_since_s = None
+    elif known.full_since_s is None:
+        known.full_since_s = now_s
+
+
+def _note_failures(known: _Known, found: _Look, now_s: float) -> None:
+    """Remember who could not load the candidate; trying again is no news, until it is warm."""
+    states = found.states()
+    if "warm" in states.values():
+        known.failures.clear()
+        known.failed_since_s = None
+        return
+    there = {worker.id for worker in found.takers()}
+    known.failures = {name: why for name, why in known.failures.items() if name in there}
+    for name, state in states.items():
+        if state == "failed":
+            known.failures[name] = found.detail(name)
+    trying = [n for n, state in states.items() if state == "loading" and n not in known.failures]
+    is_tried = len(known.failures) >= TRIES or there <= known.failures.keys()
+    if not known.failures or trying or not is_tried:
+        known.failed_since_s = None
+    elif known.failed_since_s is None:
+        known.failed_since_s = now_s
+
+
+def _warmth(known: _Known, found: _Look, weight: float, most: int, now_s: float) -> Warmth:
+    """Return how far the candidate is for `weight`, as it is kept for the baseline's replicas."""
+    baseline = min(known.baseline, most)
+    takers = found.takers()
+    wanted = max(1, min(math.ceil(baseline * weight / 100 - 1e-9), most, len(takers)))
+    warm = found.warm(found.candidate)
+    why = next(iter(known.failures.values()), "")
+    waits_for = ""
+    if warm < wanted:
+        model, version = found.candidate
+        waits_for = f"{warm} of {wanted} replicas of {model} version {version} are warm"
+        if why:
+            waits_for += f"; a worker could not load it: {why}"
+        elif not takers:
+            waits_for += "; no worker has room for it"
+    if known.failed_since_s is None:
+        return Warmth(warm, wanted, waits_for=waits_for)
+    return Warmth(warm, wanted, why, now_s - known.failed_since_s, waits_for)

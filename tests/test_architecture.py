@@ -101,6 +101,8 @@ PURE = (
     "edge.cache",
     "edge.sampling",
     "edge.arm_metrics",
+    "edge.output_metrics",
+    "edge.watch",
     "edge.exposition",
     "pool.wire.histogram",
     "edge.quota",

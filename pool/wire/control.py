@@ -389,7 +389,7 @@ class ArmEvidence(msgspec.Struct, array_like=True, frozen=True):
     units: _Count = 0  # of these calls, each once in a look window; a call without one is its own
     errors: _Count = 0  # calls that the model failed
     lone_errors: _Count = 0  # of these, those without a unit
-    error_units: _Hashes = ()  # of the others, each once; too many are not told apart any more
+    error_units: _Hashes = ()  # of the others, each once; beyond a bound new ones are lone, once
     slow: _Count = 0  # calls over the guard's limit
     lone_slow: _Count = 0
     slow_units: _Hashes = ()
@@ -402,6 +402,8 @@ class ArmEvidence(msgspec.Struct, array_like=True, frozen=True):
     score_sum: _Number = 0.0
     score_squares: _Seconds = 0.0
     classes: _Classes = {}  # where that value was
+    # Units all of whose calls in a look window ran out of time, so that they are not in `units`.
+    late: _Count = 0
 
 
 class Evidence(msgspec.Struct, array_like=True, frozen=True, tag=24):

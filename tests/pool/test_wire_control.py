@@ -75,11 +75,11 @@ ENGINE = EngineState(
 )
 ARM_EVIDENCE = ArmEvidence(
     *("digits", "r1", 2, "canary", 90, 80, 70, 9, 1, (5, 2**53 - 1), 4, 2, (7,)),
-    *((3, 4), 70, 12.5, 40.25, 80, -79.5, 79.1, {"3": 80}),
+    *((3, 4), 70, 12.5, 40.25, 80, -79.5, 79.1, {"3": 80}, 6),
 )
 ARM_EVIDENCE_ARRAY = [
     *("digits", "r1", 2, "canary", 90, 80, 70, 9, 1, [5, 2**53 - 1], 4, 2, [7]),
-    *([3, 4], 70, 12.5, 40.25, 80, -79.5, 79.1, {"3": 80}),
+    *([3, 4], 70, 12.5, 40.25, 80, -79.5, 79.1, {"3": 80}, 6),
 ]
 SHADOW_COUNT = ShadowCount(
     *("r1", "digits/1", "digits/2", 9, 1, 2, 6, 1, 50, 3, 0.5, 0.25, (4, 1)),
@@ -261,7 +261,7 @@ FIELDS = {
     Places: "epoch seq up silent",
     ArmEvidence: "endpoint rollout segment variant assigned calls units errors lone_errors "
     "error_units slow lone_slow slow_units seconds log_calls log_sum log_squares scores score_sum "
-    "score_squares classes",
+    "score_squares classes late",
     Evidence: "incarnation arms",
     ShadowExample: "request_id inputs relative_error detail kind",
     ShadowCount: "rollout baseline candidate offered dropped failed compared unlike rows top1_off "

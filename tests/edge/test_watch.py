@@ -1,0 +1,172 @@
+"""What is counted of a rollout's arms, and what is not."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from edge import watch as watch_module
+from edge.watch import LOOK_S, ArmWatch, Firsts, RolloutWatch, SegmentWatch, UnitHash
+from pool.wire import control
+from pool.wire.histogram import quantile_s
+
+ARMS = ("stable", "canary")
+
+
+def segment(slow_s: float = math.inf) -> SegmentWatch:
+    return RolloutWatch("e", "r", "salt").segment(3, ARMS, slow_s)
+
+
+def canary(slow_s: float = math.inf) -> ArmWatch:
+    return segment(slow_s).arms["canary"]
+
+
+def unit(number: int) -> bytes:
+    return b"%d" % number
+
+
+@pytest.mark.parametrize(("status", "errors"), [(200, 0), (500, 1), (502, 1)])
+def test_answers_and_failures_of_model_or_worker_are_outcomes(status: int, errors: int) -> None:
+    arm = canary()
+    arm.observe(None, status, 0.01, 1.0)
+    assert (arm.calls, arm.units, arm.errors) == (1, 1, errors)
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 429, 499, 503, 504])
+def test_other_ends_are_none(status: int) -> None:
+    arm = canary()
+    arm.observe(b"u", status, 0.01, 1.0)
+    assert arm.evidence() == control.ArmEvidence("e", "r", 3, "canary", seconds=(0,) * 22)
+
+
+def test_unit_is_part_of_the_traffic_once_in_a_look_window() -> None:
+    arm = canary()
+    for now_s in (1.0, 2.0, LOOK_S - 0.001, LOOK_S, LOOK_S + 1):
+        arm.observe(b"u", 200, 0.01, now_s)
+    assert (arm.calls, arm.units, arm.evidence().log_calls) == (5, 2, 2)
+
+
+def test_call_without_a_unit_is_its_own() -> None:
+    arm = canary()
+    for _ in range(3):
+        arm.observe(None, 500, 0.01, 1.0)
+    assert (arm.units, arm.errors, arm.lone_errors, arm.error_units) == (3, 3, 3, [])
+
+
+def test_unit_fails_once_in_a_rollout() -> None:
+    rollout = RolloutWatch("e", "r", "salt")
+    first, second = (rollout.segment(number, ARMS).arms["canary"] for number in (1, 2))
+    for now_s in (1.0, 2.0, 2 * LOOK_S):
+        first.observe(b"u", 500, 0.01, now_s)
+    second.observe(b"u", 500, 0.01, 3 * LOOK_S)
+    second.observe(b"v", 500, 0.01, 3 * LOOK_S)
+    hashed = UnitHash("salt").number_of
+    assert (first.errors, first.error_units) == (3, [hashed(b"u")])
+    assert (second.errors, second.error_units, second.lone_errors) == (2, [hashed(b"v")], 0)
+
+
+def test_every_process_names_a_unit_alike_and_each_endpoint_otherwise() -> None:
+    assert UnitHash("magika").hex_of(b"ada").startswith("e131559b119be")
+    assert UnitHash("magika").number_of(b"ada") == 0xE131559B119BE
+    assert UnitHash("other").number_of(b"ada") != UnitHash("magika").number_of(b"ada")
+
+
+def test_window_that_is_full_ends_for_both_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "WINDOW_UNITS_MAX", 4)
+    arms = segment().arms
+    for number in range(4):
+        arms["stable"].observe(unit(number), 200, 0.01, 1.0)
+    arms["canary"].observe(b"c", 200, 0.01, 1.0)
+    arms["stable"].observe(unit(0), 200, 0.01, 1.0)  # forgotten
+    assert (arms["stable"].units, arms["canary"].units) == (5, 1)
+
+
+def test_failed_units_beyond_the_bound_count_once_without_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch_module, "TOLD_UNITS_MAX", 3)
+    arms = segment().arms
+    for number in range(3):
+        arms["stable"].observe(unit(number), 500, 0.01, 1.0)
+    for number in (7, 8, 8, 2):  # 2 is known, and 8 comes twice
+        arms["canary"].observe(unit(number), 500, 0.01, 1.0)
+    found = arms["canary"].evidence()
+    assert (found.errors, found.lone_errors, found.error_units) == (4, 2, ())
+
+
+def test_what_takes_longer_than_the_limit_is_slow_once_a_unit() -> None:
+    arm = canary(slow_s=0.5)
+    for seconds in (0.4, 0.5, 0.6, 0.7):
+        arm.observe(b"u", 200, seconds, 1.0)
+    arm.observe(None, 200, 0.9, 1.0)
+    assert (arm.slow, arm.lone_slow, len(arm.slow_units)) == (3, 1, 1)
+
+
+def test_timeout_is_slow_where_there_is_a_limit_and_never_an_outcome() -> None:
+    arm = canary(slow_s=0.5)
+    for now_s in (1.0, 2.0):
+        arm.observe(b"u", 504, 1.0, now_s)
+    arm.observe(None, 504, 1.0, 2.0)
+    assert (arm.calls, arm.units, arm.slow, arm.late) == (0, 0, 3, 2)
+    arm.observe(b"u", 200, 0.1, 3.0)  # the window has an outcome of it after all
+    assert (arm.units, arm.late) == (1, 1)
+    arm.observe(b"u", 504, 1.0, 4.0)
+    assert (arm.units, arm.late) == (1, 1)
+
+
+def test_limit_of_a_segment_under_way_may_change() -> None:
+    rollout = RolloutWatch("e", "r", "salt")
+    arm = rollout.segment(1, ARMS, 1.0).arms["canary"]
+    assert rollout.segment(1, ARMS, 0.1).arms["canary"] is arm
+    arm.observe(None, 200, 0.5, 1.0)
+    assert arm.slow == 1
+
+
+def test_latencies_are_counted_by_the_buckets_of_every_process() -> None:
+    arm = canary()
+    for seconds in (0.003, 0.003, 0.3):
+        arm.observe(None, 200, seconds, 1.0)
+    found = arm.evidence()
+    assert 0.002 < (quantile_s(found.seconds, 0.5) or 0) < 0.005
+    logs = np.log1p(np.array([3000.0, 3000.0, 300_000.0]))
+    assert found.log_sum == pytest.approx(logs.sum())
+    assert found.log_squares == pytest.approx((logs**2).sum())
+
+
+def test_late_answers_of_an_ended_segment_stay_there() -> None:
+    rollout = RolloutWatch("e", "r", "salt")
+    old = rollout.segment(1, ARMS)
+    new = rollout.segment(2, ARMS)
+    new.arms["canary"].observe(b"u", 200, 0.1, 1.0)
+    old.arms["canary"].observe(b"u", 500, 0.1, 2.0)
+    found = {(row.segment, row.variant): row.calls for row in rollout.evidence()}
+    assert found == {(1, "stable"): 0, (1, "canary"): 1, (2, "stable"): 0, (2, "canary"): 1}
+
+
+def test_only_the_last_segments_are_told() -> None:
+    rollout = RolloutWatch("e", "r", "salt")
+    for number in range(40):
+        rollout.segment(number, ARMS)
+    assert {row.segment for row in rollout.evidence()} == set(range(24, 40))
+
+
+def test_what_is_told_of_a_rollout_fits_one_message() -> None:
+    rollout = RolloutWatch("e" * 64, "r" * 64, "salt")
+    for number in range(16):
+        for arm in rollout.segment(number, ("a" * 64, "b" * 64), 0.0).arms.values():
+            for i in range(400):
+                arm.observe(unit(i + number * 1000), 500, 0.01, 1.0)
+    packed = control.pack(control.Evidence("i", rollout.evidence()))
+    assert len(packed) < 200_000
+    assert isinstance(control.decode(packed), control.Evidence)
+
+
+def test_unit_is_new_once_until_too_many_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "FIRST_UNITS_MAX", 2)
+    firsts = Firsts()
+    assert [firsts.take(u) for u in (b"a", b"b", b"a")] == [True, True, False]
+    assert firsts.is_whole
+    assert [firsts.take(u) for u in (b"c", b"a")] == [True, True]
+    assert not firsts.is_whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
@@ -26,6 +27,7 @@ from tests.support.stack import (
 )
 
 MODEL = "noted"
+PIPE_BYTES = 1 << 12  # the least that Linux gives
 INFER = "POST /v2/models/{model}/infer"
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -175,7 +177,7 @@ def test_busy_edge_samples_and_says_how_many_it_left_out(
     stack.publish_observed(MODEL, deterministic=True)
     body = json.dumps({"inputs": tensors(observed_inputs(1))})
     connection = http.client.HTTPConnection("127.0.0.1", stack.port)
-    sent = 600
+    sent = 200
 
     def send(name: str, text: str) -> int:
         headers = {"x-request-id": name, **stack.auth()}
@@ -205,20 +207,22 @@ def test_busy_edge_samples_and_says_how_many_it_left_out(
 
 def test_reader_of_the_log_that_stands_still_stops_no_request(tmp_path: Path) -> None:
     options = StackOptions(engines=TEST_ENGINES, arguments=("--access-log", "on"))
-    stack = Stack(tmp_path, options)
+    stack, count = Stack(tmp_path, options), 60
     stack.log_path.unlink(missing_ok=True)
     os.mkfifo(stack.log_path)
     keep = os.open(stack.log_path, os.O_RDWR)  # a reader that reads nothing yet
     try:
+        fcntl.fcntl(keep, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         stack.start()
         stack.publish_observed(MODEL, deterministic=True)
-        for i in range(400):  # more lines than a pipe takes
+        for i in range(count):  # more lines than the pipe takes
             assert stack.infer_observed(MODEL, 1, {"x-request-id": f"stuck-{i}"}).status == 200
         assert stack.metric("tidepool_access_lines_dropped_total") == 0
         found = b""
-        while b"stuck-399" not in found:  # nothing is lost once it reads on
+        while f"stuck-{count - 1}".encode() not in found:  # nothing is lost once it reads on
             found += os.read(keep, 1 << 16)
-        assert len(re.findall(rb'"request_id":"stuck-', found)) == 400
+        assert len(re.findall(rb'"request_id":"stuck-', found)) == count
+        assert len(found) > 2 * PIPE_BYTES
     finally:
         reader = threading.Thread(target=drain, args=(keep,), daemon=True)
         reader.start()

@@ -130,8 +130,11 @@ def test_uneven_load_is_held_to_the_limit_while_the_controller_is_killed(edges: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [EVEN, UNEVEN, ON_ONE_NODE], ids=str)
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize(
+    ("split", "kill"),
+    [(EVEN, False), (UNEVEN, False), (UNEVEN, True), (ON_ONE_NODE, True)],
+    ids=str,
+)
 def test_ten_times_the_rate_is_held_to_the_limit_for_long(
     edges: Edges, split: list[float], kill: bool
 ) -> None:

@@ -15,7 +15,7 @@ from tests.support.load import FEATURES, Load
 from tests.support.stack import running_stack, until
 
 CLIENTS = 8
-QUIET_S = 20.0
+QUIET_S = 10.0
 BUSY_S = 60.0
 BUILT_S_MAX = 240.0
 RATIO_MAX = 2.0
@@ -32,7 +32,7 @@ def test_p99_while_a_plan_is_built_and_swapped(tmp_path: Path, pause_s: float) -
         stack.publish("same", pt2.save(tmp_path / "same.pt2", Same(), torch.ones(3, FEATURES)))
         stack.edit_endpoint("same", cache=None)
         with Load(stack.url, stack.key, "same", threads=CLIENTS, pause_s=pause_s) as load:
-            time.sleep(5.0)
+            time.sleep(3.0)
             warmed = load.answered
             time.sleep(QUIET_S)
             quiet = load.answered

@@ -39,7 +39,7 @@ async def test_worker_keeps_to_its_bound_while_every_model_is_answered(folder: P
 
 
 @pytest.mark.parametrize(
-    ("mib", "idle_s"), [(60, 1.0), pytest.param(200, 30.0, marks=pytest.mark.slow)]
+    ("mib", "idle_s"), [(60, 1.0), pytest.param(200, 15.0, marks=pytest.mark.slow)]
 )
 async def test_memory_of_a_large_model_is_back_once_it_sleeps_and_no_cpu_is_used(
     folder: Path, mib: int, idle_s: float

@@ -361,6 +361,7 @@ def count_up(url: str, times: int) -> int:
     store = open_store(url)
     conflicts = 0
     for _ in range(times):
+        pause_s = 0.05
         while True:
             current, _ = endpoints.get_spec(store, "m")
             # A content of its own: after a lost answer nobody can tell his write from an equal one.
@@ -371,7 +372,9 @@ def count_up(url: str, times: int) -> int:
                 break
             except RevisionConflict:
                 conflicts += 1
-                time.sleep(random.uniform(0, 0.1))
+                # Longer each time, or most of what fifty do on a slow store is to be too late.
+                time.sleep(random.uniform(0, pause_s))
+                pause_s = min(2 * pause_s, 2.0)
     store.close()
     return conflicts
 

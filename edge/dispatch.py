@@ -109,6 +109,7 @@ class Call:
         "rows_max",
         "sent",
         "sent_s",
+        "shadow",
     )
 
     def __init__(
@@ -143,6 +144,7 @@ class Call:
         self.sent = 0
         self.gave_back: tuple[WorkerConn, ...] = ()
         self.sent_s = 0.0
+        self.shadow: tuple[data.ShadowOf, ...] = ()  # who answer it as well, for a comparison
 
     @property
     def is_starting(self) -> bool:
@@ -230,6 +232,8 @@ class WorkerConn:
             at,
             self in call.gave_back,
             call.on_held is not None,
+            # Not again: what broke the first worker may have been a copy of the call.
+            call.shadow if call.sent == 1 else (),
         )
         try:
             buffers = data.encode(message, () if at else inputs)

@@ -417,6 +417,8 @@ class Service:
             on_chunk=on_chunk,
             on_held=on_held,
         )
+        if arm.shadow is not None and on_chunk is None:
+            call.shadow = arm.shadow.draw(random.random())
         return call
 
     async def _compute(self, trace: Trace, call: Call) -> Answer:

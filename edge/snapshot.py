@@ -14,6 +14,7 @@ import structlog
 from edge.arm_metrics import ArmMetrics
 from edge.body import Signature
 from edge.metrics import Metrics
+from edge.shadowing import Sample, sample_of
 from edge.variants import Arm, Arms
 from pool.wire.control import Documents
 from registry_sync import keys as key_rules
@@ -59,6 +60,7 @@ class ArmOf:
     metrics: ArmMetrics
     precision: str  # at least, of its answers; whoever asks for another one shares none of them
     purged: str = ""  # names the last purge; part of the key of every cached answer
+    shadow: Sample | None = None  # who answers its calls as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ def _endpoint(
             metrics.arm((spec.endpoint, spec.revision, v.name, v.version)),
             precision_of(versions[v.model, v.version].manifest, spec.engine),
             _purged(state, v.version),
+            sample_of(spec, state, v.name),
         )
         for v in spec.variants
     )

@@ -100,6 +100,7 @@ PURE = (
     "edge.variants",
     "edge.cache",
     "edge.sampling",
+    "edge.shadowing",
     "edge.arm_metrics",
     "edge.output_metrics",
     "edge.watch",

@@ -145,6 +145,7 @@ class Fleet:
         on_chunk: Any = None,
         inputs: Any = (X,),
         on_held: Any = None,
+        shadow: tuple[data.ShadowOf, ...] = (),
     ) -> Call:
         call = Call(
             ref=REF,
@@ -156,6 +157,7 @@ class Fleet:
             on_chunk=on_chunk,
             on_held=on_held,
         )
+        call.shadow = shadow
         self.pool.start(call)
         return call
 
@@ -302,6 +304,22 @@ async def test_call_is_sent_once_more_when_its_worker_breaks(fleet: Fleet) -> No
     assert isinstance(await outcome(fleet.call()), Answer)
     assert fleet.served() == "ab"
     assert fleet.pool.retries == 1
+
+
+async def test_mark_for_a_shadow_goes_with_a_call_but_not_on_from_a_worker_that_broke(
+    fleet: Fleet,
+) -> None:
+    def give_back(peer: Peer, call: data.Call) -> None:
+        peer.send(data.encode(data.Reply(call.call_id, 503, "gone", not_run=True)))
+
+    await fleet.up("abc")
+    fleet["a"].on_call, fleet["b"].on_call = give_back, fleet["b"].break_
+    fleet.route("a", "abc", workers="abc")
+    await fleet.connected(3)
+    mark = data.ShadowOf("e/r", "m", "2", 5.0)
+    assert isinstance(await outcome(fleet.call(shadow=(mark,))), Answer)
+    sent = {name: [call.shadow for call in fleet[name].calls] for name in "abc"}
+    assert sent == {"a": [(mark,)], "b": [(mark,)], "c": [()]}
 
 
 async def test_call_that_broke_two_workers_is_not_sent_to_a_third(fleet: Fleet) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "publish": "infra.commands.publish",
     "models": "infra.commands.models",
     "endpoint": "infra.commands.endpoint",
+    "rollout": "infra.commands.rollout",
     "keys": "infra.commands.keys",
     "engines": "infra.commands.engines",
     "audit": "infra.commands.audit",

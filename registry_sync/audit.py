@@ -56,6 +56,7 @@ class Record(msgspec.Struct, frozen=True):
     by: _Short  # api | cli
     who: _Short  # the key's id; user@host of a command
     # endpoint.set | .rollback | .purge | .load | .unload, key.create | .rotate | .revoke,
+    # rollout.start | .pause | .resume | .promote | .abort,
     # model.publish, engine.wish | .withdraw | .build | .gc
     what: _Short
     target: _Short  # an endpoint's or model's name, or a key's id

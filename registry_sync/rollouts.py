@@ -1,14 +1,44 @@
 """What a spec and its state mean together: the weights that hold, and whether a rollout runs.
 
-Pure: everybody who goes by weights (edges, controller, status) asks here, so that they agree.
+Everybody who goes by weights (edges, controller, status) asks here, so that they agree; and so
+does whoever writes a spec, for what a rollout leaves them to change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
-from registry_sync.documents import EndpointSpec, EndpointState
-from registry_sync.rollout_terms import RolloutState
+from msgspec.structs import replace
+
+from registry_sync.documents import EndpointSpec, EndpointState, Variant
+from registry_sync.rollout_terms import Guard, Rollout, RolloutState, Shadow, Step, Wish
+from registry_sync.rules import WEIGHTS_TOTAL
+
+BASELINE: Final = "stable"
+CANDIDATE: Final = "canary"
+STEPS_DEFAULT: Final = (1.0, 5.0, 25.0, 50.0, 100.0)  # percent
+HOLD_S_DEFAULT: Final = 60.0
+
+
+class RolloutRefused(Exception):
+    """What is wished does not go with the endpoint's rollout; the text names the way out."""
+
+
+class NoRollout(RolloutRefused):
+    """The endpoint has none."""
+
+
+class RolloutLive(RolloutRefused):
+    """A rollout runs, and the change would end or replace it."""
+
+
+class RolloutOver(RolloutRefused):
+    """The rollout has come to its end."""
+
+
+class RolloutUnfit(RolloutRefused):
+    """The endpoint's arms, or its former rollouts, do not allow it."""
 
 
 def effective_weights(spec: EndpointSpec, state: EndpointState | None) -> Mapping[str, float]:
@@ -39,4 +69,177 @@ def is_live(spec: EndpointSpec, state: EndpointState | None) -> bool:
     if spec.rollout is None:
         return False
     found = state_of(spec, state)
-    return found is None or found.state in ("running", "paused")
+    if found is not None and found.state == "promoted":
+        return spec.rollout.wish == "abort"  # then the baseline is about to have all again
+    return found is None or found.state != "rolled_back"
+
+
+def settled(spec: EndpointSpec, state: EndpointState | None) -> EndpointSpec:
+    """Return a spec without its rollout, which has ended: the arm that won has everything.
+
+    Raises:
+        RolloutLive: it has not ended.
+    """
+    if spec.rollout is None:
+        return spec
+    if is_live(spec, state):
+        raise _live(spec)
+    weights = effective_weights(spec, state)
+    winner = max(spec.variants, key=lambda arm: weights[arm.name])
+    alone = replace(winner, name=BASELINE, weight=WEIGHTS_TOTAL)
+    return replace(spec, variants=(alone,), rollout=None)
+
+
+def started(
+    spec: EndpointSpec,
+    state: EndpointState | None,
+    *,
+    id: str,
+    version: str,
+    steps: Sequence[float] = STEPS_DEFAULT,
+    hold_s: float = HOLD_S_DEFAULT,
+    shadow: Shadow | None = None,
+    guard: Guard | None = None,
+) -> EndpointSpec:
+    """Return the spec that begins a rollout to `version`; `check_spec` tells whether it fits.
+
+    An endpoint with one arm gets the arms "stable" and "canary".  Two arms keep their names, so
+    that whom a test had sent to the candidate comes back to it; the one with `version` is the
+    candidate.
+
+    Args:
+        spec: with no rollout, or with one that has ended and is settled first.
+        state: of the endpoint.
+        id: a new one, or this is taken for a former rollout.
+        version: that is to take over, of the baseline's model.
+        steps: the candidate's shares in percent, rising; 100 is added if it is missing.
+        hold_s: how long each of them is watched.
+        shadow: None: no copies of calls.
+        guard: None: the defaults.
+
+    Raises:
+        RolloutLive: a rollout runs.
+        RolloutUnfit: the endpoint's arms do not say what `version` is to replace.
+    """
+    before = settled(spec, state)
+    baseline, candidate = _pair(before, version)
+    shares = (*steps,) if steps and steps[-1] >= WEIGHTS_TOTAL else (*steps, WEIGHTS_TOTAL)
+    rollout = Rollout(
+        id=id,
+        baseline=baseline.name,
+        candidate=candidate.name,
+        steps=tuple(Step(share, hold_s) for share in shares),
+        guard=guard or Guard(),
+        shadow=shadow,
+    )
+    return replace(before, variants=(baseline, candidate), rollout=rollout)
+
+
+def wished(spec: EndpointSpec, state: EndpointState | None, wish: Wish) -> EndpointSpec:
+    """Return the spec with another wish for its rollout; the same spec if nothing changes.
+
+    Raises:
+        NoRollout: it has none.
+        RolloutOver: its rollout has ended, and not as is wished; or it is being aborted.
+    """
+    rollout, name = spec.rollout, spec.endpoint
+    if rollout is None:
+        raise NoRollout(
+            f"endpoint {name!r} has no rollout; begin one with `tidepool rollout start {name} --to "
+            "VERSION`"
+        )
+    found = state_of(spec, state)
+    phase = "" if found is None else found.state
+    if phase == "rolled_back" and wish != "abort":
+        why = f" ({found.reason})" if found is not None and found.reason else ""
+        raise RolloutOver(
+            f"the rollout of {name!r} was rolled back{why}; begin another with `tidepool rollout "
+            f"start {name} --to VERSION`"
+        )
+    if rollout.wish == "abort" != wish:
+        raise RolloutOver(f"the rollout of {name!r} is being aborted; begin another after that")
+    if phase == "promoted" and wish not in ("promote", "abort"):
+        raise RolloutOver(
+            f"the rollout of {name!r} is promoted; `tidepool rollout abort {name}` goes back to "
+            f"version {_version(spec, rollout.baseline)}"
+        )
+    if phase == {"promote": "promoted", "abort": "rolled_back"}.get(wish):
+        return spec
+    return replace(spec, rollout=replace(rollout, wish=wish))
+
+
+def check_replaced(
+    current: EndpointSpec, new: EndpointSpec, state: EndpointState | None, *, may_abort: bool
+) -> None:
+    """See that `new` may replace `current`, as far as rollouts are concerned.
+
+    What a rollout is about stays as it is for as long as the rollout has its id: weights that
+    were reached with one version must not hold for another.
+
+    Raises:
+        RolloutLive: a rollout runs, and `new` has other arms, another rollout or none.
+        RolloutUnfit: `new` has the id of a rollout that was about something else.
+    """
+    if is_same_rollout(current, new):
+        return
+    if is_live(current, state) and not may_abort:
+        raise _live(current)
+    wanted = new.rollout
+    if wanted is None:
+        return
+    if current.rollout is not None and current.rollout.id == wanted.id:
+        raise RolloutUnfit(
+            f"$.rollout.id: {wanted.id!r} is the rollout of revision {current.revision}, with "
+            "other variants or terms; leave `rollout` out, or give a new one another id"
+        )
+    if state is not None and state.rollout is not None and state.rollout.id == wanted.id:
+        raise RolloutUnfit(
+            f"$.rollout.id: the rollout {wanted.id!r} has been here before "
+            f"({state.rollout.state}); give a new one another id"
+        )
+
+
+def is_same_rollout(one: EndpointSpec, other: EndpointSpec) -> bool:
+    """Tell whether two specs have one rollout, whatever is wished of it, and the same arms."""
+    if one.rollout is None or other.rollout is None:
+        return one.rollout is other.rollout
+    arms, others = (sorted(spec.variants, key=lambda arm: arm.name) for spec in (one, other))
+    return arms == others and other.rollout == replace(one.rollout, wish=other.rollout.wish)
+
+
+def _pair(spec: EndpointSpec, version: str) -> tuple[Variant, Variant]:
+    """Return baseline and candidate of a rollout to `version`, with their weights."""
+    name = spec.endpoint
+    if len(spec.variants) == 1:
+        baseline = replace(spec.variants[0], name=BASELINE)
+        candidate = replace(baseline, name=CANDIDATE, version=version)
+    elif (
+        [arm.version == version for arm in spec.variants].count(True) == 1 == len(spec.variants) - 1
+    ):
+        candidate = next(arm for arm in spec.variants if arm.version == version)
+        baseline = next(arm for arm in spec.variants if arm.version != version)
+    else:
+        arms = ", ".join(f"{arm.name} (version {arm.version})" for arm in spec.variants)
+        raise RolloutUnfit(
+            f"endpoint {name!r} has the variants {arms}: a rollout to version {version} needs one "
+            f"variant, or two of which one has that version; see `tidepool endpoint set {name}`"
+        )
+    if (
+        candidate.version == baseline.version
+        or candidate.weight == WEIGHTS_TOTAL != baseline.weight
+    ):
+        raise RolloutUnfit(f"version {version} has all traffic of {name!r} already")
+    return replace(baseline, weight=WEIGHTS_TOTAL), replace(candidate, weight=0.0)
+
+
+def _version(spec: EndpointSpec, arm: str) -> str:
+    return next(variant.version for variant in spec.variants if variant.name == arm)
+
+
+def _live(spec: EndpointSpec) -> RolloutLive:
+    assert spec.rollout is not None
+    name, version = spec.endpoint, _version(spec, spec.rollout.candidate)
+    return RolloutLive(
+        f"a rollout of {name!r} to version {version} runs; wait for its end, or `tidepool rollout "
+        f"promote {name}`, or `tidepool rollout abort {name}`"
+    )

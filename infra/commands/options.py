@@ -21,6 +21,7 @@ from registry_sync.keys import CannotRotate, KeyExists, NoSuchKey
 from registry_sync.leader import look
 from registry_sync.names import BadName
 from registry_sync.open import open_store
+from registry_sync.rollouts import RolloutRefused
 from registry_sync.stores import Store, StoreError
 
 DATA_DEFAULT = Path(os.environ.get("TIDEPOOL_DATA", ".tidepool"))
@@ -90,6 +91,7 @@ def said() -> Iterator[None]:
         StoreError,
         RevisionConflict,
         NoHistory,
+        RolloutRefused,
         CannotRotate,
         KeyExists,
         NoSuchKey,

@@ -1,0 +1,190 @@
+"""`rollout start|status|pause|resume|promote|abort`: one version takes over from another.
+
+What is wished is written to the endpoint's spec; the running stack's controller carries it out.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from infra.changes import recorded
+from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, poke, said, store_of
+from infra.commands.rollout_status import status_command
+from registry_sync import rollout_orders
+from registry_sync.rollout_orders import Ordered
+from registry_sync.rollout_terms import Guard, Shadow, Wish
+
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+
+IfRevision = Annotated[int | None, typer.Option(min=0, help="Must be current.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    family = typer.Typer(no_args_is_help=True, help="Let a version take over, step by step.")
+    family.command("start")(start_command)
+    family.command("status")(status_command)
+    family.command("pause")(pause_command)
+    family.command("resume")(resume_command)
+    family.command("promote")(promote_command)
+    family.command("abort")(abort_command)
+    app.add_typer(family, name="rollout")
+
+
+def start_command(
+    name: str,
+    to: Annotated[str, typer.Option("--to", help="The version that is to take over.")],
+    steps: Annotated[
+        str, typer.Option(help="Its shares in percent; 100 is added if it is missing.")
+    ] = "1,5,25,50,100",
+    hold: Annotated[str, typer.Option(help="How long each step is watched: 60s, 5m, 1h.")] = "60s",
+    shadow: Annotated[
+        float | None,
+        typer.Option(help="Copy this share of the calls (0 to 1) to it, for nobody."),
+    ] = None,
+    shadow_calls_per_s_max: Annotated[
+        float, typer.Option(help="At most so many copies at one worker.")
+    ] = Shadow().calls_per_s_max,
+    errors: Annotated[
+        bool, typer.Option("--errors/--no-errors", help="Watch the share of failed calls.")
+    ] = Guard().errors,
+    slower_than_ms: Annotated[
+        float | None, typer.Option(help="Watch the share of calls that take longer.")
+    ] = None,
+    latency_ratio_max: Annotated[
+        float | None, typer.Option(help="Its calls may take so many times as long.")
+    ] = None,
+    margin_points: Annotated[
+        float, typer.Option(help="By which shares may be worse, in percentage points.")
+    ] = Guard().margin_points,
+    alpha: Annotated[
+        float, typer.Option(help="Chance that a version as good is ever rolled back.")
+    ] = Guard().alpha,
+    outcomes_min: Annotated[
+        int, typer.Option(help="Outcomes of both versions before the next step.")
+    ] = Guard().outcomes_min,
+    then: Annotated[
+        Literal["rollback", "pause"], typer.Option(help="What happens when it is worse.")
+    ] = "rollback",
+    if_revision: IfRevision = None,
+    reason: Reason = "",
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Let a version take over, step by step, for as long as it is no worse; prints the revision.
+
+    Returns once the running stack has begun; without one, the next that starts does.
+    """
+    shares, hold_s = _shares(steps), _seconds(hold)
+    with said():
+        store = store_of(data, registry)
+        ordered = recorded(
+            *(store, reason, "rollout.start", name),
+            lambda: rollout_orders.start(
+                store,
+                name,
+                to,
+                steps=shares,
+                hold_s=hold_s,
+                shadow=None if shadow is None else Shadow(shadow, shadow_calls_per_s_max),
+                guard=Guard(
+                    errors=errors,
+                    slower_than_ms=slower_than_ms,
+                    latency_ratio_max=latency_ratio_max,
+                    margin_points=margin_points,
+                    alpha=alpha,
+                    outcomes_min=outcomes_min,
+                    then=then,
+                ),
+                if_revision=if_revision,
+            ),
+            _moved,
+        )
+        poke(data, store, says_if_nobody=True)
+    typer.echo(ordered.spec.revision)
+
+
+def pause_command(
+    name: str,
+    if_revision: IfRevision = None,
+    reason: Reason = "",
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Keep the weights as they are; the version is watched all the same."""
+    _wish(name, "pause", "rollout.pause", if_revision, reason, data, registry)
+
+
+def resume_command(
+    name: str,
+    if_revision: IfRevision = None,
+    reason: Reason = "",
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Go on with a paused rollout."""
+    _wish(name, "run", "rollout.resume", if_revision, reason, data, registry)
+
+
+def promote_command(
+    name: str,
+    if_revision: IfRevision = None,
+    reason: Reason = "",
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Give the version all traffic as soon as enough of it is warm, whatever steps are left."""
+    _wish(name, "promote", "rollout.promote", if_revision, reason, data, registry)
+
+
+def abort_command(
+    name: str,
+    if_revision: IfRevision = None,
+    reason: Reason = "",
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+) -> None:
+    """Give the former version all traffic again, at once."""
+    _wish(name, "abort", "rollout.abort", if_revision, reason, data, registry)
+
+
+def _wish(
+    name: str,
+    wish: Wish,
+    what: str,
+    if_revision: int | None,
+    reason: str,
+    data: Path,
+    registry: str,
+) -> None:
+    with said():
+        store = store_of(data, registry)
+        ordered = recorded(
+            *(store, reason, what, name),
+            lambda: rollout_orders.wish(store, name, wish, if_revision=if_revision),
+            _moved,
+        )
+        poke(data, store, says_if_nobody=True)
+    typer.echo(ordered.spec.revision)
+
+
+def _moved(ordered: Ordered) -> tuple[str, str]:
+    return ordered.moved
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part.strip().removesuffix("%")) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--steps {text!r}: expected shares like 1,5,25,50,100") from None
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|min|h|d|)", text.strip())
+    if match is None:
+        raise typer.BadParameter(f"--hold {text!r}: expected a time like 60s, 5m or 1h")
+    return float(match[1]) * _UNITS_S[match[2]]

@@ -1,0 +1,190 @@
+"""`rollout start|pause|resume|promote|abort` as a user calls them, on a registry alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from msgspec.structs import replace
+from typer.testing import CliRunner
+
+from infra.cli import make_app
+from infra.stack import CannotStart
+from registry_sync import endpoints
+from registry_sync.directory import DirectoryStore
+from registry_sync.documents import EndpointSpec, EndpointState, Variant
+from registry_sync.rollout_terms import Guard, Phase, RolloutState, Shadow, Step
+from tests.support.published import publish
+
+SPEC = EndpointSpec("m", (Variant("stable", "m", "1", 100.0),))
+
+
+class Cli:
+    """Commands on one registry, called in this process."""
+
+    def __init__(self, registry: Path) -> None:
+        self.registry = registry
+        self.store = DirectoryStore(registry)
+
+    def __call__(self, *words: str, stdin: str = "") -> Result:
+        on = ("--registry", str(self.registry), "--data", str(self.registry / "none"))
+        return CliRunner().invoke(make_app(words[0]), [*words, *on], input=stdin)
+
+    def ok(self, *words: str, stdin: str = "") -> str:
+        """Run a command that must succeed; returns its stdout."""
+        result = self(*words, stdin=stdin)
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.stdout.strip()
+
+    def fails(self, *words: str, stdin: str = "") -> str:
+        """Run a command that must fail with 1; returns what it says."""
+        result = self(*words, stdin=stdin)
+        assert isinstance(result.exception, CannotStart), (result.output, result.exception)
+        return str(result.exception)
+
+    def misused(self, *words: str) -> str:
+        """Run a command that must end with 2; returns its stderr, without the frame around it."""
+        result = self(*words)
+        assert result.exit_code == 2, (result.output, result.exception)
+        return " ".join(result.stderr.replace("│", " ").split())
+
+    def spec(self) -> EndpointSpec:
+        return endpoints.get_spec(self.store, "m")[0]
+
+    def decide(self, phase: Phase) -> None:
+        """Do as the controller does."""
+        spec = self.spec()
+        assert spec.rollout is not None
+        canary = 100.0 if phase == "promoted" else 0.0
+        state = EndpointState(
+            *("m", spec.revision, {"stable": 100 - canary, "canary": canary}),
+            rollout=RolloutState(spec.rollout.id, phase, 1, 1, reason="3 of 5 calls failed"),
+        )
+        endpoints.update_state(self.store, "m", lambda _: state)
+
+    def trail(self) -> list[dict[str, Any]]:
+        """What the audit trail holds, the oldest first."""
+        found: list[dict[str, Any]] = json.loads(self.ok("audit", "--json"))
+        return found[::-1]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path / "registry")
+    publish(cli.store, "1", "2")
+    endpoints.set_spec(cli.store, SPEC)
+    return cli
+
+
+def test_start_needs_only_the_version(cli: Cli) -> None:
+    result = cli("rollout", "start", "m", "--to", "2")
+    assert (result.exit_code, result.stdout) == (0, "2\n")
+    assert "no running edge goes by it yet" in result.stderr
+    rollout = cli.spec().rollout
+    assert rollout is not None
+    assert rollout.steps == tuple(Step(weight, 60) for weight in (1, 5, 25, 50, 100))
+    assert (rollout.guard, rollout.shadow, rollout.wish) == (Guard(), None, "run")
+    assert [(arm.name, arm.version) for arm in cli.spec().variants] == [
+        ("stable", "1"),
+        ("canary", "2"),
+    ]
+
+
+def test_start_takes_every_term(cli: Cli) -> None:
+    words = "--steps 10%,50 --hold 1.5m --shadow 0.25 --shadow-calls-per-s-max 7 --no-errors"
+    words += " --slower-than-ms 40 --latency-ratio-max 1.5 --margin-points 1 --alpha 0.01"
+    words += " --outcomes-min 50 --then pause"
+    cli.ok("rollout", "start", "m", "--to", "2", *words.split())
+    rollout = cli.spec().rollout
+    assert rollout is not None
+    assert rollout.steps == (Step(10, 90), Step(50, 90), Step(100, 90))
+    assert rollout.shadow == Shadow(0.25, 7)
+    assert rollout.guard == Guard(
+        errors=False,
+        slower_than_ms=40,
+        latency_ratio_max=1.5,
+        margin_points=1,
+        alpha=0.01,
+        outcomes_min=50,
+        then="pause",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--steps 1,many", "expected shares like 1,5,25,50,100"),
+        ("--steps ,", "expected shares like"),
+        ("--hold soon", "expected a time like 60s, 5m or 1h"),
+        ("--hold -5s", "expected a time like"),
+        ("--then panic", "panic"),
+    ],
+)
+def test_start_tells_how_its_options_are_written(cli: Cli, words: str, why: str) -> None:
+    assert why in cli.misused("rollout", "start", "m", "--to", "2", *words.split())
+    assert cli.spec().revision == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--to 3", "$.variants[1].version: m version 3 is not published; published are 1, 2"),
+        ("--to two", 'version "two" is not one'),
+        ("--to 1", "version 1 has all traffic of 'm' already"),
+        ("--to 2 --steps 5,1", "$.rollout.steps[1].weight: 1.0 is not more than the step before"),
+        ("--to 2 --steps 5,101", "$.rollout.steps[1].weight: 101.0 is out of range"),
+        ("--to 2 --shadow 2", "$.rollout.shadow.sample: 2.0 is out of range"),
+        ("--to 2 --alpha 0", "$.rollout.guard.alpha: 0.0 is out of range"),
+        ("--to 2 --if-revision 7", "at revision 1, yours is 7"),
+    ],
+)
+def test_start_names_what_does_not_fit_and_writes_nothing(cli: Cli, words: str, why: str) -> None:
+    assert why in cli.fails("rollout", "start", "m", *words.split())
+    assert cli.spec().revision == 1
+    assert "nobody" in cli.fails("rollout", "start", "nobody", "--to", "2")
+
+
+def test_a_rollout_is_paused_resumed_promoted_and_aborted(cli: Cli) -> None:
+    cli.ok("rollout", "start", "m", "--to", "2", "--reason", "faster")
+    cli.decide("running")
+    wishes = []
+    for word in ("pause", "resume", "promote", "abort"):
+        cli.ok("rollout", word, "m")
+        rollout = cli.spec().rollout
+        assert rollout is not None
+        wishes.append(rollout.wish)
+    assert wishes == ["pause", "run", "promote", "abort"]
+    assert [(r["what"], r["before"], r["after"], r["why"]) for r in cli.trail()] == [
+        ("rollout.start", "1", "2", "faster"),
+        ("rollout.pause", "2", "3", ""),
+        ("rollout.resume", "3", "4", ""),
+        ("rollout.promote", "4", "5", ""),
+        ("rollout.abort", "5", "6", ""),
+    ]
+    assert "being aborted" in cli.fails("rollout", "resume", "m")
+    assert cli.spec().revision == 6
+    assert len(cli.trail()) == 5  # what was refused did not happen
+
+
+def test_what_cannot_be_says_the_way_out(cli: Cli) -> None:
+    assert "rollout start m --to" in cli.fails("rollout", "abort", "m")
+    cli.ok("rollout", "start", "m", "--to", "2")
+    assert "rollout abort m" in cli.fails("rollout", "start", "m", "--to", "2")
+    cli.decide("rolled_back")
+    said = cli.fails("rollout", "promote", "m")
+    assert "3 of 5 calls failed" in said
+    assert "rollout start m" in said
+    assert cli.ok("rollout", "start", "m", "--to", "2") == "4"  # as often as one likes
+
+
+def test_a_later_rollout_goes_on_from_what_the_former_led_to(cli: Cli) -> None:
+    publish(cli.store, "3")
+    cli.ok("rollout", "start", "m", "--to", "2")
+    cli.decide("promoted")
+    cli.ok("rollout", "start", "m", "--to", "3")
+    arms = [(arm.name, arm.version, arm.weight) for arm in cli.spec().variants]
+    assert arms == [("stable", "2", 100), ("canary", "3", 0)]
+    assert replace(cli.spec(), variants=SPEC.variants, rollout=None, revision=0) == SPEC

@@ -71,6 +71,8 @@ PURE = (
     "pool.rollouts.shadow_view",
     "pool.tally",
     "pool.recent",
+    "pool.rollouts.eprocess",
+    "pool.rollouts.guards",
     "pool.deaths",
     "pool.inline",
     "pool.recycling",

@@ -1,0 +1,302 @@
+"""Evidence that may be looked at as often as one likes: e-values, and intervals made of them.
+
+An e-value is a number that is on average at most 1 while nothing is wrong, at every look and
+wherever one stops (Ville's inequality): the chance that it ever reaches 1/α is at most α.  All
+functions give natural logarithms.
+
+Counts of several independent runs go through at once as arrays, which is how the error rates of
+these very classes are measured; the controller has one run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+# Cells of the prior.  Cubes put most of them where the odds are near even, since that is where a
+# lot of data tells candidates apart.
+CELLS: Final = 128
+# A block ends when both arms have this many units: fewer say too little about how units are split.
+BLOCK_UNITS_MIN: Final = 5
+# The sequential test of means is tightest at about this many calls of each arm.
+MEAN_CALLS_BEST: Final = 1000
+# Fewer calls of one arm are no ground for a normal distribution.
+MEAN_CALLS_MIN: Final = 50
+# A mismatch of the split is looked for as if this many units had been seen as they should be.
+MISMATCH_UNITS: Final = 200.0
+# The chance that a later segment is where the trouble begins, all of them together.
+LATER: Final = 0.2
+
+
+class Odds:
+    """A likelihood ratio mixed over how many times as likely an event is for one arm.
+
+    Of m events, each falls on the candidate with probability w if it is as good as the baseline,
+    and θ = wψ / (wψ + 1 - w) if its events are ψ times as likely.  The prior of ψ is such that θ
+    is uniform in (share, 1) at w = share; so with w = share throughout, the e-value is
+    ``∫ θ^k (1-θ)^(m-k) dθ / ((1 - share) · share^k (1 - share)^(m-k))``, θ from share to 1.
+    With another w for every stretch it stays an e-value, as every ψ's ratio is one.
+
+    Source:
+        The conditional test of two rates with a mixture as in Robbins (1970); that strata multiply
+        within the mixture as in Turner, Ly and Grünwald, Safe tests for 2×k tables (2024).
+    """
+
+    def __init__(self, share: float, runs: int = 1) -> None:
+        """Begin without evidence; `share` in (0, 1)."""
+        assert 0.0 < share < 1.0, share
+        edges = np.linspace(0.0, 1.0, CELLS + 1) ** 3
+        theta = share + (1.0 - share) * (edges[1:] + edges[:-1]) / 2
+        self._ratios: Floats = theta * (1.0 - share) / (share * (1.0 - theta))
+        self._log_ratios: Floats = np.log(self._ratios)
+        self._log_prior: Floats = np.log(np.diff(edges))
+        # The whole mutable state: by run and cell, and what follows from it by run.
+        self._log_likelihoods: Floats = np.zeros((runs, CELLS))
+        self.log_e: Floats = np.zeros(runs)
+
+    def add(self, events: Floats, of_candidate: Floats, share: Floats) -> None:
+        """Take in `events`, of which `of_candidate` fell on an arm with `share`; shape (runs,)."""
+        rows = np.flatnonzero(events > 0)
+        if not len(rows):
+            return
+        ones = np.log1p(share[rows, None] * (self._ratios - 1.0))
+        self._log_likelihoods[rows] += (
+            of_candidate[rows, None] * self._log_ratios - events[rows, None] * ones
+        )
+        terms = self._log_likelihoods[rows] + self._log_prior
+        peaks = terms.max(axis=1)
+        self.log_e[rows] = peaks + np.log(np.exp(terms - peaks[:, None]).sum(axis=1))
+
+
+class SplitTest:
+    """Evidence that events fall on the candidate more often than its share of units explains.
+
+    Which units have an event is taken as given; what is tested is on which arm they are.  The
+    share is not the configured one but what was dispatched, as answers out of the cache leave
+    fewer units of one arm to fail.  It may change all the time, so that it is taken block by block:
+    given how many units of each arm are in a block, every event is on any of these units with the
+    same chance.  Sampling without replacement varies less than the binomial distribution that the
+    ratio assumes (Hoeffding, 1963), hence each block's factor is at most 1 on average.
+    """
+
+    def __init__(self, share: float, runs: int = 1) -> None:
+        self._odds = Odds(share, runs)
+        # The whole mutable state: cumulative counts (baseline's units, candidate's, events of
+        # both, events of the candidate), up to the last block and up to the last look.
+        self._closed: Floats = np.zeros((4, runs))
+        self._seen: Floats = np.zeros((4, runs))
+
+    @property
+    def log_e(self) -> Floats:
+        """The evidence of all blocks that have ended, shape (runs,)."""
+        return self._odds.log_e
+
+    def look(
+        self,
+        baseline_units: ArrayLike,
+        candidate_units: ArrayLike,
+        baseline_events: ArrayLike,
+        candidate_events: ArrayLike,
+        lift: ArrayLike = 1.0,
+    ) -> None:
+        """Take in cumulative counts, each of shape (runs,) or one number.
+
+        A count that is lower than at the last look counts as unchanged.
+
+        Args:
+            lift: how many times as likely to have an event a unit of the candidate is because it
+                was exposed more; see `exposure_lift`.
+        """
+        of_candidate = np.asarray(candidate_events, np.float64)
+        now = np.stack(
+            np.broadcast_arrays(
+                np.asarray(baseline_units, np.float64),
+                np.asarray(candidate_units, np.float64),
+                np.asarray(baseline_events, np.float64) + of_candidate,
+                of_candidate,
+                self._seen[0],
+            )[:4]
+        )
+        self._seen = np.maximum(self._seen, now)
+        block = self._seen - self._closed
+        ends = (block[0] >= BLOCK_UNITS_MIN) & (block[1] >= BLOCK_UNITS_MIN)
+        if not ends.any():
+            return
+        block = np.where(ends, block, 0.0)
+        self._closed = np.where(ends, self._seen, self._closed)
+        if block[2].any():
+            exposed = block[1] * lift
+            share = np.divide(
+                exposed, exposed + block[0], out=np.zeros_like(exposed), where=exposed > 0
+            )
+            self._odds.add(block[2], block[3], share)
+
+
+def exposure_lift(
+    share: float, baseline: tuple[float, float], candidate: tuple[float, float]
+) -> float:
+    """Return how many times as likely to have an event a unit of the candidate may be, at least 1.
+
+    For units that keep their arm and count once.  In a look window a unit of an arm that answers
+    less out of its cache makes more calls that can fail; so calls count where they are split more
+    towards the candidate than units.  And an arm that is called less has its failing units still
+    before it when the other's are all counted: so at least the configured share counts.  Both
+    err towards the candidate.
+
+    Args:
+        share: the configured one, in (0, 1).
+        baseline: its units (each once in a look window) and its calls so far.
+        candidate: the same.
+    """
+    if min(*baseline, *candidate) <= 0.0:
+        return 1.0
+    units = candidate[0] / baseline[0]
+    return max(1.0, candidate[1] / baseline[1] / units, share / (1.0 - share) / units)
+
+
+def rate_bounds(events: float, units: float, alpha: float) -> tuple[float, float]:
+    """Return an interval for a rate that holds at every look with probability 1 - alpha.
+
+    It is all rates that a mixture over all rates, each as likely, does not refute:
+    ``B(k+1, n-k+1) / (q^k (1-q)^(n-k)) < 1/α`` for k events of n (Robbins, 1970).
+
+    >>> [round(bound, 3) for bound in rate_bounds(5, 500, 0.05)]
+    [0.002, 0.03]
+    """
+    if units <= 0.0:
+        return 0.0, 1.0
+    events = min(events, units)
+    others, rate = units - events, events / units
+    marginal = math.lgamma(events + 1) + math.lgamma(others + 1) - math.lgamma(units + 2)
+
+    def is_refuted(q: float) -> bool:
+        likelihood = (events * math.log(q) if events else 0.0) + (
+            others * math.log1p(-q) if others else 0.0
+        )
+        return marginal - likelihood >= -math.log(alpha)
+
+    def bound(outside: float) -> float:
+        inside = rate
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if is_refuted(middle) else (middle, outside)
+        return outside
+
+    return (bound(0.0) if events else 0.0), (bound(1.0) if others else 1.0)
+
+
+def mean_log_e(
+    baseline: tuple[float, float, float],
+    candidate: tuple[float, float, float],
+    above: float = 0.0,
+    told_apart: tuple[float, float] = (math.inf, math.inf),
+) -> float:
+    """Return the log e-value that the candidate's mean exceeds the baseline's by more than `above`.
+
+    It is an e-value only asymptotically, for many calls of each arm, whatever their distribution:
+    the likelihood ratio of a Brownian motion with a half-normal prior over drifts above zero, the
+    dual of an asymptotic confidence sequence.
+
+    Args:
+        baseline: count, sum and sum of squares.
+        candidate: the same.
+        told_apart: different units behind either arm's calls, if units keep their arm.  Calls of
+            one unit may be all alike, so no arm has more observations than units.
+
+    Source:
+        Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, Time-uniform central limit theory and
+        asymptotic confidence sequences (2021), the one-sided form.
+    """
+    counts = [
+        min(arm[0], units) for arm, units in zip((baseline, candidate), told_apart, strict=True)
+    ]
+    if min(counts) < MEAN_CALLS_MIN:
+        return 0.0
+    means = [total / count for count, total, _ in (baseline, candidate)]
+    spreads = [
+        max(squares / count - mean * mean, 0.0)
+        for (count, _, squares), mean in zip((baseline, candidate), means, strict=True)
+    ]
+    variance = sum(spread / count for spread, count in zip(spreads, counts, strict=True))
+    gap = means[1] - means[0] - above
+    if variance <= 0.0:
+        return 0.0
+    z = gap / math.sqrt(variance)
+    # What both arms know of the difference, as a number of calls of each.
+    calls = 2.0 / (1.0 / counts[0] + 1.0 / counts[1])
+    t = calls * 10.0 / MEAN_CALLS_BEST  # 10 = -2 ln α + ln(1 - 2 ln α) at α = 0.02
+    shrunk = t / (t + 1.0)
+    return (
+        math.log(2.0) - 0.5 * math.log1p(t) + z * z * shrunk / 2 + _log_phi(z * math.sqrt(shrunk))
+    )
+
+
+def _log_phi(z: float) -> float:
+    """Return the logarithm of the normal distribution function; by its tail where that is 0."""
+    if z > -30.0:
+        return math.log(0.5 * math.erfc(-z / math.sqrt(2.0)))
+    return -z * z / 2 - math.log(-z * math.sqrt(2.0 * math.pi))
+
+
+def mismatch_log_e(assigned: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> float:
+    """Return the log e-value that units are not split as the weights say.
+
+    Every edge has an e-value of its own, since edges see the same units; the mean of e-values is
+    one.
+
+    Args:
+        assigned: by edge incarnation, the units that were given each arm, each unit once.
+        weights: by arm, in any unit; arms without weight are left out.
+
+    Source:
+        The Dirichlet-multinomial mixture of Lindon and Malek, Anytime-valid inference for
+        multinomial count data (2020), with its prior around the weights.
+    """
+    total = sum(weights.values())
+    shares = {arm: weight / total for arm, weight in weights.items() if weight > 0.0}
+    if len(shares) < 2 or not assigned:
+        return 0.0
+    units = max(MISMATCH_UNITS, 1.0 / min(shares.values()))
+    prior = {arm: share * units for arm, share in shares.items()}
+    log_es = [
+        _split_log_e([(seen.get(a, 0), shares[a], prior[a]) for a in shares]) for seen in assigned
+    ]
+    return log_sum(log_es) - math.log(len(log_es))
+
+
+def _split_log_e(arms: Sequence[tuple[float, float, float]]) -> float:
+    """Return it for one edge; by arm: units, share, and the prior's weight in units."""
+    before, units = sum(arm[2] for arm in arms), sum(arm[0] for arm in arms)
+    found = math.lgamma(before) - math.lgamma(before + units)
+    for seen, share, prior in arms:
+        found += math.lgamma(prior + seen) - math.lgamma(prior) - seen * math.log(share)
+    return found
+
+
+def chained(log_es: Sequence[float], steps: int) -> float:
+    """Return what the segments' log e-values say together, the oldest first.
+
+    The e-values of segments multiply.  So that a candidate that did well for long is found out as
+    fast when it begins to fail, later segments are also looked at without what came before: the
+    mean, by chances fixed beforehand, of the products that begin with each segment.
+    """
+    later = LATER / (steps - 1) if steps > 1 else 0.0
+    terms, product = [], 0.0
+    for index in range(len(log_es) - 1, -1, -1):
+        product += log_es[index]
+        chance = (1.0 - LATER if later else 1.0) if index == 0 else later if index < steps else 0.0
+        if chance:
+            terms.append(math.log(chance) + product)
+    return log_sum(terms) if terms else 0.0
+
+
+def log_sum(logs: Sequence[float]) -> float:
+    """Return the logarithm of the sum of what these are logarithms of."""
+    peak = max(logs)
+    return peak + math.log(sum(math.exp(log - peak) for log in logs))

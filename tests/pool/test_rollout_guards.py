@@ -1,0 +1,150 @@
+"""What the guards of a rollout say of given counts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pool.rollouts.guards import Guards
+from pool.rollouts.signals import ArmCounts, Verdict
+from registry_sync.rollout_terms import ArmSeen, Guard, Segment
+
+
+def _seen(units: int, errors: int = 0, slow: int = 0) -> ArmSeen:
+    return ArmSeen(units, units, errors, errors, slow, slow)
+
+
+def _arm(units: int, errors: int = 0, slow: int = 0, ms: float = 10.0) -> ArmCounts:
+    """Calls without a unit; their logarithms spread by 0.1 around that of `ms`."""
+    log = math.log(1000.0 * ms)
+    return ArmCounts(
+        seen=_seen(units, errors, slow),
+        units=units,
+        errors=errors,
+        slow=slow,
+        log_calls=units,
+        log_sum=units * log,
+        log_squares=units * (log * log + 0.01),
+        assigned=units,
+    )
+
+
+def _verdict(
+    baseline: ArmCounts,
+    candidate: ArmCounts,
+    guard: Guard | None = None,
+    share: float = 0.5,
+    past: tuple[Segment, ...] = (),
+    mismatch_log_e: float = 0.0,
+) -> Verdict:
+    guards = Guards(guard or Guard(), share=share, past=past, steps=5)
+    guards.look(0.0, baseline, candidate, mismatch_log_e)
+    return guards.verdict()
+
+
+def test_a_candidate_that_fails_more_is_a_harm() -> None:
+    verdict = _verdict(_arm(400, 4), _arm(400, 20))
+    assert len(verdict.harms) == 1
+    assert verdict.harms[0].startswith(
+        "5.00% of the candidate's calls fail, 1.00% of the baseline's (e-value "
+    )
+
+
+def test_a_candidate_that_fails_as_often_is_none() -> None:
+    verdict = _verdict(_arm(10_000, 100), _arm(10_000, 105))
+    assert not verdict.harms
+    assert not verdict.worse
+    assert verdict.is_enough
+
+
+def test_evidence_of_less_than_the_margin_is_no_harm() -> None:
+    verdict = _verdict(_arm(1_000_000, 1000), _arm(1_000_000, 2000))
+    assert verdict.log_e["errors"] > 100
+    assert not verdict.harms
+    assert _verdict(_arm(1_000_000, 1000), _arm(1_000_000, 7000)).harms
+
+
+def test_what_looks_worse_without_evidence_is_said() -> None:
+    verdict = _verdict(_arm(40, 0), _arm(40, 1))
+    assert not verdict.harms
+    assert verdict.worse == "2.50% of the candidate's calls fail, 0.00% of the baseline's"
+
+
+def test_too_few_outcomes_of_one_arm_are_not_enough() -> None:
+    verdict = _verdict(_arm(1000), _arm(19))
+    assert not verdict.is_enough
+    assert verdict.waits_for == "canary has 19 of the 20 outcomes that a step needs"
+
+
+def test_at_full_weight_the_candidate_alone_is_enough() -> None:
+    assert _verdict(_arm(0), _arm(20), share=1.0).is_enough
+    assert not _verdict(_arm(0), _arm(19), share=1.0).is_enough
+
+
+def _past(errors: int, log_e: float = 0.0, units: int = 5000) -> tuple[Segment, ...]:
+    arms = {"stable": _seen(units, errors), "canary": _seen(units, errors)}
+    return (Segment(1, {"stable": 50, "canary": 50}, arms, {"errors": log_e}),)
+
+
+def test_segments_multiply() -> None:
+    now = _verdict(_arm(400, 4), _arm(400, 14))
+    assert not now.harms
+    before = _verdict(_arm(400, 4), _arm(400, 14), past=_past(10, log_e=2.0))
+    assert before.harms
+    now_e = math.exp(now.log_e["errors"])
+    assert math.exp(before.log_e["errors"]) == pytest.approx(
+        0.8 * math.exp(2.0) * now_e / 0.8 + 0.05 * now_e / 0.8, rel=0.001
+    )
+
+
+def test_a_good_past_hides_no_candidate_that_begins_to_fail() -> None:
+    verdict = _verdict(_arm(400, 4), _arm(400, 30), past=_past(1, log_e=-30.0, units=200))
+    assert verdict.harms
+
+
+def test_at_full_weight_the_past_of_the_baseline_is_the_measure() -> None:
+    assert not _verdict(_arm(0), _arm(5000, 60), share=1.0, past=_past(50)).harms
+    verdict = _verdict(_arm(0), _arm(5000, 200), share=1.0, past=_past(50))
+    assert verdict.harms
+    assert verdict.log_e["errors_full"] > math.log(400)
+
+
+def test_at_full_weight_a_baseline_that_nobody_saw_is_no_measure() -> None:
+    assert not _verdict(_arm(0), _arm(500, 500), share=1.0).harms
+
+
+def test_slow_calls_are_guarded_by_the_same_test() -> None:
+    guard = Guard(slower_than_ms=100)
+    verdict = _verdict(_arm(400, slow=4), _arm(400, slow=30), guard)
+    assert [harm.split(" (")[0] for harm in verdict.harms] == [
+        "7.50% of the candidate's calls are slow, 1.00% of the baseline's"
+    ]
+
+
+def test_alpha_is_divided_over_the_guards() -> None:
+    arms = _arm(400, 4), _arm(400, 17)
+    assert _verdict(*arms, Guard(alpha=0.05)).harms
+    assert not _verdict(*arms, Guard(alpha=0.05, slower_than_ms=1000, latency_ratio_max=9)).harms
+
+
+def test_a_candidate_that_takes_longer_by_the_mean_is_a_harm() -> None:
+    guard = Guard(latency_ratio_max=1.1)
+    assert not _verdict(_arm(400, ms=10), _arm(400, ms=10.5), guard).harms
+    verdict = _verdict(_arm(400, ms=10), _arm(400, ms=13), guard)
+    assert verdict.harms[0].startswith(
+        "calls of canary take 1.3 times as long, 1.1 times are allowed"
+    )
+
+
+def test_a_mismatch_is_told_apart_from_a_harm() -> None:
+    verdict = _verdict(_arm(400), _arm(600), mismatch_log_e=20.0)
+    assert not verdict.harms
+    assert verdict.mismatch.startswith("canary was given 60.00% of the units")
+    assert not _verdict(_arm(400), _arm(600), mismatch_log_e=7.0).mismatch
+
+
+def test_intervals_are_of_all_segments() -> None:
+    low, rate, high = _verdict(_arm(100, 1), _arm(100), past=_past(50)).intervals["stable"]
+    assert rate == pytest.approx(51 / 5100)
+    assert 0.004 < low < rate < high < 0.02

@@ -101,8 +101,10 @@ class Repository:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         tried = False
+        # What has no weight is not loaded for being asked for.
+        refs = dict.fromkeys(arm.version.ref for arm in endpoint.running)
         while loop.time() - began_s < ASK_AGAIN_S:
-            routes = self._routes(refs_of(endpoint))
+            routes = self._routes(refs)
             if all(route.state == "warm" for route in routes):
                 return True
             failed = [route for route in routes if route.state == "failed"]

@@ -81,6 +81,11 @@ class Endpoint:
     stale_s: float = 0.0  # the longer of the two
     has_levels: bool = False  # whether a miss of the memory is not yet one
 
+    @property
+    def running(self) -> tuple[ArmOf, ...]:
+        """The arms that get requests by their weight."""
+        return tuple(self.arms[index] for index in self.assignment.running)
+
     def arm_named(self, name: str) -> ArmOf | None:
         """Return the arm called `name`."""
         return next((arm for arm in self.arms if arm.name == name), None)

@@ -65,6 +65,11 @@ class Arms:
         self._shares = tuple((index, arm.weight) for index, arm in running)
         self._alone = running[0][0] if len(running) == 1 else -1
 
+    @property
+    def running(self) -> tuple[int, ...]:
+        """The arms that get units, by their indices in the sequence that these were made of."""
+        return tuple(index for index, _ in self._shares)
+
     def assign(self, unit: bytes) -> int:
         """Choose the arm of a unit.
 

@@ -127,7 +127,7 @@ class Web:
         """Whether a call would be answered in time; wakes nothing."""
         endpoint = await find_endpoint(self._service, request)
         pool = self._service.pool
-        routes = [pool.route(arm.version.ref) for arm in endpoint.arms]
+        routes = [pool.route(arm.version.ref) for arm in endpoint.running]
         # Every arm that gets requests must be able to answer them.
         late = [route for route in routes if not is_ready(route, endpoint.deadline_s)]
         return answer(

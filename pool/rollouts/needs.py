@@ -8,7 +8,7 @@ demand asks for is decided in `scaling`; what is kept here is a lower bound for 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -39,11 +39,12 @@ class Warmth(msgspec.Struct, frozen=True):
 class _Known:
     """What is remembered of one rollout."""
 
-    rollout: str
-    baseline: int = 0  # the most replicas that it had since the rollout began
-    candidate: int = 0
+    rollout: tuple[str, Ref, Ref]  # see `_rollout_of`
+    baseline: Ref
+    candidate: Ref
+    most: dict[Ref, int] = field(default_factory=dict)  # replicas that each had since it began
+    is_live: bool = False
     full_since_s: float | None = None  # since when the candidate has all weight
-    ended_s: float | None = None
     failures: dict[str, str] = field(default_factory=dict)  # worker → why it could not load
     failed_since_s: float | None = None  # since when no worker can
     warmth: Warmth = field(default_factory=Warmth)
@@ -53,8 +54,10 @@ class Needs:
     """All rollouts; `look` is called with times that never fall."""
 
     def __init__(self) -> None:
-        # The whole mutable state, by endpoint.
+        # The whole mutable state: rollouts by endpoint; versions that have been given calls at
+        # once, with replicas and until when they keep them; and what was made of that last.
         self._known: dict[str, _Known] = {}
+        self._settling: dict[Ref, tuple[int, float]] = {}
         self._kept: dict[Ref, int] = {}
         self._beside: dict[Ref, Ref | None] = {}  # candidates, and where they are best loaded
 
@@ -94,58 +97,79 @@ class Needs:
             now_s: monotonic.
         """
         self._kept, self._beside = {}, {}
-        self._known = {name: known for name, known in self._known.items() if name in specs}
+        rollouts = {name: _rollout_of(spec) for name, spec in specs.items()}
+        for name, known in list(self._known.items()):
+            if rollouts.get(name) != known.rollout:
+                del self._known[name]
+                self._settle(known, known.most, now_s)
         whose = owners(wanted, workers) if specs else {}
-        for name, spec in specs.items():
-            rollout, state = spec.rollout, states.get(name)
-            if rollout is None:
-                continue
-            known = self._known.get(name)
-            if known is None or known.rollout != rollout.id:
-                known = self._known[name] = _Known(rollout.id)
-            refs = {variant.name: (variant.model, variant.version) for variant in spec.variants}
-            baseline, candidate = refs[rollout.baseline], refs[rollout.candidate]
+        for name, (rollout_id, baseline, candidate) in rollouts.items():
+            known = self._known.setdefault(
+                name, _Known((rollout_id, baseline, candidate), baseline, candidate)
+            )
             found = _Look(workers, wanted, whose, candidate)
-            weight = effective_weights(spec, state)[rollout.candidate]
-            _note(known, found.warm(baseline), found.warm(candidate), weight, now_s)
-            if is_live(spec, state):
-                known.ended_s = None
-                decided = [wanted[ref].replicas for ref in (baseline, candidate) if ref in wanted]
-                known.baseline = max(known.baseline, 1, *decided)
-                _note_failures(known, found, now_s)
-                share = max(weight, next_weight(rollout, state_of(spec, state)))
-                known.warmth = _warmth(known, found, share, spec.scale.replicas_max, now_s)
-                known.candidate = known.warmth.wanted
-                self._keep(baseline, known.baseline)
-                self._keep(candidate, known.candidate)
-                self._beside[candidate] = None if rollout.shadow is None else baseline
+            self._follow(known, specs[name], states.get(name), found, now_s)
+        for ref, (replicas, until_s) in list(self._settling.items()):
+            if now_s < until_s:
+                self._keep(ref, replicas)
             else:
-                self._see_out(known, rollout, baseline, candidate, weight, now_s)
+                del self._settling[ref]
 
-    def _see_out(
+    def _follow(
         self,
         known: _Known,
-        rollout: Rollout,
-        baseline: Ref,
-        candidate: Ref,
-        weight: float,
+        spec: EndpointSpec,
+        state: EndpointState | None,
+        found: _Look,
         now_s: float,
     ) -> None:
-        """Keep what a rollout leaves behind for as long as somebody may want it."""
-        known.ended_s = now_s if known.ended_s is None else known.ended_s
+        rollout = spec.rollout
+        assert rollout is not None
+        for ref in (known.baseline, known.candidate):
+            known.most[ref] = max(known.most.get(ref, 0), found.warm(ref))
+        weights = effective_weights(spec, state)
+        weight = weights[rollout.candidate]
+        if weight < 100:
+            known.full_since_s = None
+        elif known.full_since_s is None:
+            known.full_since_s = now_s
+        if is_live(spec, state):
+            known.is_live = True
+            # What the candidate needs now is what the baseline needs for the same calls.
+            known.most[known.baseline] = max(
+                1, known.most[known.baseline], *(found.decided(ref) for ref in known.most)
+            )
+            _note_failures(known, found, now_s)
+            share = max(weight, next_weight(rollout, state_of(spec, state)))
+            known.warmth = _warmth(known, found, share, spec.scale.replicas_max, now_s)
+            self._keep(known.baseline, known.most[known.baseline])
+            self._keep(known.candidate, known.warmth.wanted)
+            self._beside[known.candidate] = None if rollout.shadow is None else known.baseline
+            return
         known.warmth = Warmth()
-        is_fresh = now_s - known.ended_s < SETTLE_S
-        if known.full_since_s is not None:
-            if now_s - known.full_since_s < rollout.steps[-1].hold_s:
-                self._keep(baseline, known.baseline)
-            if is_fresh:
-                self._keep(candidate, known.candidate)
-        elif is_fresh and not weight:
-            self._keep(baseline, known.baseline)
+        if known.is_live:
+            known.is_live = False
+            serves = known.candidate if weight else known.baseline
+            self._settle(known, [serves], now_s)
+        full_s = math.inf if known.full_since_s is None else now_s - known.full_since_s
+        if full_s < rollout.steps[-1].hold_s:
+            self._keep(known.baseline, known.most[known.baseline])
+
+    def _settle(self, known: _Known, refs: Iterable[Ref], now_s: float) -> None:
+        """Let versions keep for a while what they have: their calls come at once."""
+        for ref in refs:
+            self._settling[ref] = (known.most[ref], now_s + SETTLE_S)
 
     def _keep(self, ref: Ref, replicas: int) -> None:
         if replicas:
             self._kept[ref] = max(replicas, self._kept.get(ref, 0))
+
+
+def _rollout_of(spec: EndpointSpec) -> tuple[str, Ref, Ref]:
+    """Return a rollout's id, and the versions that it is about."""
+    assert spec.rollout is not None
+    refs = {variant.name: (variant.model, variant.version) for variant in spec.variants}
+    return spec.rollout.id, refs[spec.rollout.baseline], refs[spec.rollout.candidate]
 
 
 def next_weight(rollout: Rollout, state: RolloutState | None) -> float:
@@ -184,6 +208,10 @@ class _Look(msgspec.Struct, frozen=True):
         found = next(one for one in self.workers if one.id == worker)
         return found.engines[self.candidate].detail
 
+    def decided(self, ref: Ref) -> int:
+        """How many replicas of a version were wanted last."""
+        return self.wanted[ref].replicas if ref in self.wanted else 0
+
     def takers(self) -> list[WorkerView]:
         """The workers that have the candidate, or could."""
         demand = self.wanted.get(self.candidate, Demand(1))
@@ -205,15 +233,6 @@ class _Look(msgspec.Struct, frozen=True):
     def _state(worker: WorkerView, ref: Ref) -> str:
         engine = worker.engines.get(ref)
         return "" if engine is None else engine.state
-
-
-def _note(known: _Known, baseline: int, candidate: int, weight: float, now_s: float) -> None:
-    known.baseline = max(known.baseline, baseline)
-    known.candidate = max(known.candidate, candidate)
-    if weight < 100:
-        known.full_since_s = None
-    elif known.full_since_s is None:
-        known.full_since_s = now_s
 
 
 def _note_failures(known: _Known, found: _Look, now_s: float) -> None:
@@ -238,7 +257,7 @@ def _note_failures(known: _Known, found: _Look, now_s: float) -> None:
 
 def _warmth(known: _Known, found: _Look, weight: float, most: int, now_s: float) -> Warmth:
     """Return how far the candidate is for `weight`, as it is kept for the baseline's replicas."""
-    baseline = min(known.baseline, most)
+    baseline = min(known.most[known.baseline], most)
     takers = found.takers()
     wanted = max(1, min(math.ceil(baseline * weight / 100 - 1e-9), most, len(takers)))
     warm = found.warm(found.candidate)

@@ -148,7 +148,7 @@ def test_baseline_stays_until_the_hold_after_all_weight_has_passed() -> None:
     # It is promoted at once, by request, or in its time.
     promoted = state(3, "promoted")
     assert look(needs, pool(4, 4), promoted, 101.0) == {OLD: 4, NEW: 4}
-    assert look(needs, pool(4, 4), promoted, 100.0 + SETTLE_S) == {OLD: 4, NEW: 4}
+    assert look(needs, pool(4, 4), promoted, 100.9 + SETTLE_S) == {OLD: 4, NEW: 4}
     assert look(needs, pool(4, 4), promoted, 99.9 + HOLD_S) == {OLD: 4}
     assert look(needs, pool(4, 4), promoted, 100.0 + HOLD_S) == {}
 
@@ -163,19 +163,29 @@ def test_baseline_keeps_its_replicas_after_a_rollback_until_its_demand_is_known(
 
 
 def test_new_controller_wakes_nothing_for_a_rollout_that_has_ended() -> None:
-    assert look(Needs(), pool(0, 2), state(3, "promoted")) == {NEW: 2}
+    assert look(Needs(), pool(0, 2), state(3, "promoted")) == {}
     assert look(Needs(), pool(0, 0), state(0, "rolled_back")) == {}
     # What is still warm may still be wanted back.
-    assert look(Needs(), pool(2, 2), state(3, "promoted")) == {OLD: 2, NEW: 2}
+    assert look(Needs(), pool(2, 2), state(3, "promoted")) == {OLD: 2}
 
 
 def test_another_rollout_begins_anew() -> None:
     needs = Needs()
     look(needs, pool(4, 0), state(1))
     other = EndpointSpec("e", spec().variants, rollout=Rollout("s", steps=STEPS))
-    assert look(needs, pool(2, 0), state(1), wish=other) == {OLD: 2, NEW: 1}
-    needs.look({}, {}, [], {}, 0.0)
-    assert (needs.kept, needs.warmth("e").wanted) == ({}, 1)
+    assert look(needs, pool(2, 0), state(1), wish=other) == {OLD: 4, NEW: 1}
+    assert look(needs, pool(2, 0), state(1), SETTLE_S, wish=other) == {OLD: 2, NEW: 1}
+    needs.look({}, {}, [], {}, SETTLE_S)
+    assert needs.warmth("e").wanted == 1
+
+
+def test_rollout_that_is_taken_out_of_the_spec_leaves_its_replicas_for_a_while() -> None:
+    needs = Needs()
+    look(needs, pool(4, 2), state(3))
+    needs.look({}, {}, pool(4, 2), {}, 10.0)
+    assert needs.kept == {OLD: 4, NEW: 2}
+    needs.look({}, {}, pool(4, 2), {}, 10.0 + SETTLE_S)
+    assert needs.kept == {}
 
 
 # failures

@@ -16,8 +16,8 @@ import msgspec
 
 from pool.placement import Demand, Ref, WorkerView, fits, owners
 from registry_sync.documents import EndpointSpec, EndpointState
-from registry_sync.rollout_terms import Rollout, RolloutState
-from registry_sync.rollouts import effective_weights, is_live, state_of
+from registry_sync.rollout_terms import Rollout
+from registry_sync.rollouts import effective_weights, is_live
 
 # So many workers try to load a candidate before those that could not are asked again.
 TRIES: Final = 3
@@ -44,6 +44,7 @@ class _Known:
     candidate: Ref
     most: dict[Ref, int] = field(default_factory=dict)  # replicas that each had since it began
     is_live: bool = False
+    weight: float = 0.0  # the candidate's
     full_since_s: float | None = None  # since when the candidate has all weight
     failures: dict[str, str] = field(default_factory=dict)  # worker → why it could not load
     failed_since_s: float | None = None  # since when no worker can
@@ -127,8 +128,8 @@ class Needs:
         assert rollout is not None
         for ref in (known.baseline, known.candidate):
             known.most[ref] = max(known.most.get(ref, 0), found.warm(ref))
-        weights = effective_weights(spec, state)
-        weight = weights[rollout.candidate]
+        before, weight = known.weight, effective_weights(spec, state)[rollout.candidate]
+        known.weight = weight
         if weight < 100:
             known.full_since_s = None
         elif known.full_since_s is None:
@@ -140,17 +141,16 @@ class Needs:
                 1, known.most[known.baseline], *(found.decided(ref) for ref in known.most)
             )
             _note_failures(known, found, now_s)
-            share = max(weight, next_weight(rollout, state_of(spec, state)))
+            share = next_weight(rollout, weight)
             known.warmth = _warmth(known, found, share, spec.scale.replicas_max, now_s)
             self._keep(known.baseline, known.most[known.baseline])
             self._keep(known.candidate, known.warmth.wanted)
             self._beside[known.candidate] = None if rollout.shadow is None else known.baseline
             return
         known.warmth = Warmth()
-        if known.is_live:
+        if known.is_live or weight != before:
             known.is_live = False
-            serves = known.candidate if weight else known.baseline
-            self._settle(known, [serves], now_s)
+            self._settle(known, [known.candidate if weight else known.baseline], now_s)
         full_s = math.inf if known.full_since_s is None else now_s - known.full_since_s
         if full_s < rollout.steps[-1].hold_s:
             self._keep(known.baseline, known.most[known.baseline])
@@ -172,18 +172,18 @@ def _rollout_of(spec: EndpointSpec) -> tuple[str, Ref, Ref]:
     return spec.rollout.id, refs[spec.rollout.baseline], refs[spec.rollout.candidate]
 
 
-def next_weight(rollout: Rollout, state: RolloutState | None) -> float:
+def next_weight(rollout: Rollout, weight: float) -> float:
     """Return the candidate's weight after its next step, in percent; at the last one, that.
 
-    >>> next_weight(Rollout(), None), next_weight(Rollout(), RolloutState("r", step=2))
-    (1.0, 25.0)
-    >>> next_weight(Rollout(wish="promote"), None), next_weight(Rollout(), RolloutState("", step=5))
-    (100.0, 100.0)
+    >>> [next_weight(Rollout(), weight) for weight in (0.0, 5.0, 50.0, 100.0)]
+    [1.0, 25.0, 100.0, 100.0]
+    >>> next_weight(Rollout(wish="promote"), 0.0)
+    100.0
     """
-    step = 0 if state is None else state.step
-    if rollout.wish == "promote" or step >= len(rollout.steps):
+    if rollout.wish == "promote":
         return 100.0
-    return float(rollout.steps[step].weight)
+    above = (step.weight for step in rollout.steps if step.weight > weight)
+    return float(next(above, 100.0))
 
 
 class _Look(msgspec.Struct, frozen=True):

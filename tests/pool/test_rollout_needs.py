@@ -162,11 +162,21 @@ def test_baseline_keeps_its_replicas_after_a_rollback_until_its_demand_is_known(
     assert look(needs, pool(4, 2), back, 5.0 + SETTLE_S) == {}
 
 
+def test_promotion_that_is_aborted_finds_the_baseline_as_it_was() -> None:
+    needs = Needs()
+    look(needs, pool(4, 4), state(3))
+    look(needs, pool(4, 4), state(3, "promoted"), 1.0)
+    back = state(0, "rolled_back")
+    assert look(needs, pool(4, 4), back, HOLD_S - 1.0)[OLD] == 4
+    assert look(needs, pool(4, 4), back, HOLD_S - 2.0 + SETTLE_S) == {OLD: 4}
+    assert look(needs, pool(4, 4), back, HOLD_S - 1.0 + SETTLE_S) == {}
+
+
 def test_new_controller_wakes_nothing_for_a_rollout_that_has_ended() -> None:
-    assert look(Needs(), pool(0, 2), state(3, "promoted")) == {}
+    assert look(Needs(), pool(0, 0), state(3, "promoted")) == {}
     assert look(Needs(), pool(0, 0), state(0, "rolled_back")) == {}
     # What is still warm may still be wanted back.
-    assert look(Needs(), pool(2, 2), state(3, "promoted")) == {OLD: 2}
+    assert look(Needs(), pool(2, 2), state(3, "promoted")) == {OLD: 2, NEW: 2}
 
 
 def test_another_rollout_begins_anew() -> None:

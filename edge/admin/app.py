@@ -25,6 +25,7 @@ from edge.admin.engines import Engines
 from edge.admin.keys import ApiKeys
 from edge.admin.models import Models
 from edge.admin.problems import Problem, not_found
+from edge.admin.rollouts import Rollouts
 from edge.admin.trail import Trail
 from edge.auth import allow_admin
 from edge.errors import BadRequest, Refusal
@@ -69,6 +70,7 @@ class Admin:
             Route("/admin/endpoints/{name}/why", self.why),
             *Endpoints(self._desk).routes(),
             *ApiKeys(self._desk).routes(),
+            *Rollouts(self._desk, self._service.world.ask).routes(),
             *Models(self._desk).routes(),
             *Engines(self._desk, self._secrets).routes(),
             *Trail(self._desk).routes(),

@@ -79,22 +79,22 @@ class Endpoints:
 
     async def get(self, request: Request) -> Response:
         """The current spec, as JSON or YAML; its ETag is its revision."""
-        name = _name(request)
+        name = name_of(request)
         spec = await self._desk.read(lambda store: _current(store, name))
         return _shown(request, tag(spec.revision), documents.write(spec))
 
     async def put(self, request: Request) -> Response:
         """Create or replace a spec; see the module and `conditions` for when."""
-        name = _name(request)
+        name = name_of(request)
         who = actor(request)
-        condition = _condition(request)
+        condition = condition_of(request)
         body = await document(request)
 
         def act(store: Store) -> EndpointSpec:
             try:
                 spec = documents.parse_spec(body)
                 _check_endpoint(name, spec)
-                expected = expected_revision(condition, name, lambda: _revision(store, name))
+                expected = expected_revision(condition, name, lambda: revision_of(store, name))
                 revision = endpoints.set_spec(store, spec, expected)
             except BadDocument as error:
                 raise invalid(error.problems) from None
@@ -110,7 +110,7 @@ class Endpoints:
 
     async def state(self, request: Request) -> Response:
         """What the controller made of the spec."""
-        name = _name(request)
+        name = name_of(request)
         found = await self._desk.read(lambda store: endpoints.read_state(store, name))
         if found is None:
             raise not_found(f"state of an endpoint {name!r} yet")
@@ -122,7 +122,7 @@ class Endpoints:
         given = query(request, "limit", "before")
         limit = number(given, "limit", PAGE_DEFAULT, PAGE_MAX)
         before = number(given, "before", 0, REVISION_MAX) or None
-        name = _name(request)
+        name = name_of(request)
 
         def work(store: Store) -> tuple[list[EndpointSpec], int | None]:
             with known(name):
@@ -133,7 +133,7 @@ class Endpoints:
 
     async def revision(self, request: Request) -> Response:
         """One spec that is or was current; it never changes."""
-        name, text = _name(request), request.path_params["revision"]
+        name, text = name_of(request), request.path_params["revision"]
         wanted = number({"revision": text}, "revision", 0, REVISION_MAX)
 
         def work(store: Store) -> EndpointSpec:
@@ -147,11 +147,11 @@ class Endpoints:
 
     async def rollback(self, request: Request) -> Response:
         """Make the previous spec current again, as a new revision."""
-        name = _name(request)
-        condition = _condition(request)
+        name = name_of(request)
+        condition = condition_of(request)
 
         def act(store: Store) -> int:
-            expected = expected_revision(condition, name, lambda: _revision(store, name))
+            expected = expected_revision(condition, name, lambda: revision_of(store, name))
             with known(name):
                 return endpoints.rollback(store, name, expected)
 
@@ -164,7 +164,7 @@ class Endpoints:
         """Name everything that is wrong with a spec, without writing it."""
         name = request.path_params.get("name")
         if name is not None:
-            _name(request)
+            name_of(request)
         body = await document(request)
         found = await self._desk.read(lambda store: _lint(store, body, name))
         return answer({"ok": not found, "errors": errors_of(found)})
@@ -203,7 +203,7 @@ SCHEMA = msgspec.json.encode(
 )
 
 
-def _name(request: Request) -> str:
+def name_of(request: Request) -> str:
     name: str = request.path_params["name"]
     try:
         return check_name("endpoint", name)
@@ -211,7 +211,7 @@ def _name(request: Request) -> str:
         raise Problem(400, "bad-name", str(error)) from None
 
 
-def _condition(request: Request) -> Condition:
+def condition_of(request: Request) -> Condition:
     return read_condition(joined(request, "if-match"), joined(request, "if-none-match"))
 
 
@@ -235,7 +235,7 @@ def _current(store: Store, name: str) -> EndpointSpec:
         return endpoints.get_spec(store, name)[0]
 
 
-def _revision(store: Store, name: str) -> int:
+def revision_of(store: Store, name: str) -> int:
     try:
         return endpoints.get_spec(store, name)[0].revision
     except NotFound:

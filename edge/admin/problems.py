@@ -21,6 +21,7 @@ from registry_sync.documents import BadDocument
 from registry_sync.endpoints import NoHistory, RevisionConflict
 from registry_sync.keys import KeyExists, NoSuchKey
 from registry_sync.names import BadName
+from registry_sync.rollouts import NoRollout, RolloutLive, RolloutOver, RolloutUnfit
 from registry_sync.stores import (
     AccessDenied,
     BadStore,
@@ -123,6 +124,14 @@ def of_error(error: Exception) -> Problem | None:
                 current_revision=current,
                 your_revision=yours,
             )
+        case NoRollout():
+            return Problem(404, "not-found", str(error))
+        case RolloutLive():
+            return Problem(409, "rollout-live", str(error))
+        case RolloutOver():
+            return Problem(409, "rollout-over", str(error))
+        case RolloutUnfit():
+            return Problem(409, "rollout-unfit", str(error))
         case NoHistory():
             return Problem(409, "no-history", str(error))
         case KeyExists():

@@ -1,0 +1,144 @@
+"""Rollouts over the admin API, on two edges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.admin import Site, fresh, problem, publish, spec_of
+from tests.support.stack import Stack
+
+
+@pytest.fixture(scope="module")
+def site(wide_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Two edges on a registry in a directory."""
+    publish(wide_stack, tmp_path_factory.mktemp("admin-rollouts"))
+    return Site(wide_stack)
+
+
+@pytest.fixture
+def name(site: Site) -> Iterator[str]:
+    """An endpoint with version 1 alone; what was begun on it is over when the test is."""
+    found = fresh("r")
+    site.put(found)
+    yield found
+    site("POST", f"/endpoints/{found}/rollout/abort")
+
+
+def start(site: Site, name: str, body: Any = None, **headers: str) -> Any:
+    return site("POST", f"/endpoints/{name}/rollout", body or {"version": "2"}, **headers)
+
+
+def test_version_takes_over_by_one_request(site: Site, name: str) -> None:
+    done = start(site, name, x_tidepool_reason="half the size")
+    assert (done.status, done.headers["etag"]) == (201, '"2"')
+    assert done.headers["location"] == f"/admin/endpoints/{name}/rollout"
+    content = done.json()
+    assert (content["endpoint"], content["revision"]) == (name, 2)
+    assert [step["weight"] for step in content["rollout"]["steps"]] == [1, 5, 25, 50, 100]
+    assert [(v["name"], v["version"], v["weight"]) for v in content["variants"]] == [
+        ("stable", "1", 100),
+        ("canary", "2", 0),
+    ]
+    (record, *_) = site.trail(endpoint=name)
+    assert (record["what"], record["why"]) == ("rollout.start", "half the size")
+    assert (record["before"], record["after"]) == ("1", "2")
+    assert record["request_id"] == done.headers["x-request-id"]
+
+
+def test_terms_of_a_rollout_can_be_said(site: Site, name: str) -> None:
+    body = {
+        **{"version": 2, "steps": [10, 50], "hold_s": 5, "shadow": {"sample": 0.5}},
+        "guard": {"margin_points": 1, "then": "pause"},
+    }
+    rollout = start(site, name, body).json()["rollout"]
+    assert [(step["weight"], step["hold_s"]) for step in rollout["steps"]] == [
+        (10, 5),
+        (50, 5),
+        (100, 5),
+    ]
+    assert rollout["shadow"]["sample"] == 0.5
+    assert (rollout["guard"]["margin_points"], rollout["guard"]["then"]) == (1, "pause")
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({}, "$.version"),
+        ({"version": "2", "step": [1]}, "$.step"),
+        ({"version": "2", "steps": [50, 10]}, "$.rollout.steps[1].weight"),
+        ({"version": "2", "steps": ["a lot"]}, "$.steps[0]"),
+        ({"version": "2", "hold_s": -1}, "$.rollout.steps[0].hold_s"),
+        ({"version": "2", "guard": {"alpha": 2}}, "$.guard.alpha"),
+        ({"version": "2", "shadow": {"sample": 0}}, "$.shadow.sample"),
+        ({"version": "99"}, "$.variants[1].version"),
+    ],
+)
+def test_bad_terms_are_named_by_their_path_and_change_nothing(
+    site: Site, name: str, body: dict[str, Any], path: str
+) -> None:
+    found = problem(start(site, name, body or {"steps": [1]}), 422, "invalid-document")
+    assert path in [error["path"] for error in found["errors"]]
+    assert site.revision(name) == 1
+
+
+def test_only_the_revision_that_was_seen_is_rolled_out_from(site: Site, name: str) -> None:
+    site.put(name, spec_of(name, deadline_ms=900))
+    late = problem(start(site, name, if_match='"1"'), 412, "revision-conflict")
+    assert (late["current_revision"], late["your_revision"]) == (2, 1)
+    assert start(site, name, if_match='"2"').headers["etag"] == '"3"'
+    problem(site("POST", f"/endpoints/{name}/rollout/pause", if_match='"2"'), 412,
+            "revision-conflict")  # fmt: skip
+    assert site.revision(name) == 3
+
+
+def test_wishes_are_revisions_and_recorded(site: Site, name: str) -> None:
+    start(site, name)
+    wishes = []
+    for word in ("pause", "resume", "promote", "abort"):
+        done = site("POST", f"/endpoints/{name}/rollout/{word}")
+        assert done.status == 200, done.body
+        assert done.headers["etag"] == f'"{done.json()["revision"]}"'
+        wishes.append(done.json()["rollout"]["wish"])
+    assert wishes == ["pause", "run", "promote", "abort"]
+    words = [record["what"] for record in site.trail(endpoint=name)][:5]
+    assert words == [f"rollout.{word}" for word in ("abort", "promote", "resume", "pause", "start")]
+
+
+def test_second_rollout_is_refused_while_one_runs(site: Site, name: str) -> None:
+    start(site, name)
+    found = problem(start(site, name), 409, "rollout-live")
+    assert "abort" in found["detail"]
+
+
+@pytest.mark.parametrize("word", ["pause", "resume", "promote", "abort"])
+def test_wish_for_no_rollout_is_refused(site: Site, name: str, word: str) -> None:
+    problem(site("POST", f"/endpoints/{name}/rollout/{word}"), 404, "not-found")
+    assert site.revision(name) == 1
+
+
+def test_version_that_has_all_traffic_already_is_refused(site: Site, name: str) -> None:
+    problem(start(site, name, {"version": "1"}), 409, "rollout-unfit")
+
+
+def test_endpoint_that_is_not_there_has_none(site: Site) -> None:
+    problem(start(site, "nobody"), 404, "not-found")
+    problem(site("GET", "/endpoints/nobody/rollout"), 404, "not-found")
+    problem(site("GET", "/endpoints/nobody/rollout/diff"), 404, "not-found")
+
+
+def test_other_words_methods_and_parameters_are_refused(site: Site, name: str) -> None:
+    problem(site("POST", f"/endpoints/{name}/rollout/teleport"), 404, "no-route")
+    problem(site("DELETE", f"/endpoints/{name}/rollout"), 405, "method-not-allowed")
+    problem(site("GET", f"/endpoints/{name}/rollout/pause"), 405, "method-not-allowed")
+    problem(site("POST", f"/endpoints/{name}/rollout/pause?now=1"), 400, "bad-query")
+    problem(site("GET", f"/endpoints/{name}/rollout?live=1"), 400, "bad-query")
+    problem(start(site, "NoName"), 400, "bad-name")
+
+
+def test_nobody_without_an_admin_key_sees_or_moves_a_rollout(site: Site, name: str) -> None:
+    for method, path in (("GET", ""), ("POST", ""), ("POST", "/abort"), ("GET", "/diff")):
+        answer = site(method, f"/endpoints/{name}/rollout{path}", key=None)
+        assert answer.status == 401

@@ -7,7 +7,8 @@
 
 Every write is a compare-and-swap.  The mark lies beside the specs, so that the one list by which
 the controller follows these shows a changed state as well; its name is none that an endpoint can
-have.  What a spec means is not decided here.
+have.  What a spec means is not decided here, nor what may replace one whose rollout runs: see
+`rollouts`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ from registry_sync.documents import (
     BadDocument,
     EndpointSpec,
     EndpointState,
-    Manifest,
-    TensorSpec,
 )
-from registry_sync.engine_wishes import wish_problems
 from registry_sync.names import BadName, check_name
+from registry_sync.rollouts import check_replaced, check_returned, is_live, with_wish_of
 from registry_sync.rules import check_version
 from registry_sync.stores import Conflict, NotFound, Object, OutcomeUnknown, Store
 from registry_sync.swap import TRIES_MAX, get_or_none, swap
+from registry_sync.variant_checks import check_variants
 
 READS_AT_ONCE: Final = 8  # of one page
 
@@ -98,7 +98,13 @@ def get_spec(store: Store, name: str) -> tuple[EndpointSpec, str]:
     return _spec_of(stored, name), stored.etag
 
 
-def set_spec(store: Store, spec: EndpointSpec, if_revision: int | None = None) -> int:
+def set_spec(
+    store: Store,
+    spec: EndpointSpec,
+    if_revision: int | None = None,
+    *,
+    abort_rollout: bool = False,
+) -> int:
     """Make `spec` current and return its revision, which is the replaced one's plus 1.
 
     All variants must be published and have equal signatures.
@@ -108,15 +114,24 @@ def set_spec(store: Store, spec: EndpointSpec, if_revision: int | None = None) -
         spec: its own `revision`, unless 0, counts as `if_revision` where that is None.
         if_revision: the revision to be replaced; 0 for a new endpoint.  None replaces
             whatever is there.
+        abort_rollout: also if a rollout runs that the spec does not go on with.
 
     Raises:
         BadDocument: names every value of the spec that does not fit.
         RevisionConflict: another revision than `if_revision` is current.
+        RolloutLive: a rollout runs, and the spec does not go on with it as it is.
+        RolloutUnfit: the spec's rollout has the id of one that was about something else.
     """
     documents.check_spec(spec)
     check_variants(store, spec)
     expected = (spec.revision or None) if if_revision is None else if_revision
-    return _put(store, spec, expected)
+
+    def check(current: EndpointSpec) -> None:
+        if current.rollout is not None or spec.rollout is not None:
+            state = _state_or_none(store, spec.endpoint)
+            check_replaced(current, spec, state, may_abort=abort_rollout)
+
+    return _put(store, spec, expected, check)
 
 
 def create(store: Store, spec: EndpointSpec) -> bool:
@@ -197,24 +212,55 @@ def _kept(store: Store, name: str) -> list[int]:
     return sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
 
 
-def rollback(store: Store, name: str, if_revision: int | None = None) -> int:
+def rollback(
+    store: Store, name: str, if_revision: int | None = None, *, abort_rollout: bool = False
+) -> int:
     """Make the previous spec current again, as a new revision, and return that.
 
     Two rollbacks in a row end where they began: each goes back to what was current before.
+    Revisions that only wish something else of the same rollout count as one, and what is wished
+    last stays.
+
+    Args:
+        store: the registry.
+        name: the endpoint.
+        if_revision: that must be current; None: any.
+        abort_rollout: if a rollout runs, go back to what was current before it began.
 
     Raises:
         NotFound: there is no such endpoint.
-        NoHistory: the current spec is the first.
+        NoHistory: there is no spec before the current one.
         RevisionConflict: another revision than `if_revision` is current, or somebody replaced the
             spec meanwhile.
+        RolloutLive: a rollout runs, and the previous spec is from before it.
+        RolloutUnfit: the previous spec's rollout would begin anew.
     """
     current, _ = get_spec(store, name)
     if if_revision is not None and current.revision != if_revision:
         raise RevisionConflict(name, current.revision, if_revision)
-    if current.revision <= 1:
-        raise NoHistory(f"{name} is at revision {current.revision}: there is no previous spec")
-    previous = _past_spec(store, name, current.revision - 1)
-    return set_spec(store, previous, if_revision=current.revision)
+    aborts = abort_rollout and is_live(current, _state_or_none(store, name))
+    previous = _previous(store, current, is_before_rollout=aborts)
+    check_variants(store, previous)
+
+    def check(found: EndpointSpec) -> None:
+        state = _state_or_none(store, name)
+        check_returned(found, previous, state, may_abort=abort_rollout)
+
+    return _put(store, previous, current.revision, check)
+
+
+def _previous(store: Store, current: EndpointSpec, *, is_before_rollout: bool) -> EndpointSpec:
+    """Return the spec that was current before, as it would be current now."""
+    for revision in range(current.revision - 1, 0, -1):
+        past = _past_spec(store, current.endpoint, revision)
+        going_on = with_wish_of(past, current)
+        if going_on is None:
+            return past
+        if not is_before_rollout and replace(going_on, revision=current.revision) != current:
+            return going_on
+    raise NoHistory(
+        f"{current.endpoint} is at revision {current.revision}: there is no previous spec"
+    )
 
 
 def read_state(store: Store, name: str) -> tuple[EndpointState, str] | None:
@@ -307,6 +353,14 @@ def warm_until(store: Store, name: str, until_unix_s: float) -> EndpointState:
     return update_state(store, name, asked)
 
 
+def _state_or_none(store: Store, name: str) -> EndpointState | None:
+    try:
+        found = read_state(store, name)
+    except BadDocument:
+        return None  # nobody goes by it; so a rollout counts as running
+    return None if found is None else found[0]
+
+
 def _require_version(store: Store, spec: EndpointSpec, version: str) -> None:
     # Not only those of the spec: one that it named before is answered from the cache again as
     # soon as a rollback names it.
@@ -317,15 +371,23 @@ def _require_version(store: Store, spec: EndpointSpec, version: str) -> None:
         raise NotFound(f"version {version} of {', '.join(sorted(models))}", store.url)
 
 
-def _put(store: Store, spec: EndpointSpec, expected: int | None) -> int:
+def _put(
+    store: Store,
+    spec: EndpointSpec,
+    expected: int | None,
+    check: Callable[[EndpointSpec], None],
+) -> int:
+    """Write a spec if `check`, which is shown the one that it replaces, raises nothing."""
     name = spec.endpoint
     tried: list[EndpointSpec] = []
 
     def changed(current: Object | None) -> bytes:
-        at = 0 if current is None else _spec_of(current, name).revision
+        replaced = None if current is None else _spec_of(current, name)
+        at = 0 if replaced is None else replaced.revision
         if expected is not None and at != expected:
             raise RevisionConflict(name, at, expected)
-        if current is not None:
+        if current is not None and replaced is not None:
+            check(replaced)
             _keep(store, history_key(name, at), current.data)
         tried.append(replace(spec, revision=at + 1))
         return documents.write(tried[-1])
@@ -360,52 +422,3 @@ def _spec_of(stored: Object, name: str) -> EndpointSpec:
     if spec.endpoint != name:
         raise BadDocument([f"$.endpoint: {spec_key(name)} is about {spec.endpoint}"])
     return spec
-
-
-def check_variants(store: Store, spec: EndpointSpec) -> None:
-    """See that all variants are published, have equal signatures and what `engine` names.
-
-    Raises:
-        BadDocument: names every variant that is not or has not, and every value of `engine`.
-    """
-    found: list[str] = []
-    manifests: list[tuple[str, Manifest]] = []
-    for index, variant in enumerate(spec.variants):
-        try:
-            manifest = catalog.load_manifest(store, variant.model, variant.version)
-        except NotFound:
-            published = ", ".join(catalog.versions(store, variant.model)) or "none"
-            found.append(
-                f"$.variants[{index}].version: {variant.model} version {variant.version} is not "
-                f"published; published are {published}"
-            )
-        else:
-            manifests.append((f"$.variants[{index}]", manifest))
-    for path, manifest in manifests[1:]:
-        first_path, first = manifests[0]
-        for kind, theirs, ours in (
-            ("input", manifest.inputs, first.inputs),
-            ("output", manifest.outputs, first.outputs),
-        ):
-            found += [
-                f"{path}: {kind} {difference} in {first_path}"
-                for difference in _differences(theirs, ours)
-            ]
-    found += wish_problems(spec.engine, [manifest for _, manifest in manifests])
-    if found:
-        raise BadDocument(found)
-
-
-def _differences(theirs: tuple[TensorSpec, ...], ours: tuple[TensorSpec, ...]) -> list[str]:
-    # By name: the protocol names tensors, their order means nothing.
-    left = {tensor.name: _form(tensor) for tensor in theirs}
-    right = {tensor.name: _form(tensor) for tensor in ours}
-    return [
-        f"{name} is {left.get(name, 'absent')}, but {right.get(name, 'absent')}"
-        for name in sorted(left.keys() | right.keys())
-        if left.get(name) != right.get(name)
-    ]
-
-
-def _form(tensor: TensorSpec) -> str:
-    return f"{tensor.datatype} {list(tensor.shape)}"

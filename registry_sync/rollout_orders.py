@@ -19,6 +19,7 @@ from registry_sync.rollouts import HOLD_S_DEFAULT, STEPS_DEFAULT, settled, start
 from registry_sync.rules import check_version
 from registry_sync.stores import Conflict, Store
 from registry_sync.swap import TRIES_MAX
+from registry_sync.variant_checks import check_variants
 
 
 class Ordered(NamedTuple):
@@ -71,7 +72,7 @@ def start(
             guard=guard,
         )
         documents.check_spec(begun)
-        endpoints.check_variants(store, begun)  # before anything is written
+        check_variants(store, begun)  # before anything is written
         return [begun] if spec.rollout is None else [settled(spec, state), begun]
 
     return _ordered(store, name, change, if_revision)

@@ -141,6 +141,8 @@ def wished(spec: EndpointSpec, state: EndpointState | None, wish: Wish) -> Endpo
     Raises:
         NoRollout: it has none.
         RolloutOver: its rollout has ended, and not as is wished; or it is being aborted.
+
+    To go on with a rollout that a guard has paused is to overrule what the guard found.
     """
     rollout, name = spec.rollout, spec.endpoint
     if rollout is None:
@@ -165,7 +167,10 @@ def wished(spec: EndpointSpec, state: EndpointState | None, wish: Wish) -> Endpo
         )
     if phase == {"promote": "promoted", "abort": "rolled_back"}.get(wish):
         return spec
-    return replace(spec, rollout=replace(rollout, wish=wish))
+    overruled = rollout.overruled
+    if wish == "run" and found is not None and found.harm:
+        overruled = found.segment
+    return replace(spec, rollout=replace(rollout, wish=wish, overruled=overruled))
 
 
 def check_replaced(
@@ -199,12 +204,42 @@ def check_replaced(
         )
 
 
+def check_returned(
+    current: EndpointSpec, previous: EndpointSpec, state: EndpointState | None, *, may_abort: bool
+) -> None:
+    """See that a former spec may be current again, as far as rollouts are concerned.
+
+    Raises:
+        RolloutLive: a rollout runs, and `previous` is from before it.
+        RolloutUnfit: the rollout of `previous` would begin anew.
+    """
+    if is_same_rollout(current, previous):
+        return
+    if is_live(current, state) and not may_abort:
+        raise _live(current)
+    if previous.rollout is not None and state_of(previous, state) is None:
+        name, revision = previous.endpoint, previous.revision
+        raise RolloutUnfit(
+            f"revision {revision} of {name!r} would begin its rollout anew; set what is to be with "
+            f"`tidepool endpoint set {name}`"
+        )
+
+
 def is_same_rollout(one: EndpointSpec, other: EndpointSpec) -> bool:
     """Tell whether two specs have one rollout, whatever is wished of it, and the same arms."""
     if one.rollout is None or other.rollout is None:
         return one.rollout is other.rollout
+    wishing = with_wish_of(one, other)
     arms, others = (sorted(spec.variants, key=lambda arm: arm.name) for spec in (one, other))
-    return arms == others and other.rollout == replace(one.rollout, wish=other.rollout.wish)
+    return wishing is not None and wishing.rollout == other.rollout and arms == others
+
+
+def with_wish_of(spec: EndpointSpec, other: EndpointSpec) -> EndpointSpec | None:
+    """Return `spec` with what is wished in `other` of their rollout; None if they share none."""
+    if spec.rollout is None or other.rollout is None or spec.rollout.id != other.rollout.id:
+        return None
+    wish, overruled = other.rollout.wish, other.rollout.overruled
+    return replace(spec, rollout=replace(spec.rollout, wish=wish, overruled=overruled))
 
 
 def _pair(spec: EndpointSpec, version: str) -> tuple[Variant, Variant]:

@@ -37,6 +37,7 @@ from registry_sync.documents import BadDocument, EndpointSpec, EndpointState
 from registry_sync.endpoints import READS_AT_ONCE
 from registry_sync.names import check_name
 from registry_sync.stores import NotFound, Store
+from registry_sync.variant_checks import check_variants
 
 PAGE_MAX = 1000
 REVISION_MAX = 2**53 - 1
@@ -273,7 +274,7 @@ def _lint(store: Store, body: bytes, name: str | None) -> list[str]:
         spec = documents.parse_spec(body)
         if name is not None:
             _check_endpoint(name, spec)
-        endpoints.check_variants(store, spec)
+        check_variants(store, spec)
     except BadDocument as error:
         return error.problems
     return []

@@ -1,4 +1,4 @@
-"""`endpoint get|set|history|rollback|lint|purge`: the user's documents, by compare-and-swap."""
+"""`endpoint get|set|history|diff|rollback|lint|purge`: users' documents, by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from infra.commands.options import (
     Registry,
     has_registry,
     poke,
+    print_json,
     said,
     store_of,
 )
 from infra.stack import CannotStart
-from registry_sync import audit, documents, endpoints
+from registry_sync import audit, documents, endpoints, spec_diff
 from registry_sync.stores import Store
+from registry_sync.variant_checks import check_variants
 
 File = Annotated[Path | None, typer.Argument(help="YAML or JSON; default: stdin.")]
+AbortRollout = Annotated[
+    bool, typer.Option("--abort-rollout", help="Also if that ends a rollout that runs.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +40,7 @@ def register(app: typer.Typer) -> None:
     family.command("get")(get_command)
     family.command("set")(set_command)
     family.command("history")(history_command)
+    family.command("diff")(diff_command)
     family.command("rollback")(rollback_command)
     family.command("lint")(lint_command)
     family.command("purge")(purge_command)
@@ -59,6 +65,7 @@ def set_command(
     name: str,
     file: File = None,
     if_revision: Annotated[int | None, typer.Option(min=0, help="Must be current.")] = None,
+    abort_rollout: AbortRollout = False,
     reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
@@ -73,7 +80,7 @@ def set_command(
         store = store_of(data, registry)
         revision = recorded(
             *(store, reason, "endpoint.set", name),
-            lambda: endpoints.set_spec(store, spec, if_revision),
+            lambda: endpoints.set_spec(store, spec, if_revision, abort_rollout=abort_rollout),
             audit.revisions,
         )
         poke(data, store)
@@ -94,15 +101,48 @@ def history_command(
         typer.echo(f"{spec.revision}  {arms}")
 
 
+def diff_command(
+    name: str,
+    before: Annotated[
+        int | None, typer.Argument(min=1, help="A revision; default: the one before AFTER.")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Argument(min=1, help="Another; default: the current one.")
+    ] = None,
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
+    json: Json = False,
+) -> None:
+    """Show what differs between two revisions of an endpoint, value by value."""
+    with said():
+        store = store_of(data, registry, writes=False)
+        current, _ = endpoints.get_spec(store, name)
+        right = current if after is None else endpoints.get_revision(store, name, after)
+        if before is None and right.revision <= 1:
+            raise CannotStart(f"{name} has no revision before {right.revision}")
+        left = endpoints.get_revision(store, name, right.revision - 1 if before is None else before)
+        found = spec_diff.differences(left, right)
+    if json:
+        print_json({"before": left.revision, "after": right.revision, "changes": found})
+        return
+    typer.echo(f"revision {left.revision} -> {right.revision}", err=True)
+    for change in found:
+        typer.echo(change.line())
+
+
 def rollback_command(
-    name: str, reason: Reason = "", data: Data = DATA_DEFAULT, registry: Registry = ""
+    name: str,
+    abort_rollout: AbortRollout = False,
+    reason: Reason = "",
+    data: Data = DATA_DEFAULT,
+    registry: Registry = "",
 ) -> None:
     """Make the previous spec current again; prints the new revision."""
     with said():
         store = store_of(data, registry)
         revision = recorded(
             *(store, reason, "endpoint.rollback", name),
-            lambda: endpoints.rollback(store, name),
+            lambda: endpoints.rollback(store, name, abort_rollout=abort_rollout),
             audit.revisions,
         )
         poke(data, store)
@@ -156,7 +196,7 @@ def lint_command(
 
 def _unpublished(store: Store, spec: documents.EndpointSpec) -> list[str]:
     try:
-        endpoints.check_variants(store, spec)
+        check_variants(store, spec)
     except documents.BadDocument as error:
         return error.problems
     return []

@@ -15,9 +15,9 @@ from infra.cli import make_app
 from infra.stack import CannotStart
 from registry_sync import endpoints
 from registry_sync.directory import DirectoryStore
-from registry_sync.documents import EndpointSpec, EndpointState, Variant
-from registry_sync.rollout_terms import Guard, Phase, RolloutState, Shadow, Step
-from tests.support.published import publish
+from registry_sync.documents import EndpointSpec, Variant
+from registry_sync.rollout_terms import Guard, Shadow, Step
+from tests.support.published import decide, publish
 
 SPEC = EndpointSpec("m", (Variant("stable", "m", "1", 100.0),))
 
@@ -53,17 +53,6 @@ class Cli:
 
     def spec(self) -> EndpointSpec:
         return endpoints.get_spec(self.store, "m")[0]
-
-    def decide(self, phase: Phase) -> None:
-        """Do as the controller does."""
-        spec = self.spec()
-        assert spec.rollout is not None
-        canary = 100.0 if phase == "promoted" else 0.0
-        state = EndpointState(
-            *("m", spec.revision, {"stable": 100 - canary, "canary": canary}),
-            rollout=RolloutState(spec.rollout.id, phase, 1, 1, reason="3 of 5 calls failed"),
-        )
-        endpoints.update_state(self.store, "m", lambda _: state)
 
     def trail(self) -> list[dict[str, Any]]:
         """What the audit trail holds, the oldest first."""
@@ -149,7 +138,7 @@ def test_start_names_what_does_not_fit_and_writes_nothing(cli: Cli, words: str, 
 
 def test_a_rollout_is_paused_resumed_promoted_and_aborted(cli: Cli) -> None:
     cli.ok("rollout", "start", "m", "--to", "2", "--reason", "faster")
-    cli.decide("running")
+    decide(cli.store, "m", "running", 10)
     wishes = []
     for word in ("pause", "resume", "promote", "abort"):
         cli.ok("rollout", word, "m")
@@ -173,7 +162,7 @@ def test_what_cannot_be_says_the_way_out(cli: Cli) -> None:
     assert "rollout start m --to" in cli.fails("rollout", "abort", "m")
     cli.ok("rollout", "start", "m", "--to", "2")
     assert "rollout abort m" in cli.fails("rollout", "start", "m", "--to", "2")
-    cli.decide("rolled_back")
+    decide(cli.store, "m", "rolled_back", 0, "3 of 5 calls failed")
     said = cli.fails("rollout", "promote", "m")
     assert "3 of 5 calls failed" in said
     assert "rollout start m" in said
@@ -183,8 +172,51 @@ def test_what_cannot_be_says_the_way_out(cli: Cli) -> None:
 def test_a_later_rollout_goes_on_from_what_the_former_led_to(cli: Cli) -> None:
     publish(cli.store, "3")
     cli.ok("rollout", "start", "m", "--to", "2")
-    cli.decide("promoted")
+    decide(cli.store, "m", "promoted", 100)
     cli.ok("rollout", "start", "m", "--to", "3")
     arms = [(arm.name, arm.version, arm.weight) for arm in cli.spec().variants]
     assert arms == [("stable", "2", 100), ("canary", "3", 0)]
     assert replace(cli.spec(), variants=SPEC.variants, rollout=None, revision=0) == SPEC
+
+
+# --- endpoint set, rollback and diff beside a rollout ---
+
+FILE = """
+endpoint: m
+deadline_ms: 7
+variants: [{name: stable, model: m, version: 1, weight: 100}]
+"""
+
+
+def test_a_file_that_would_end_a_running_rollout_is_refused(cli: Cli) -> None:
+    cli.ok("rollout", "start", "m", "--to", "2")
+    assert "to version 2 runs" in cli.fails("endpoint", "set", "m", stdin=FILE)
+    assert "to version 2 runs" in cli.fails("endpoint", "rollback", "m")
+    assert cli.spec().revision == 2
+    edited = cli.ok("endpoint", "get", "m").replace("deadline_ms: 10000", "deadline_ms: 7")
+    assert cli.ok("endpoint", "set", "m", stdin=edited) == "3"
+    assert cli.ok("endpoint", "set", "m", "--abort-rollout", stdin=FILE) == "4"
+    assert cli.spec().rollout is None
+    cli.ok("rollout", "start", "m", "--to", "2")
+    assert cli.ok("endpoint", "rollback", "m", "--abort-rollout") == "6"
+    assert cli.spec().rollout is None
+
+
+def test_diff_names_every_value_that_another_revision_changed(cli: Cli) -> None:
+    assert "no revision before 1" in cli.fails("endpoint", "diff", "m")
+    cli.ok("endpoint", "set", "m", stdin=FILE)
+    assert cli.ok("endpoint", "diff", "m") == "$.deadline_ms: 10000 -> 7"
+    cli.ok("rollout", "start", "m", "--to", "2")
+    lines = cli.ok("endpoint", "diff", "m").splitlines()
+    assert lines[0].startswith('$.variants[canary]: new: {"model": "m", "version": "2"')
+    assert lines[1].startswith("$.rollout: null -> {")
+    cli.ok("rollout", "pause", "m")
+    assert cli.ok("endpoint", "diff", "m") == '$.rollout.wish: "run" -> "pause"'
+    assert cli.ok("endpoint", "diff", "m", "2", "1") == "$.deadline_ms: 7 -> 10000"
+    assert json.loads(cli.ok("endpoint", "diff", "m", "1", "2", "--json")) == {
+        "before": 1,
+        "after": 2,
+        "changes": [{"path": "$.deadline_ms", "before": 10000, "after": 7}],
+    }
+    assert cli.ok("endpoint", "diff", "m", "2", "2") == ""
+    assert "9.json" in cli.fails("endpoint", "diff", "m", "9")

@@ -11,12 +11,11 @@ from msgspec.structs import replace
 
 from registry_sync import endpoints, rollout_orders
 from registry_sync.directory import DirectoryStore
-from registry_sync.documents import BadDocument, EndpointSpec, EndpointState, Variant
+from registry_sync.documents import BadDocument, EndpointSpec, Variant
 from registry_sync.endpoints import RevisionConflict
-from registry_sync.rollout_terms import Phase, RolloutState
 from registry_sync.rollouts import RolloutLive, RolloutUnfit, effective_weights
 from registry_sync.stores import NotFound, Object
-from tests.support.published import publish
+from tests.support.published import decide, publish
 
 SPEC = EndpointSpec("m", (Variant("stable", "m", "1", 100.0),))
 
@@ -42,17 +41,6 @@ def store(tmp_path: Path) -> Racing:
     return store
 
 
-def decide(store: DirectoryStore, phase: Phase, canary: float) -> None:
-    """Do as the controller does."""
-    spec, _ = endpoints.get_spec(store, "m")
-    assert spec.rollout is not None
-    state = EndpointState(
-        *("m", spec.revision, {"stable": 100 - canary, "canary": canary}),
-        rollout=RolloutState(spec.rollout.id, phase, 1, 1),
-    )
-    endpoints.update_state(store, "m", lambda _: state)
-
-
 def versions(store: DirectoryStore) -> dict[str, float]:
     spec, _ = endpoints.get_spec(store, "m")
     found = endpoints.read_state(store, "m")
@@ -65,7 +53,7 @@ def test_a_rollout_is_a_new_revision_and_so_is_each_wish(store: Racing) -> None:
     assert begun.moved == ("1", "2")
     assert endpoints.get_spec(store, "m")[0] == begun.spec
     assert versions(store) == {"1": 100, "2": 0}
-    decide(store, "running", 10)
+    decide(store, "m", "running", 10)
     assert versions(store) == {"1": 90, "2": 10}
     assert rollout_orders.wish(store, "m", "pause").moved == ("2", "3")
     assert rollout_orders.wish(store, "m", "pause").moved == ("3", "3")
@@ -76,7 +64,7 @@ def test_a_rollout_is_a_new_revision_and_so_is_each_wish(store: Racing) -> None:
 
 def test_after_the_end_what_it_led_to_becomes_a_revision_of_its_own(store: Racing) -> None:
     rollout_orders.start(store, "m", "2")
-    decide(store, "promoted", 100)
+    decide(store, "m", "promoted", 100)
     begun = rollout_orders.start(store, "m", "3")
     assert begun.moved == ("2", "4")
     between = endpoints.get_revision(store, "m", 3)
@@ -87,7 +75,7 @@ def test_after_the_end_what_it_led_to_becomes_a_revision_of_its_own(store: Racin
 
 def test_what_cannot_begin_changes_nothing(store: Racing) -> None:
     rollout_orders.start(store, "m", "2")
-    decide(store, "promoted", 100)
+    decide(store, "m", "promoted", 100)
     with pytest.raises(BadDocument, match=r"\$\.variants\[1\]\.version: m version 9 is not publ"):
         rollout_orders.start(store, "m", "9")
     with pytest.raises(BadDocument, match=r"\$\.rollout\.steps\[1\]\.weight: 5 is not more"):
@@ -106,7 +94,7 @@ def test_what_cannot_begin_changes_nothing(store: Racing) -> None:
 def test_a_spec_that_is_edited_meanwhile_keeps_its_edit(store: Racing) -> None:
     store.meanwhile = lambda: endpoints.set_spec(store, replace(SPEC, deadline_ms=7))
     assert rollout_orders.start(store, "m", "2").moved == ("2", "3")
-    decide(store, "running", 1)
+    decide(store, "m", "running", 1)
 
     def edited() -> None:
         spec, _ = endpoints.get_spec(store, "m")

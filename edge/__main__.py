@@ -29,6 +29,7 @@ from edge.cache_metrics import cache_totals
 from edge.config import EdgeConfig
 from edge.disk import Disk
 from edge.dispatch import Pool
+from edge.exposure import ExposureLog
 from edge.flight import Flights
 from edge.guard import Guard
 from edge.infer import Service
@@ -103,6 +104,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     lines_per_s = rates(config.access_log, config.access_log_lines_per_s)
     slow_s = config.access_log_slow_ms / 1000 if config.access_log != "off" else math.inf
     access = AccessLog(config.id, writer, Sampler(lines_per_s), slow_s, auth.known)
+    exposures = ExposureLog(config.id, writer)
     disk = None
     if config.cache_disk_bytes_max:
         disk = Disk(Path(config.data) / "edge" / "answers", config.cache_disk_bytes_max)
@@ -118,6 +120,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         access=access,
         disk=disk,
         desk=desk,
+        exposures=exposures,
     )
     log_settings = SharedLogSettings(Path(config.data) / "run")
     web = Web(service, stop.is_set, log_settings)
@@ -156,6 +159,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         saving,
         loop.create_task(log_settings.follow_forever()),
         loop.create_task(access.run()),
+        loop.create_task(exposures.run()),
     ]
     servers = [loop.create_task(public.serve()), loop.create_task(admin.serve())]
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -185,6 +189,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         task.cancel()
     await pool.close()
     access.flush()
+    exposures.flush()
     _log.info("edge_down", edge=config.id)
     await asyncio.sleep(LAST_WORDS_S)
     writer.close(LOG_S_MAX)

@@ -25,6 +25,7 @@ from edge.body_generate import parse_generate
 from edge.body_msgpack import parse_msgpack, render_msgpack
 from edge.body_signature import Signature
 from edge.cache import AnswerCache, cache_key
+from edge.choosing import choose
 from edge.classification import classified
 from edge.content import answers_msgpack, is_msgpack, refuse_msgpack
 from edge.disk import Disk
@@ -32,20 +33,30 @@ from edge.dispatch import Answer, Call, Pool
 from edge.encoding import ENCODINGS, encoded
 from edge.errors import (
     BadRequest,
+    ModelFailed,
     NotFound,
     Unavailable,
     Unprocessable,
     Unsupported,
+    WorkerLost,
     jittered,
     quote,
 )
+from edge.exposure import ExposureLog
 from edge.flight import Flights
 from edge.levels import Levels, Older
 from edge.metrics import Metrics
 from edge.readers import READ_HERE_BYTES, Readers, is_long
 from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
-from edge.trace import Header, Trace, count, server_timing, trace_context
-from edge.variants import unit_of
+from edge.trace import (
+    Header,
+    Trace,
+    count,
+    observe,
+    observe_spoilt,
+    server_timing,
+    trace_context,
+)
 from edge.world import World
 from pool.wire.data import Tensor, TensorLike
 from registry_sync.documents import PRIORITY_DEFAULT, KeyRecord
@@ -57,6 +68,7 @@ Kept = Sequence[TensorLike]
 
 TENSOR_BYTES_EXTRA = 200  # what a cached tensor costs besides its bytes
 CONTENT_ENCODINGS = ENCODINGS | {"", "identity"}
+SPOILT = (ModelFailed.status, WorkerLost.status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,7 @@ class Service:
         access: AccessLog | None = None,
         disk: Disk | None = None,
         desk: Desk | None = None,
+        exposures: ExposureLog | None = None,
     ) -> None:
         self.world = world
         self.pool = pool
@@ -92,6 +105,7 @@ class Service:
         self.metrics = metrics
         self.access = access
         self.desk = desk
+        self.exposures = exposures
         self._readers = Readers()
         self._now = time.monotonic
         self.levels = Levels(cache, flights, disk, self._now, lambda: world.has_heard)
@@ -128,7 +142,7 @@ class Service:
         body = await read_body()
         trace.bytes_in = len(body)
         read_s = self._now()
-        arm = trace.arm = self._arm(endpoint, record, header)
+        arm = choose(trace, endpoint, record, header, self.exposures)
         signature = arm.version.signature
         header_length = header("inference-header-content-length")
         read = functools.partial(parse_msgpack, binary=packs) if is_packed else parse_infer
@@ -174,7 +188,7 @@ class Service:
         body = await read_body()
         trace.bytes_in = len(body)
         read_s = self._now()
-        arm = trace.arm = self._arm(endpoint, record, header)
+        arm = choose(trace, endpoint, record, header, self.exposures)
         signature = arm.version.signature
         if len(body) > READ_HERE_BYTES:
             request = await self._readers.read(_parse_generate, body, None, signature)
@@ -244,6 +258,8 @@ class Service:
         """Count a request that has ended."""
         if not trace.ended_s:
             trace.ended_s = self._now()
+        if trace.watch is not None and status in SPOILT:
+            observe_spoilt(trace, trace.ended_s)
         if trace.arm is None:
             self.metrics.count("tidepool_requests", "", "", "", str(status))
         else:
@@ -268,24 +284,6 @@ class Service:
                 headers=(("accept-encoding", "gzip, deflate"),),
             )
         return record, endpoint
-
-    def _arm(self, endpoint: Endpoint, record: KeyRecord, header: Header) -> ArmOf:
-        arms = endpoint.arms
-        if len(arms) == 1:
-            return arms[0]
-        spec = endpoint.spec
-        assert spec is not None
-        if spec.assign.header_may_pick:
-            picked = header("x-tidepool-variant")
-            if picked is not None:
-                arm = endpoint.arm_named(picked)
-                if arm is None:
-                    raise BadRequest(f"x-tidepool-variant: {endpoint.name} has no such variant")
-                return arm
-        unit = unit_of(spec.assign, header, record.id)
-        if unit is None:
-            return arms[endpoint.assignment.draw(random.random())]
-        return arms[endpoint.assignment.assign(unit)]
 
     def _accept(
         self, trace: Trace, endpoint: Endpoint, request: InferRequest, header: Header
@@ -367,6 +365,7 @@ class Service:
 
             def refresh(until_s: float) -> Callable[[], Call]:
                 own = Trace(trace.request_id, now_s, endpoint=endpoint, arm=arm, record=record)
+                own.watch, own.unit = trace.watch, trace.unit
                 return functools.partial(lead, own, until_s)
 
             answer = trace.answer = await self.levels.answer(
@@ -419,6 +418,9 @@ class Service:
         )
         if arm.shadow is not None and on_chunk is None:
             call.shadow = arm.shadow.draw(random.random())
+        if (watch := trace.watch) is not None:
+            unit, now = trace.unit, self._now
+            call.future.add_done_callback(lambda _: observe(watch, unit, call, now()))
         return call
 
     async def _compute(self, trace: Trace, call: Call) -> Answer:

@@ -6,16 +6,19 @@ state of the world from its first line to its last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 
 from edge.arm_metrics import ArmMetrics
 from edge.body import Signature
+from edge.exposure import Exposure
 from edge.metrics import Metrics
 from edge.shadowing import Sample, sample_of
 from edge.variants import Arm, Arms
+from edge.watch import ArmWatch, Firsts, RolloutWatch, SegmentWatch
 from pool.wire.control import Documents
 from registry_sync import keys as key_rules
 from registry_sync.builds import precision_of
@@ -26,12 +29,13 @@ from registry_sync.documents import (
     EndpointState,
     KeyRecord,
     Manifest,
+    Variant,
     read_keys,
     read_manifest,
     read_spec,
     read_state,
 )
-from registry_sync.rollouts import effective_weights
+from registry_sync.rollouts import effective_weights, is_live, state_of
 
 Ref = tuple[str, str]
 
@@ -61,6 +65,8 @@ class ArmOf:
     precision: str  # at least, of its answers; whoever asks for another one shares none of them
     purged: str = ""  # names the last purge; part of the key of every cached answer
     shadow: Sample | None = None  # who answers its calls as well
+    watch: ArmWatch | None = None  # while it is one of a rollout's two
+    exposure: Exposure | None = None  # None: who gets it is not logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,8 @@ class Endpoint:
     stale_if_error_s: float = 0.0
     stale_s: float = 0.0  # the longer of the two
     has_levels: bool = False  # whether a miss of the memory is not yet one
+    watch: RolloutWatch | None = None  # while a rollout runs
+    firsts: Firsts | None = None  # None: nobody asks whether a unit is new
 
     @property
     def running(self) -> tuple[ArmOf, ...]:
@@ -124,7 +132,8 @@ def compile_snapshot(documents: Documents, old: Snapshot, metrics: Metrics) -> S
         try:
             state_data = documents.states.get(name)
             state = read_state(state_data) if state_data else None
-            endpoints[name] = _endpoint(read_spec(data), state, versions, metrics)
+            known_as = old.endpoints.get(name)
+            endpoints[name] = _endpoint(read_spec(data), state, versions, metrics, known_as)
         except (ValueError, KeyError) as error:  # a document, its weights, or what it names
             rejected[f"endpoints/{name}.json"] = str(error)
             if name in old.endpoints:
@@ -176,8 +185,11 @@ def _endpoint(
     state: EndpointState | None,
     versions: Mapping[Ref, Version],
     metrics: Metrics,
+    old: Endpoint | None,
 ) -> Endpoint:
     weights = effective_weights(spec, state)
+    rollout, watched = _watched(spec, state, old)
+    firsts = _firsts(spec, weights, watched, old)
     arms = tuple(
         ArmOf(
             v.name,
@@ -186,6 +198,8 @@ def _endpoint(
             precision_of(versions[v.model, v.version].manifest, spec.engine),
             _purged(state, v.version),
             sample_of(spec, state, v.name),
+            watched.arms.get(v.name) if watched is not None else None,
+            _exposure(spec, v, watched) if firsts is not None else None,
         )
         for v in spec.variants
     )
@@ -205,6 +219,66 @@ def _endpoint(
         stale_if_error_s=cache.stale_if_error_s,
         stale_s=stale_s,
         has_levels=cache.disk or stale_s > 0,
+        watch=rollout,
+        firsts=firsts,
+    )
+
+
+def _watched(
+    spec: EndpointSpec, state: EndpointState | None, old: Endpoint | None
+) -> tuple[RolloutWatch | None, SegmentWatch | None]:
+    """Return what counts for the spec's rollout, and for its present segment."""
+    wish, done = spec.rollout, state_of(spec, state)
+    if wish is None or done is None or not is_live(spec, state):
+        return None, None
+    rollout = old.watch if old is not None else None
+    if rollout is None or rollout.id != wish.id:
+        rollout = RolloutWatch(spec.endpoint, wish.id, spec.assign.salt)
+    limit_ms = wish.guard.slower_than_ms
+    slow_s = math.inf if limit_ms is None else limit_ms / 1000
+    return rollout, rollout.segment(done.segment, (wish.baseline, wish.candidate), slow_s)
+
+
+def _firsts(
+    spec: EndpointSpec,
+    weights: Mapping[str, float],
+    watched: SegmentWatch | None,
+    old: Endpoint | None,
+) -> Firsts | None:
+    """Return who has been here since the weights are what they are, if that is of interest.
+
+    It is where units have arms and there are arms to be compared.
+    """
+    if not spec.assign.by:
+        return None
+    if watched is not None:
+        assert spec.rollout is not None
+        if not weights[spec.rollout.candidate]:
+            return None
+        key: Hashable = (spec.assign.salt, watched.rollout.id, watched.number)
+    elif sum(weight > 0 for weight in weights.values()) > 1:
+        key = (spec.assign.salt, spec.revision, tuple(sorted(weights.items())))
+    else:
+        return None
+    found = old.firsts if old is not None else None
+    return found if found is not None and found.key == key else Firsts(key)
+
+
+def _exposure(
+    spec: EndpointSpec, variant: Variant, watched: SegmentWatch | None
+) -> Exposure | None:
+    if spec.assign.exposure == "off":
+        return None
+    return Exposure(
+        spec.endpoint,
+        spec.revision,
+        watched.rollout.id if watched is not None else "",
+        watched.number if watched is not None else 0,
+        variant.name,
+        variant.model,
+        variant.version,
+        spec.assign.salt,
+        spec.assign.exposure,
     )
 
 

@@ -12,9 +12,10 @@ import msgspec
 
 from edge.arm_metrics import ABSENT
 from edge.dispatch import Answer, Call
-from edge.errors import Refusal
+from edge.errors import ClientGone, ModelFailed, Refusal, WorkerLost
 from edge.quota import Meter
 from edge.snapshot import ArmOf, Endpoint
+from edge.watch import ArmWatch
 from registry_sync.documents import KeyRecord
 
 Header = Callable[[str], str | None]
@@ -53,6 +54,8 @@ class Trace(msgspec.Struct):
     cache_status: str = ""
     refusal: Refusal | None = None
     call: Call | None = None
+    watch: ArmWatch | None = None  # of the arm, if a rollout's guards judge by this request
+    unit: bytes | None = None  # whom it sticks to
     bytes_in: int = 0  # of the body, decompressed
     bytes_out: int = 0
     answer: Answer | None = None
@@ -139,3 +142,40 @@ def count(trace: Trace, status: int) -> None:
             trace.rows,
         )
     )
+
+
+def observe(watch: ArmWatch, unit: bytes | None, call: Call, now_s: float) -> None:
+    """Tell a rollout's guards of a call that has ended, as far as it says something of the model.
+
+    Args:
+        watch: of the arm that the call was sent for.
+        unit: whose it was; None: it is its own.
+        call: has ended.
+        now_s: when, on the clock of `call.sent_s`.
+    """
+    future = call.future
+    if future.cancelled() or not call.sent:
+        return
+    error = future.exception()
+    if error is None:
+        answer = future.result()
+        watch.observe(unit, 200, now_s - call.sent_s, now_s, answer.outputs)
+    elif isinstance(error, Refusal):
+        watch.observe(unit, error.status, now_s - call.sent_s, now_s)
+
+
+def observe_spoilt(trace: Trace, now_s: float) -> None:
+    """Tell a rollout's guards of a request that failed after the call: its answer was none.
+
+    The call has been observed already, unless it was given up for what it had answered so far.
+    """
+    watch, call, refusal = trace.watch, trace.call, trace.refusal
+    if watch is None or call is None or not call.future.done() or call.future.cancelled():
+        return
+    if refusal is not None and not isinstance(refusal, (ModelFailed, WorkerLost)):
+        return  # our own bug
+    error = call.future.exception()
+    if error is None:
+        watch.fail(trace.unit)
+    elif isinstance(error, ClientGone) and call.sent:
+        watch.observe(trace.unit, ModelFailed.status, now_s - call.sent_s, now_s)

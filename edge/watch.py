@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 from edge.output_metrics import OutputMetrics
@@ -68,12 +68,14 @@ class Firsts:
     """Which units have been here, for as many as `FIRST_UNITS_MAX`; then it forgets them all.
 
     Attributes:
+        key: names the stretch of time that this is about.
         is_whole: nobody was forgotten yet, so that who is new here is new.
     """
 
-    __slots__ = ("_seen", "is_whole")
+    __slots__ = ("_seen", "is_whole", "key")
 
-    def __init__(self) -> None:
+    def __init__(self, key: Hashable = None) -> None:
+        self.key = key
         self._seen: set[int] = set()  # hashes that hold in this process alone
         self.is_whole = True
 
@@ -91,6 +93,7 @@ class Firsts:
     def forget(self, unit: bytes) -> None:
         """Let `unit` be new once more."""
         self._seen.discard(hash(unit))
+        self.is_whole = False
 
 
 class _Once:
@@ -138,7 +141,7 @@ class ArmWatch:
     def __init__(self, segment: SegmentWatch, variant: str) -> None:
         self._segment = segment
         self.variant = variant
-        self.assigned = 0
+        self.assigned = 0  # units; a request without one is its own
         self.calls = 0
         self.units = 0
         self.errors = 0
@@ -152,14 +155,6 @@ class ArmWatch:
         self.log_sum = 0.0
         self.log_squares = 0.0
         self.outputs = OutputMetrics()
-
-    def assign(self, *, is_first: bool) -> None:
-        """Count a request whose arm was chosen by its unit, or by chance if it has none.
-
-        Args:
-            is_first: of its unit in this segment; always without one.
-        """
-        self.assigned += is_first
 
     def observe(
         self,

@@ -105,6 +105,9 @@ class World:
         self._has_reported = True
         in_flight, waiting = self.metrics.in_flight(), self._pool.waiting()
         self.link.send(control.Counters(self.incarnation, counts, in_flight, waiting))
+        for endpoint in self.snapshot.endpoints.values():
+            if endpoint.watch is not None:
+                self.link.send(control.Evidence(self.incarnation, endpoint.watch.evidence()))
         now_s = time.monotonic()
         self.leases.tidy(self.snapshot.keys, now_s)
         self.leases.report(now_s)

@@ -13,6 +13,7 @@ from edge.metrics import Metrics
 from edge.snapshot import Snapshot, compile_snapshot, of_version
 from pool.wire.control import Documents
 from registry_sync.documents import (
+    Assign,
     Cache,
     EndpointSpec,
     EndpointState,
@@ -23,6 +24,7 @@ from registry_sync.documents import (
     write,
 )
 from registry_sync.keys import make_key
+from registry_sync.rollout_terms import Guard, Rollout, RolloutState
 from tests.support.artifacts import manifest_of
 
 KEYS = write(Keys((make_key("t", ["infer:*"])[1],)))
@@ -192,3 +194,70 @@ def test_version_called_by_number_has_one_arm_and_no_cache(metrics: Metrics) -> 
     endpoint = of_version(found.versions["m", "2"], metrics)
     assert (endpoint.name, endpoint.cache_ttl_s, len(endpoint.arms)) == ("m", 0.0, 1)
     assert endpoint.assignment.draw(0.99) == 0
+
+
+def rolling(segment: int, weight: float = 10.0, phase: Any = "running", **fields: Any) -> Documents:
+    """Return documents of a rollout in one of its segments."""
+    arms = (Variant("stable", "m", "1", 100.0), Variant("canary", "m", "2", 0.0))
+    wished = EndpointSpec("e", arms, assign=Assign(("key",)), rollout=Rollout(id="r"), **fields)
+    done = RolloutState("r", phase, step=1, segment=segment)
+    weights = {"stable": 100 - weight, "canary": weight}
+    state = EndpointState("e", wished.revision, weights, rollout=done)
+    return documents(specs={"e": write(wished)}, states={"e": write(state)})
+
+
+def test_change_of_weights_begins_new_counters_and_anything_else_goes_on(
+    metrics: Metrics,
+) -> None:
+    first = compile_snapshot(rolling(1), Snapshot(), metrics)
+    same = compile_snapshot(rolling(1, phase="paused", revision=8), first, metrics)
+    other = compile_snapshot(rolling(2), same, metrics)
+    one, two, three = (found.endpoints["e"] for found in (first, same, other))
+    assert [arm.watch for arm in one.arms] == [arm.watch for arm in two.arms]
+    assert one.firsts is two.firsts
+    assert one.watch is two.watch is three.watch
+    assert not {id(arm.watch) for arm in two.arms} & {id(arm.watch) for arm in three.arms}
+    assert three.firsts is not two.firsts
+
+
+def test_documents_that_do_not_fit_leave_the_counters_alone(metrics: Metrics) -> None:
+    old = compile_snapshot(rolling(1), Snapshot(), metrics)
+    broken = compile_snapshot(replace(rolling(1), specs={"e": b"{"}), old, metrics)
+    again = compile_snapshot(rolling(1), broken, metrics)
+    assert again.endpoints["e"].arms[1].watch is old.endpoints["e"].arms[1].watch
+
+
+def test_only_both_arms_of_a_rollout_that_has_begun_are_watched(metrics: Metrics) -> None:
+    found = compile_snapshot(rolling(1), Snapshot(), metrics).endpoints["e"]
+    assert [arm.watch.variant for arm in found.arms if arm.watch] == ["stable", "canary"]
+    begun = replace(rolling(1), states={})
+    for idle in (documents(), begun, rolling(1, phase="rolled_back")):
+        found = compile_snapshot(idle, Snapshot(), metrics).endpoints["e"]
+        assert found.watch is None
+        assert [arm.watch for arm in found.arms] == [None, None]
+
+
+def test_limit_of_the_guard_is_that_of_the_spec_of_the_day(metrics: Metrics) -> None:
+    old = compile_snapshot(rolling(1), Snapshot(), metrics)
+    limited = write(
+        replace(
+            read_spec(rolling(1).specs["e"]),
+            rollout=Rollout(id="r", guard=Guard(slower_than_ms=250)),
+        )
+    )
+    new = compile_snapshot(replace(rolling(1), specs={"e": limited}), old, metrics)
+    watch = new.endpoints["e"].watch
+    assert watch is not None
+    assert watch.evidence()[0].slow == 0
+    arm = new.endpoints["e"].arms[0].watch
+    assert arm is not None
+    arm.observe(None, 200, 0.3, 1.0)
+    assert arm.slow == 1
+
+
+@pytest.mark.parametrize(("weight", "is_logged"), [(0.0, False), (10.0, True), (100.0, True)])
+def test_who_gets_which_arm_is_logged_once_a_candidate_has_weight(
+    metrics: Metrics, weight: float, is_logged: bool
+) -> None:
+    found = compile_snapshot(rolling(1, weight), Snapshot(), metrics).endpoints["e"]
+    assert [arm.exposure is not None for arm in found.arms] == [is_logged, is_logged]

@@ -19,7 +19,8 @@ from edge.world import World
 from pool.wire import control
 from pool.wire.control import QuotaParts
 from pool.wire.peer import Address, Peer, serve
-from registry_sync.documents import EndpointSpec, Variant, write
+from registry_sync.documents import EndpointSpec, EndpointState, Variant, write
+from registry_sync.rollout_terms import Rollout, RolloutState
 from tests.support.artifacts import manifest_of
 from tests.support.control import Member
 
@@ -30,6 +31,16 @@ def documents(seq: int = 1, epoch: int = 1, versions: str = "1") -> control.Docu
     spec = EndpointSpec("e", (Variant("a", "m", "1", 100.0),))
     manifests = {f"m/{v}": write(manifest_of({"f": v.encode()}, version=v)) for v in versions}
     return control.Documents(epoch, seq, {"e": write(spec)}, {}, manifests, b"")
+
+
+def rolling_out() -> control.Documents:
+    """Return documents in which an endpoint is in the third segment of a rollout."""
+    arms = (Variant("stable", "m", "1", 100.0), Variant("canary", "m", "2", 0.0))
+    spec = EndpointSpec("e", arms, rollout=Rollout(id="r"))
+    done = RolloutState("r", step=1, segment=3)
+    state = EndpointState("e", 1, {"stable": 99.0, "canary": 1.0}, rollout=done)
+    held = {"specs": {"e": write(spec)}, "states": {"e": write(state)}}
+    return msgspec.structs.replace(documents(versions="12"), **held)
 
 
 ROUTES = control.Routes(1, 1, (), (control.EngineRoute("m", "1", (), ("w1",)),), ready=True)
@@ -206,6 +217,47 @@ async def test_what_was_counted_is_reported(place: Place, monkeypatch: pytest.Mo
     assert sum(seconds) == 1
     assert counters.counts == (control.VariantCount("e", 3, "a", "1", 9, 2, 4, 2, seconds),)
     assert counters.in_flight == 5
+
+
+async def test_what_was_seen_of_a_rollout_is_reported(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world_module, "COUNTERS_S", 0.02)
+    member = await place.start()
+    member.say(rolling_out())
+    await member.hear(control.Ack)
+    watch = place.world.snapshot.endpoints["e"].watch
+    assert watch is not None
+    watch.segment(3, ()).arms["canary"].observe(None, 500, 0.01, 1.0)
+    seen = await member.hear(
+        control.Evidence, lambda evidence: any(row.calls for row in evidence.arms)
+    )
+    assert seen == control.Evidence(place.world.incarnation, watch.evidence())
+    assert [(row.rollout, row.segment, row.variant, row.errors) for row in seen.arms] == [
+        ("r", 3, "stable", 0),
+        ("r", 3, "canary", 1),
+    ]
+    member.say(documents())
+    await place.until(lambda: place.world.snapshot.endpoints["e"].watch is None)
+    before = len(member.all(control.Evidence))
+    counters = len(member.all(control.Counters))
+    await member.heard_often(control.Counters, counters + 3)
+    assert len(member.all(control.Evidence)) <= before + 1  # one was on its way
+
+
+async def test_edge_that_restarts_counts_from_nothing_as_somebody_else(place: Place) -> None:
+    member = await place.start()
+    member.say(rolling_out())
+    await place.until(lambda: (place.folder / "edge" / "documents.last").exists())
+    watch = place.world.snapshot.endpoints["e"].watch
+    assert watch is not None
+    watch.segment(3, ()).arms["canary"].observe(b"u", 500, 0.01, 1.0)
+    again = place.make()
+    again.boot()
+    begun = again.snapshot.endpoints["e"].watch
+    assert begun is not None
+    assert {(row.segment, row.calls) for row in begun.evidence()} == {(3, 0)}
+    assert again.incarnation != place.world.incarnation
 
 
 # versions called by number

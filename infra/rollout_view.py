@@ -62,14 +62,22 @@ def shadow_lines(rollout: Document) -> list[str]:
     rollout = printable(rollout)
     shadow = rollout.get("shadow")
     if shadow is None:
-        return [f"rollout {rollout['endpoint']} has no shadow: start one with --shadow 0.1"]
+        return [
+            f"rollout {rollout['endpoint']}: nothing is compared yet; calls are copied where "
+            "it was started with --shadow"
+        ]
     found = [f"rollout {rollout['endpoint']}  shadow  {_shadow(shadow)}"]
     found += [
         f"  request {one['request_id'] or UNKNOWN}  inputs {one['inputs']}  "
-        f"relative error {shown_number(one['relative_error'])}  {one['detail']}".rstrip()
+        f"{_example(one)}  {one['detail']}".rstrip()
         for one in shadow.get("worst", ())
     ]
     return found
+
+
+def _example(one: Document) -> str:
+    error = f"relative error {shown_number(one['relative_error'])}"
+    return f"{one['kind']}  {error}" if one.get("kind") else error
 
 
 def shown_state(state: str) -> str:
@@ -195,7 +203,8 @@ def _outputs(arm: Document) -> str:
 
 
 def _shadow(shadow: Document) -> str:
-    parts = [f"{shadow['compared']:,} compared", f"{shadow['dropped']:,} dropped"]
+    absent = f" ({shadow['absent']:,} not warm there)" if shadow.get("absent") else ""
+    parts = [f"{shadow['compared']:,} compared", f"{shadow['dropped']:,} dropped{absent}"]
     parts.append(f"{shadow['failed']:,} failed")
     parts.append(f"{shadow['unlike']:,} of another form")
     if shadow["rows"]:

@@ -32,7 +32,7 @@ from edge.admin.answers import (
 from edge.admin.conditions import Condition, expected_revision, is_fresh, read_condition, tag
 from edge.admin.desk import Desk
 from edge.admin.problems import Problem, errors_of, invalid, not_found
-from registry_sync import audit, documents, endpoints
+from registry_sync import audit, documents, endpoints, spec_diff
 from registry_sync.documents import BadDocument, EndpointSpec, EndpointState
 from registry_sync.endpoints import READS_AT_ONCE
 from registry_sync.names import check_name
@@ -65,6 +65,7 @@ class Endpoints:
             Route(f"{one}/state", self.state),
             Route(f"{one}/history", self.history),
             Route(f"{one}/history/{{revision}}", self.revision),
+            Route(f"{one}/diff", self.diff),
             Route(f"{one}/rollback", self.rollback, methods=["POST"]),
             Route(f"{one}/lint", self.lint, methods=["POST"]),
             Route("/admin/lint", self.lint, methods=["POST"]),
@@ -88,7 +89,7 @@ class Endpoints:
         """Create or replace a spec; see the module and `conditions` for when."""
         name = name_of(request)
         who = actor(request)
-        condition = condition_of(request)
+        condition, aborts = condition_of(request), _aborts(request)
         body = await document(request)
 
         def act(store: Store) -> EndpointSpec:
@@ -96,7 +97,7 @@ class Endpoints:
                 spec = documents.parse_spec(body)
                 _check_endpoint(name, spec)
                 expected = expected_revision(condition, name, lambda: revision_of(store, name))
-                revision = endpoints.set_spec(store, spec, expected)
+                revision = endpoints.set_spec(store, spec, expected, abort_rollout=aborts)
             except BadDocument as error:
                 raise invalid(error.problems) from None
             return msgspec.structs.replace(spec, revision=revision)
@@ -137,24 +138,35 @@ class Endpoints:
         name, text = name_of(request), request.path_params["revision"]
         wanted = number({"revision": text}, "revision", 0, REVISION_MAX)
 
-        def work(store: Store) -> EndpointSpec:
-            try:
-                return endpoints.get_revision(store, name, wanted)
-            except NotFound:
-                raise not_found(f"revision {wanted} of an endpoint {name!r}") from None
-
-        spec = await self._desk.read(work)
+        spec = await self._desk.read(lambda store: _at(store, name, wanted))
         return _shown(request, tag(wanted), documents.write(spec))
+
+    async def diff(self, request: Request) -> Response:
+        """What differs between two revisions, value by value.
+
+        `?after=` is the current one if it is not given, `?before=` the one before that.
+        """
+        given = query(request, "before", "after")
+        before, after = (number(given, key, 0, REVISION_MAX) for key in ("before", "after"))
+        name = name_of(request)
+
+        def work(store: Store) -> dict[str, Any]:
+            right = _current(store, name) if not after else _at(store, name, after)
+            left = _at(store, name, before or right.revision - 1)
+            changes = spec_diff.differences(left, right)
+            return {"before": left.revision, "after": right.revision, "changes": changes}
+
+        return answer(await self._desk.read(work))
 
     async def rollback(self, request: Request) -> Response:
         """Make the previous spec current again, as a new revision."""
         name = name_of(request)
-        condition = condition_of(request)
+        condition, aborts = condition_of(request), _aborts(request)
 
         def act(store: Store) -> int:
             expected = expected_revision(condition, name, lambda: revision_of(store, name))
             with known(name):
-                return endpoints.rollback(store, name, expected)
+                return endpoints.rollback(store, name, expected, abort_rollout=aborts)
 
         who = actor(request)
         done = await self._desk.change(who, "endpoint.rollback", name, act, audit.revisions)
@@ -216,6 +228,14 @@ def condition_of(request: Request) -> Condition:
     return read_condition(joined(request, "if-match"), joined(request, "if-none-match"))
 
 
+def _aborts(request: Request) -> bool:
+    """Return whether a rollout that runs may be ended: `?abort_rollout=true`."""
+    text = query(request, "abort_rollout").get("abort_rollout", "false")
+    if text not in ("true", "false"):
+        raise Problem(400, "bad-query", f"?abort_rollout={text!r:.80}: expected true or false")
+    return text == "true"
+
+
 def _shown(request: Request, etag: str, body: bytes) -> Response:
     if is_fresh(joined(request, "if-none-match"), etag):
         return Response(None, 304, {"etag": etag, "vary": "accept"})
@@ -234,6 +254,13 @@ def known(name: str) -> Iterator[None]:
 def _current(store: Store, name: str) -> EndpointSpec:
     with known(name):
         return endpoints.get_spec(store, name)[0]
+
+
+def _at(store: Store, name: str, revision: int) -> EndpointSpec:
+    try:
+        return endpoints.get_revision(store, name, revision)
+    except NotFound:
+        raise not_found(f"revision {revision} of an endpoint {name!r}") from None
 
 
 def revision_of(store: Store, name: str) -> int:

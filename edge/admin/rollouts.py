@@ -18,7 +18,7 @@ from edge.admin.answers import actor, answer, answer_change, by_method, query, r
 from edge.admin.conditions import Condition, expected_revision, tag
 from edge.admin.desk import Desk
 from edge.admin.endpoints import condition_of, known, name_of, revision_of
-from edge.admin.problems import Problem, invalid, not_found
+from edge.admin.problems import Problem, invalid
 from pool.wire.control import Answer
 from registry_sync import rollout_orders
 from registry_sync.documents import BadDocument
@@ -75,13 +75,14 @@ class Rollouts:
         return answer(await self._shown(name_of(request)))
 
     async def diff(self, request: Request) -> Response:
-        """How the candidate answered copies of the baseline's calls, with the worst examples."""
+        """How the candidate answered copies of the baseline's calls, with the worst examples.
+
+        Null while nothing is compared.
+        """
         query(request)
         name = name_of(request)
         found = msgspec.json.decode(await self._shown(name))
-        if found.get("shadow") is None:
-            raise not_found(f"shadow in the rollout of {name!r}")
-        return answer({"endpoint": name, "id": found["id"], "shadow": found["shadow"]})
+        return answer({"endpoint": name, "id": found["id"], "shadow": found.get("shadow")})
 
     async def start(self, request: Request) -> Response:
         """Let another version take over, step by step."""

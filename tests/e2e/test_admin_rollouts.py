@@ -142,3 +142,54 @@ def test_nobody_without_an_admin_key_sees_or_moves_a_rollout(site: Site, name: s
     for method, path in (("GET", ""), ("POST", ""), ("POST", "/abort"), ("GET", "/diff")):
         answer = site(method, f"/endpoints/{name}/rollout{path}", key=None)
         assert answer.status == 401
+
+
+# What a rollout leaves others to change, and what they have changed.
+
+
+def test_arms_under_a_running_rollout_stay_unless_it_may_be_aborted(site: Site, name: str) -> None:
+    start(site, name)
+    alone = spec_of(name, "2")
+    refused = problem(site.put(name, alone), 409, "rollout-live")
+    assert "abort" in refused["detail"]
+    problem(site.put(f"{name}?abort_rollout=false", alone), 409, "rollout-live")
+    assert site.revision(name) == 2
+    done = site.put(f"{name}?abort_rollout=true", alone)
+    assert (done.status, done.json()["rollout"]) == (200, None)
+
+
+def test_rollback_to_before_a_running_rollout_needs_to_say_so(site: Site, name: str) -> None:
+    start(site, name)
+    path = f"/endpoints/{name}/rollback"
+    problem(site("POST", path), 409, "rollout-live")
+    done = site("POST", f"{path}?abort_rollout=true")
+    assert (done.status, done.json()["revision"]) == (200, 3)
+    assert site("GET", f"/endpoints/{name}").json()["rollout"] is None
+
+
+@pytest.mark.parametrize("query", ["abort_rollout=yes", "abort=true", "abort_rollout"])
+def test_other_ways_to_say_so_are_refused(site: Site, name: str, query: str) -> None:
+    problem(site.put(f"{name}?{query}"), 400, "bad-query")
+    problem(site("POST", f"/endpoints/{name}/rollback?{query}"), 400, "bad-query")
+    assert site.revision(name) == 1
+
+
+def test_what_revisions_change_is_shown_value_by_value(site: Site, name: str) -> None:
+    site.put(name, spec_of(name, deadline_ms=900))
+    site.put(name, spec_of(name, "2", deadline_ms=900))
+    path = f"/endpoints/{name}/diff"
+    arm = {"path": "$.variants[stable].version", "before": "1", "after": "2"}
+    deadline = {"path": "$.deadline_ms", "before": 10_000, "after": 900}
+    assert site("GET", path).json() == {"before": 2, "after": 3, "changes": [arm]}
+    assert site("GET", f"{path}?after=2").json()["changes"] == [deadline]
+    assert site("GET", f"{path}?before=1").json()["changes"] == [arm, deadline]
+    back = site("GET", f"{path}?before=3&after=1").json()["changes"]
+    assert [change["after"] for change in back] == ["1", 10_000]
+
+
+def test_revisions_that_were_never_current_have_no_difference(site: Site, name: str) -> None:
+    path = f"/endpoints/{name}/diff"
+    problem(site("GET", path), 404, "not-found")  # the first one has none before it
+    problem(site("GET", f"{path}?after=7"), 404, "not-found")
+    problem(site("GET", f"{path}?before=0"), 400, "bad-query")
+    problem(site("GET", "/endpoints/nobody/diff"), 404, "not-found")

@@ -106,15 +106,18 @@ def test_outputs_of_both_arms_are_shown_where_they_are_known() -> None:
 
 
 def test_shadow_is_one_line_of_the_status_and_all_of_the_diff() -> None:
-    line = "99 compared, 20 dropped, 1 failed, 2 of another form, top-1 differs in 3.09 %"
+    line = "99 compared, 20 dropped (3 not warm there), 1 failed, 2 of another form"
+    line += ", top-1 differs in 3.09 %"
     assert f"  shadow    {line}" in text(shadow=shown_shadow())
     head, worst = shadow_lines(shown_rollout(shadow=shown_shadow()))
     assert head.startswith(f"rollout m  shadow  {line}")
-    assert worst == "  request r1  inputs ab12  relative error 0.5  y"
+    assert worst == "  request r1  inputs ab12  top1  relative error 0.5  y"
 
 
 def test_diff_without_a_shadow_says_how_to_get_one() -> None:
-    assert shadow_lines(shown_rollout()) == ["rollout m has no shadow: start one with --shadow 0.1"]
+    (line,) = shadow_lines(shown_rollout())
+    assert line.startswith("rollout m: nothing is compared yet; ")
+    assert "--shadow" in line
 
 
 def test_nothing_that_others_wrote_reaches_the_terminal_as_an_escape() -> None:

@@ -43,8 +43,24 @@ def shown_rollout(**more: Any) -> dict[str, Any]:
 def shown_shadow(**more: Any) -> dict[str, Any]:
     """Return how a shadow compares."""
     return {
-        **{"offered": 120, "dropped": 20, "failed": 1, "compared": 99, "unlike": 2, "rows": 97},
+        **{
+            "offered": 120,
+            "dropped": 20,
+            "absent": 3,
+            "failed": 1,
+            "compared": 99,
+            "unlike": 2,
+            "rows": 97,
+        },
         **{"top1_off": 3, "error_mean": 0.001, "error_max": 0.5, "last_failure": ""},
-        "worst": [{"request_id": "r1", "inputs": "ab12", "relative_error": 0.5, "detail": "y"}],
+        "worst": [
+            {
+                "request_id": "r1",
+                "inputs": "ab12",
+                "relative_error": 0.5,
+                "detail": "y",
+                "kind": "top1",
+            }
+        ],
         **more,
     }

@@ -15,11 +15,12 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from registry_sync.fitting import INTEGER_MAX, misfits, rule_of, show
-from registry_sync.names import check_digest, check_name
+from registry_sync.fitting import INTEGER_MAX, misfits, rule_of, schema_of, show
+from registry_sync.names import NAME_PATTERN, check_digest, check_name
 from registry_sync.plain import BadText, parse_json, parse_text
 from registry_sync.rollout_terms import Rollout, RolloutState
 from registry_sync.rules import (
+    VERSION_PATTERN,
     axes_rule,
     check_bytes_hex,
     check_datatype,
@@ -53,12 +54,21 @@ class BadDocument(ValueError):
 
 
 def _named(kind: str) -> Meta:
-    return Meta(extra={"rule": rule_of(lambda value: check_name(kind, value))})
+    return Meta(
+        extra={"rule": rule_of(lambda value: check_name(kind, value))},
+        extra_json_schema=schema_of(NAME_PATTERN),
+    )
 
 
 _Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 _Schema = Annotated[int, Meta(ge=1, le=SCHEMA)]
-_Version = Annotated[str, Meta(extra={"rule": rule_of(check_version)})]
+_Version = Annotated[
+    str,
+    Meta(
+        extra={"rule": rule_of(check_version)},
+        extra_json_schema=schema_of(VERSION_PATTERN),
+    ),
+]
 _Digest = Annotated[str, Meta(extra={"rule": rule_of(check_digest)})]
 _Endpoint = Annotated[str, _named("endpoint")]
 _Model = Annotated[str, _named("model")]

@@ -37,6 +37,11 @@ def rule_of(check: Callable[[str], object]) -> Rule:
     return rule
 
 
+def schema_of(pattern: str) -> dict[str, Any]:
+    """Return what a JSON Schema says of a text that fits `pattern` as a whole; for ``Meta``."""
+    return {"pattern": f"^(?:{pattern})$"}
+
+
 def misfits(value: object, kind: type, *, unknown_fields: bool) -> list[str]:
     """Return every problem of a plain value, as ``$.path: what is wrong``; at most 50.
 

@@ -7,8 +7,10 @@ to a folder or a prefix, so that no later code has to think about `..`.
 from __future__ import annotations
 
 import re
+from typing import Final
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME_PATTERN: Final = "[a-z0-9][a-z0-9._-]{0,63}"
+_NAME = re.compile(NAME_PATTERN)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

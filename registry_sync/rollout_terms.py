@@ -11,14 +11,20 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from registry_sync.fitting import INTEGER_MAX, rule_of
-from registry_sync.names import check_name
+from registry_sync.fitting import INTEGER_MAX, rule_of, schema_of
+from registry_sync.names import NAME_PATTERN, check_name
 from registry_sync.rules import steps_rule
 
 STEPS_MAX: Final = 20
 SEGMENTS_MAX: Final = 64  # of one rollout: its steps, and what was asked for in between
 
-_Arm = Annotated[str, Meta(extra={"rule": rule_of(lambda value: check_name("variant", value))})]
+_Arm = Annotated[
+    str,
+    Meta(
+        extra={"rule": rule_of(lambda value: check_name("variant", value))},
+        extra_json_schema=schema_of(NAME_PATTERN),
+    ),
+]
 _Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 _Text = Annotated[str, Meta(max_length=4096)]
 _Id = Annotated[str, Meta(max_length=64)]

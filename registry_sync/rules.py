@@ -18,6 +18,7 @@ from registry_sync.datatypes import DATATYPES
 from registry_sync.fitting import INTEGER_MAX, show
 from registry_sync.names import BadName, check_name
 
+VERSION_PATTERN: Final = "[1-9][0-9]{0,15}"
 WEIGHTS_TOTAL: Final = 100.0
 WEIGHTS_TOLERANCE: Final = 1e-6
 
@@ -28,7 +29,7 @@ def check_version(value: str) -> str:
     Raises:
         BadName: it is not.
     """
-    if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,15}", value):
+    if not isinstance(value, str) or not re.fullmatch(VERSION_PATTERN, value):
         raise BadName(f'version {show(value)} is not one: use "1", "2", …')
     return value
 

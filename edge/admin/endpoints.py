@@ -34,6 +34,7 @@ from edge.admin.desk import Desk
 from edge.admin.problems import Problem, errors_of, invalid, not_found
 from registry_sync import audit, documents, endpoints, spec_diff
 from registry_sync.documents import BadDocument, EndpointSpec, EndpointState
+from registry_sync.endpoint_schema import SCHEMA
 from registry_sync.endpoints import READS_AT_ONCE
 from registry_sync.names import check_name
 from registry_sync.stores import NotFound, Store
@@ -204,16 +205,7 @@ class Endpoints:
 
     async def schema(self, request: Request) -> Response:
         """The JSON Schema of a spec; `lint` knows more than it can say."""
-        return Response(SCHEMA, media_type="application/schema+json")
-
-
-SCHEMA = msgspec.json.encode(
-    {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A Tidepool endpoint",
-        **msgspec.json.schema(EndpointSpec),
-    }
-)
+        return Response(msgspec.json.encode(SCHEMA), media_type="application/schema+json")
 
 
 def name_of(request: Request) -> str:

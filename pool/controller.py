@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 
 import msgspec
 import structlog
 
-from pool import last_good, letting_go, placement
+from pool import last_good, letting_go, placement, routing
 from pool.build_orders import BuildOrders
 from pool.learned import Learned
 from pool.members import Edge, Worker
@@ -25,8 +25,9 @@ from pool.placement import Ref, WorkerView
 from pool.quota_desk import QuotaDesk
 from pool.recent import Recent
 from pool.registry_watch import RegistryWatch, Snapshot
+from pool.rollouts.desk import RolloutDesk
 from pool.scale_orders import ScaleOrders
-from pool.status import EdgeStatus, status
+from pool.status import EdgeStatus, WorkerStatus, rollout_figures, status
 from pool.tally import Tally
 from pool.wire import control
 from pool.wire.frames import Buffer, WireError
@@ -88,6 +89,13 @@ class Controller:
         self._builds = BuildOrders(epoch, may_act, watch.wishes)
         self._nodes = NodeDesk(epoch, self.act)
         self._scale = ScaleOrders(self.act, learned, time_scale=time_scale)
+        self._rollouts = RolloutDesk(
+            watch.store,
+            leads=self._is_same_reign,
+            poll=self.poll,
+            is_lagging=lambda seq: bool(self._lagging(seq)),
+            warmth=self._scale.warmth,
+        )
         self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
         self._times = PhaseTimes()
         self._seq = 0
@@ -180,6 +188,9 @@ class Controller:
                     self.act()
             case control.BuildReport():
                 self._builds.on_report(worker.register.id, message)
+            case control.ShadowReport():
+                name = f"{worker.register.id}/{worker.register.incarnation}"
+                self._rollouts.on_shadow(name, message)
             case _:
                 raise WireError(f"a worker does not send {type(message).__name__}")
 
@@ -231,6 +242,8 @@ class Controller:
                 self._tally.report(name, counts)
                 self._recent.report(name, counts, edge.heard_s)
                 edge.in_flight, edge.waiting = in_flight, message.waiting
+            case control.Evidence(incarnation, arms):
+                self._rollouts.report(f"{edge.register.id}/{incarnation}", arms)
             case control.QuotaDemand() | control.QuotaAck():
                 name = f"{edge.register.id}/{edge.register.incarnation}"
                 self._quotas.on_message(name, message)
@@ -261,6 +274,8 @@ class Controller:
                 peer.send(control.encode(self._why(message.argument, message.id)))
             case "unload":
                 peer.send(control.encode(self._unload(message.argument, message.id)))
+            case "rollout":
+                peer.send(control.encode(self._rollout(message.argument, message.id)))
             case what:
                 detail = f"unknown question {what!r}"
                 peer.send(control.encode(control.Answer(False, detail, b"", message.id)))
@@ -282,6 +297,7 @@ class Controller:
         """Wait until what was asked is answered; nothing new may be."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=s_max)
+        await self._rollouts.finish(s_max)
         if self._may_act():
             await self._scale.finish()
 
@@ -290,14 +306,13 @@ class Controller:
     def status(self) -> dict[str, object]:
         """Return what `tidepool status` shows."""
         snapshot = self._watch.snapshot
+        workers = self._worker_rows()
+        recent = self._recent.rates(asyncio.get_running_loop().time())
+        rollouts = {name: self._rollout_view(name) for name in self._rollouts.names()}
         return status(
             epoch=self._epoch(),
             leader=self._may_act(),
-            workers=[
-                worker.status()
-                for _, worker in sorted(self._workers.items())
-                if worker.is_connected
-            ],
+            workers=workers,
             edges=[
                 EdgeStatus(edge.register.id, edge.register.pid, edge.in_flight)
                 for edge in self._edges.values()
@@ -305,7 +320,7 @@ class Controller:
             specs=snapshot.specs,
             states=snapshot.states,
             counts=self._tally.totals(),
-            recent=self._recent.rates(asyncio.get_running_loop().time()),
+            recent=recent,
             loads=self._loads,
             rejected={**snapshot.rejected, **self._watch.wishes.rejected},
             builds=self._builds.rows(),
@@ -314,7 +329,29 @@ class Controller:
             registry_error=self._registry_error,
             nodes=self._nodes.status(),
             wanted={**self._scale.wanted(), **dict.fromkeys(self._let_go, 0)},
+            rollouts={name: found for name, found in rollouts.items() if found is not None},
         )
+
+    def _worker_rows(self) -> list[WorkerStatus]:
+        workers = sorted(self._workers.items())
+        return [worker.status() for _, worker in workers if worker.is_connected]
+
+    def _rollout_view(self, endpoint: str) -> dict[str, object] | None:
+        recent = self._recent.rates(asyncio.get_running_loop().time())
+        return self._rollouts.view(
+            endpoint,
+            lambda spec, began: rollout_figures(
+                spec, self._tally.since(endpoint, began), recent, self._worker_rows()
+            ),
+        )
+
+    def _rollout(self, endpoint: str, ask_id: int) -> control.Answer:
+        if endpoint not in self._watch.snapshot.specs:
+            return control.Answer(False, f"there is no endpoint {endpoint!r}", b"", ask_id)
+        found = self._rollout_view(endpoint)
+        if found is None:
+            return control.Answer(False, f"endpoint {endpoint!r} has no rollout", b"", ask_id)
+        return control.Answer(True, "", msgspec.json.encode(found), ask_id)
 
     async def _poke(self, peer: Peer, ask_id: int) -> None:
         """Look at the registry now; answer when every live edge goes by what is there."""
@@ -470,6 +507,7 @@ class Controller:
         self._builds.reset()
         self._nodes.reset()
         self._scale.reset()
+        self._rollouts.reset()
         self._documents = None
         self._routes = None
         self._acting_since_s = None
@@ -509,6 +547,7 @@ class Controller:
             self._scale.now_s(),
         )
         self._publish_routes(snapshot, self._nodes.views(self._seen()), wanted)
+        self._rollouts.round()
 
     def _seen(self) -> list[WorkerView]:
         return [worker.view() for worker in self._workers.values()]
@@ -538,25 +577,13 @@ class Controller:
         # A worker that breaks later must not make every edge of the fleet unready.
         there = len(self._workers) + self._nodes.at_rest
         self._was_complete |= there >= self._workers_expected
-        whose = placement.owners(wanted, views)
-        is_up = any(not view.is_cold and not view.draining for view in views)
-        engines = tuple(
-            placement.route(
-                ref,
-                views,
-                wanted.get(ref, placement.NOTHING),
-                whose,
-                is_let_go=ref in self._let_go,
-                is_undecided=self._scale.is_undecided(ref),
-                wake_ms=self._scale.wake_ms(ref, is_up=is_up),
-            )
-            for ref in sorted(snapshot.manifests)
+        engines = routing.engine_routes(
+            sorted(snapshot.manifests), views, wanted, self._let_go, self._scale
         )
-        named = {worker for engine in engines for worker in (*engine.warm, *engine.wake_at)}
         routes = control.Routes(
             epoch=self._epoch(),
             seq=0,
-            workers=self._worker_routes(named),
+            workers=routing.worker_routes(self._workers, self._nodes.cold(), engines),
             engines=engines,
             ready=self._was_complete,
             edges=len(self._edges),
@@ -566,16 +593,6 @@ class Controller:
             return
         self._routes = msgspec.structs.replace(routes, seq=last.seq + 1 if last else 1)
         self._tell_edges(self._routes)
-
-    def _worker_routes(self, named: Container[str]) -> tuple[control.WorkerRoute, ...]:
-        cold = self._nodes.cold()
-        found = [control.WorkerRoute(name, "", at, state="cold") for name, at in cold.items()]
-        found += [
-            control.WorkerRoute(w.register.id, w.register.incarnation, w.register.address)
-            for name, w in self._workers.items()
-            if name not in cold and (name in named or not w.heartbeat.draining)
-        ]
-        return tuple(sorted(found, key=lambda worker: worker.id))
 
     def _publish_documents(self) -> None:
         snapshot = self._watch.snapshot
@@ -590,6 +607,7 @@ class Controller:
             rejected=dict(snapshot.rejected),
         )
         self._tell_edges(self._documents)
+        self._rollouts.on_documents(snapshot, self._seq)
         self._builds.on_documents(snapshot)
         last_good.save(self._local, self._documents)
 

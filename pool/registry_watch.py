@@ -71,7 +71,7 @@ class RegistryWatch:
     def __init__(
         self, store: Store, start: Snapshot | None = None, wishes: WishWatch | None = None
     ) -> None:
-        self._store = store
+        self.store = store
         self.wishes = wishes or WishWatch(store)
         # The whole mutable state: what holds, and the etags by which a change is noticed.
         self.snapshot = start or Snapshot()
@@ -99,7 +99,7 @@ class RegistryWatch:
         etags = dict(self._spec_etags)  # taken over with the snapshot only, or a change is missed
         marks: dict[str, str] = {}
         present = set()
-        for entry in self._store.list("endpoints/", recursive=False):
+        for entry in self.store.list("endpoints/", recursive=False):
             name = entry.key.removeprefix("endpoints/").removesuffix(".json")
             if name.endswith(MARK_SUFFIX):
                 marks[name.removesuffix(MARK_SUFFIX)] = entry.etag
@@ -200,7 +200,7 @@ class RegistryWatch:
         check_name("endpoint", name)
         if size_bytes > DOCUMENT_BYTES_MAX:
             raise BadDocument([f"$: {size_bytes} bytes; at most {DOCUMENT_BYTES_MAX} are read"])
-        data = self._store.get(f"endpoints/{name}.json").data
+        data = self.store.get(f"endpoints/{name}.json").data
         spec = read_spec(data)
         check_spec(spec)
         if spec.endpoint != name:
@@ -219,7 +219,7 @@ class RegistryWatch:
         return data, spec, found
 
     def _read_manifest(self, ref: Ref) -> tuple[bytes, Manifest]:
-        data = self._store.get(f"models/{ref[0]}/{ref[1]}/manifest.json").data
+        data = self.store.get(f"models/{ref[0]}/{ref[1]}/manifest.json").data
         manifest = read_manifest(data)
         if (manifest.model, manifest.version) != ref:
             raise BadDocument(
@@ -232,7 +232,7 @@ class RegistryWatch:
     ) -> None:
         """Read what controllers and purges did with the endpoint."""
         try:
-            data = self._store.get(f"endpoints/{name}/state.json").data
+            data = self.store.get(f"endpoints/{name}/state.json").data
             states[name] = read_state(data)
             state_bytes[name] = data
         except NotFound:
@@ -244,7 +244,7 @@ class RegistryWatch:
     def _read_keys(self, old: bytes, rejected: dict[str, str]) -> bytes:
         """Return the keys that hold: the last good ones unless newer ones can be read."""
         try:
-            found = self._store.get_if_changed("keys.json", self._keys_etag)
+            found = self.store.get_if_changed("keys.json", self._keys_etag)
             if found is None:
                 if self._are_keys_good:
                     rejected.pop("keys.json", None)  # that they could not be reached

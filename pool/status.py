@@ -8,9 +8,12 @@ from typing import Any
 
 from pool.phase_times import phases_ms
 from pool.recent import Rates
+from pool.rollouts.report import ArmFigures
 from pool.wire.control import EngineState
 from registry_sync.documents import EndpointSpec, EndpointState
 from registry_sync.rollouts import effective_weights
+
+_LONG = ("segments", "evidence")  # of a rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def status(
     phases: Sequence[Mapping[str, Any]],
     nodes: Sequence[Mapping[str, Any]] = (),
     wanted: Mapping[tuple[str, str], int] | None = None,
+    rollouts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the document that both commands print; only live processes are in it."""
     return {
@@ -75,7 +79,10 @@ def status(
         "nodes": [dict(node) for node in nodes],
         "edges": [{"id": e.id, "pid": e.pid, "in_flight": e.in_flight} for e in edges],
         "endpoints": [
-            _endpoint(spec, states.get(name), workers, counts, recent, loads, wanted or {})
+            {
+                **_endpoint(spec, states.get(name), workers, counts, recent, loads, wanted or {}),
+                "rollout": _rollout((rollouts or {}).get(name)),
+            }
             for name, spec in sorted(specs.items())
         ],
         "builds": [dict(row) for row in builds],
@@ -83,6 +90,51 @@ def status(
         "phases": [dict(row) for row in phases],
         "rejected": dict(rejected),
     }
+
+
+def _rollout(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what `rollout status` shows, without what is long."""
+    if found is None:
+        return None
+    shown = {name: value for name, value in found.items() if name not in _LONG}
+    shadow = found["shadow"]
+    if shadow is not None:
+        shown["shadow"] = {name: value for name, value in shadow.items() if name != "worst"}
+    return shown
+
+
+def rollout_figures(
+    spec: EndpointSpec,
+    totals: Mapping[str, tuple[int, int]],
+    recent: Mapping[tuple[str, str], Rates],
+    workers: Sequence[WorkerStatus],
+) -> dict[str, ArmFigures]:
+    """Return what is known of the arms of a rollout besides the evidence.
+
+    Args:
+        spec: with the rollout.
+        totals: requests and errors by variant, since the rollout began.
+        recent: the last minute by endpoint and variant.
+        workers: the live ones.
+    """
+    found = {}
+    for variant in spec.variants:
+        ref = (variant.model, variant.version)
+        rates = recent.get((spec.endpoint, variant.name), Rates())
+        found[variant.name] = ArmFigures(
+            *totals.get(variant.name, (0, 0)),
+            hit_share=rates.hits / rates.answered if rates.answered else None,
+            replicas=_warm(workers, ref),
+        )
+    return found
+
+
+def _warm(workers: Sequence[WorkerStatus], ref: tuple[str, str]) -> int:
+    return sum(
+        engine.state == "warm" and (engine.model, engine.version) == ref
+        for worker in workers
+        for engine in worker.engines
+    )
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
@@ -151,11 +203,7 @@ def _endpoint(
                 "model": variant.model,
                 "version": variant.version,
                 "weight": weights[variant.name],
-                "replicas": sum(
-                    1
-                    for engine in engines
-                    if (engine.model, engine.version) == ref and engine.state == "warm"
-                ),
+                "replicas": _warm(workers, ref),
                 "wanted": wanted.get(ref),  # replicas; None: nothing is decided yet
                 "requests": requests,
                 "errors": errors,

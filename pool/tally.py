@@ -44,6 +44,16 @@ class Tally:
                 total[key] = (requests + count.requests, errors + count.errors, hits + count.hits)
         return total
 
+    def since(self, endpoint: str, revision: int) -> Mapping[str, tuple[int, int]]:
+        """Return requests and errors by variant, of this revision of the endpoint and later."""
+        total: dict[str, tuple[int, int]] = {}
+        for counts in (self._folded.values(), *self._counts.values()):
+            for count in counts:
+                if count.endpoint == endpoint and count.revision >= revision:
+                    requests, errors = total.get(count.variant, (0, 0))
+                    total[count.variant] = (requests + count.requests, errors + count.errors)
+        return total
+
     def _fold(self, counts: tuple[VariantCount, ...]) -> None:
         for count in counts:
             key = (count.endpoint, count.revision, count.variant, count.version)

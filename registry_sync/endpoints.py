@@ -297,10 +297,14 @@ def update_state(
         return documents.write(state)
 
     swap(store, state_key(name), changed)
-    # After the state, so that who sees the mark reads this state or a later one.
+    mark_state(store, name)  # after the state: who sees the mark reads this one or a later one
+    return written[-1]
+
+
+def mark_state(store: Store, name: str) -> None:
+    """Let everybody who follows the registry read an endpoint's state again."""
     mark = secrets.token_hex(8).encode()
     swap(store, mark_key(name), lambda _: mark)
-    return written[-1]
 
 
 def purge(store: Store, name: str, version: str | None = None) -> EndpointState:

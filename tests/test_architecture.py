@@ -62,6 +62,7 @@ PURE = (
     "registry_sync.engine_wishes",
     "pool.rollouts.evidence",
     "pool.rollouts.policy",
+    "pool.rollouts.report",
     "pool.rollouts.signals",
     "pool.profile",
     "pool.status",

@@ -24,7 +24,7 @@ from registry_sync.rollout_terms import (
 
 FAILED_S_MAX: Final = 15.0  # a candidate that no worker can load for so long is given up
 LOG_E_MAX: Final = 1e6  # JSON has no infinity
-_REASON_CHARS_MAX: Final = 4000
+REASON_CHARS_MAX: Final = 4000
 
 
 def move(look: Look) -> Move | None:
@@ -59,7 +59,7 @@ def move(look: Look) -> Move | None:
             return None
         return _to(look, state, len(rollout.steps), "promoted", "promoted by request")
     if harm and not state.harm:
-        paused = replace(state, state="paused", harm=harm[:_REASON_CHARS_MAX])
+        paused = replace(state, state="paused", harm=harm[:REASON_CHARS_MAX])
         return _stay(look, paused, f"paused: {harm}")
     if rollout.wish == "pause":
         if state.state == "paused":
@@ -147,10 +147,9 @@ def _resume(look: Look, state: RolloutState) -> Move | None:
         return None
     # What was seen stays for people to read; the evidence that was overruled counts no more.
     seen = tuple(replace(segment, log_e={}) for segment in _ended(look, state))
-    onward = replace(
-        state, state="running", harm="", segment=state.segment + 1, segments=seen, evidence=None
-    )
-    return Move(_why(look, onward, f"resumed in spite of: {state.harm}"), look.weights, onward.harm)
+    reason = f"resumed in spite of: {state.harm}"
+    onward = replace(state, state="running", harm="", segment=state.segment + 1, segments=seen)
+    return Move(_why(look, onward, reason), dict(look.weights), reason)
 
 
 def _stay(look: Look, state: RolloutState, reason: str) -> Move:
@@ -179,7 +178,7 @@ def _to(look: Look, state: RolloutState, step: int, phase: Phase, reason: str) -
 
 
 def _why(look: Look, state: RolloutState, reason: str) -> RolloutState:
-    return replace(state, reason=reason[:_REASON_CHARS_MAX], evidence=_evidence(look))
+    return replace(state, reason=reason[:REASON_CHARS_MAX], evidence=_evidence(look))
 
 
 def _weights(look: Look, candidate: float) -> Mapping[str, float]:

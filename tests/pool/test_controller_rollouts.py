@@ -1,94 +1,129 @@
-"""The controller during a rollout: who loads the candidate, and who keeps the baseline."""
+"""The controller carries rollouts out over real sockets; edges and workers only speak its wire."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from pool import controller as controller_module
 from pool.wire import control
-from registry_sync.documents import EndpointSpec, EndpointState, Scale, Variant, write
-from registry_sync.endpoints import update_state
-from registry_sync.rollout_terms import Phase, Rollout, RolloutState, Step
+from registry_sync import endpoints
+from registry_sync.documents import read_state
 from tests.support.artifacts import put_artifact
 from tests.support.control import Member, beat, edge, engine, worker
 from tests.support.control_stack import Stack, running_controller
-
-SOON_S = 0.15  # long enough for what must not come, on a loopback socket
-SPEC = EndpointSpec(
-    "e",
-    (Variant("stable", "m", "1", 100.0), Variant("canary", "m", "2", 0.0)),
-    scale=Scale(idle_s=0.05),
-    rollout=Rollout("r", steps=(Step(50, 600.0), Step(100, 600.0)), wish="pause"),
-)
+from tests.support.rollouts import ROLLOUT, row, spec_of
 
 
 @pytest.fixture
 async def stack(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
-    """A controller over an endpoint whose rollout somebody has paused; nothing moves by itself."""
     monkeypatch.setattr(controller_module, "SETTLE_S", 0.0)
     async with running_controller() as made:
         put_artifact(made.store, {"model.onnx": b"2"}, version="2")
-        made.store.put_new("endpoints/e.json", write(SPEC))
-        await decide(made, 0, "paused")
         yield made
 
 
-async def decide(stack: Stack, step: int, phase: Phase) -> None:
-    """Let the controller have decided on a step."""
-    weight = (0.0, 50.0, 100.0)[step]
-    rollout = RolloutState("r", phase, step, segment=step)
-    weights = {"stable": 100 - weight, "canary": weight}
-    made = EndpointState("e", 0, weights, rollout=rollout)
-    await asyncio.to_thread(update_state, stack.store, "e", lambda _: made)
+async def step(member: Member, number: int) -> control.Documents:
+    """Wait until the edge has the documents with that step, and confirm them."""
+
+    def fits(documents: control.Documents) -> bool:
+        if "e" not in documents.states:
+            return False
+        rollout = read_state(documents.states["e"]).rollout
+        return rollout is not None and rollout.step == number
+
+    found = await member.hear(control.Documents, fits)
+    member.say(control.Ack(found.epoch, found.seq))
+    return found
+
+
+async def ask(member: Member, endpoint: str) -> tuple[control.Answer, dict[str, Any]]:
+    """Ask for a rollout, after everything that the member has said."""
+    number = len(member.all(control.Answer)) + 1
+    member.say(control.Ask("rollout", endpoint, number))
+    answer = await member.hear(control.Answer, lambda found: found.id == number)
+    return answer, msgspec.json.decode(answer.data) if answer.ok else {}
+
+
+async def test_evidence_of_edges_moves_weights_and_every_edge_hears_of_it(stack: Stack) -> None:
+    endpoints.set_spec(stack.store, spec_of(50.0, 100.0, revision=0))
     await stack.controller.poll()
+    member, other = await stack.joined(edge("e1")), await stack.joined(edge("e2"))
+    one = await stack.joined(worker("w1", engine("1")))
+    await step(member, 0)
+    assert (await ask(member, "e"))[1]["waits_for"].startswith("0 of 1 replicas of m version 2")
+    one.say(beat(engine("1"), engine("2")))  # warm, only now
+    await step(member, 1)
+    await step(other, 1)
+    bad = (row("stable", 300, 1), row("canary", 300, 60))
+    member.say(control.Evidence("i1", bad))
+    ended = await other.hear(
+        control.Documents,
+        lambda found: (
+            "e" in found.states
+            and read_state(found.states["e"]).weights == {"stable": 100.0, "canary": 0.0}
+            and b"rolled_back" in found.states["e"]
+        ),
+    )
+    assert ended.specs["e"]  # as the user wrote it
 
 
-def asked(member: Member) -> list[tuple[str, str]]:
-    return [(command.op, command.version) for command in member.all(control.Command)]
+async def test_answer_is_what_the_command_prints(stack: Stack) -> None:
+    endpoints.set_spec(stack.store, spec_of(50.0, 100.0, hold_s=60.0, revision=0))
+    await stack.controller.poll()
+    member = await stack.joined(edge())
+    await stack.joined(worker("w1", engine("1"), engine("2")))
+    await step(member, 1)
+    arms = (row("stable", 30, 1, seconds=(0,) * 7 + (30,) + (0,) * 14), row("canary", 30))
+    member.say(control.Evidence("i1", arms))
+    counts = control.VariantCount("e", 1, "stable", "1", 50, 2, 10)
+    member.say(control.Counters("i1", (counts,)))
+    answer, found = await ask(member, "e")
+    assert answer.ok
+    assert (found["endpoint"], found["id"], found["state"]) == ("e", ROLLOUT, "running")
+    assert (found["step"], found["segment"], found["live"]) == (1, 1, True)
+    assert found["waits_for"].startswith("it holds for ")
+    assert 0 < found["hold_left_s"] <= 60
+    assert found["e_values"].keys() == {"errors"}
+    stable, canary = found["variants"]
+    assert (stable["role"], stable["version"], stable["weight"]) == ("baseline", "1", 50.0)
+    assert (stable["requests"], stable["errors"], stable["calls"]) == (50, 2, 30)
+    assert (stable["share_seen"], stable["replicas"], stable["p50_ms"]) == (50.0, 1, 0.75)
+    assert stable["error_low"] < stable["error_rate"] < stable["error_high"]
+    assert (canary["role"], canary["failed_calls"], canary["p50_ms"]) == ("candidate", 0, None)
+    assert found["guard"]["alpha"] == 0.05
+    (row_of_status,) = stack.status()["endpoints"]
+    assert row_of_status["rollout"]["step"] == 1
+    assert "segments" not in row_of_status["rollout"]
 
 
-async def test_candidate_is_loaded_before_it_has_weight_and_the_baseline_stays_without(
-    stack: Stack,
-) -> None:
-    one = await stack.joined(worker("w1", engine("1", idle_s=1e4)))
-    follower = await stack.joined(edge())
-    assert (await one.hear(control.Command)).version == "2"
-    one.say(beat(engine("1", idle_s=1e4), engine("2", idle_s=1e4)))
-    await follower.hear(control.Routes, lambda r: [bool(e.warm) for e in r.engines] == [True] * 2)
-    warmth = stack.controller._scale.warmth("e")
-    assert (warmth.warm, warmth.wanted, warmth.waits_for) == (1, 1, "")
-    for step in (1, 2):
-        await decide(stack, step, "paused")
-        await asyncio.sleep(SOON_S)
-        assert asked(one) == [("load", "2")]  # though both have slept for longer than they may
+async def test_answer_says_what_is_not_there(stack: Stack) -> None:
+    stack.put_spec()
+    await stack.controller.poll()
+    member = await stack.joined(edge())
+    answer, _ = await ask(member, "nobody")
+    assert (answer.ok, answer.detail) == (False, "there is no endpoint 'nobody'")
+    answer, _ = await ask(member, "e")
+    assert (answer.ok, answer.detail) == (False, "endpoint 'e' has no rollout")
+    assert [one["rollout"] for one in stack.status()["endpoints"]] == [None]
 
 
-@pytest.mark.parametrize(("phase", "step", "gone"), [("promoted", 2, ""), ("rolled_back", 0, "2")])
-async def test_baseline_stays_after_the_end_and_a_candidate_that_failed_does_not(
-    stack: Stack, phase: Phase, step: int, gone: str
-) -> None:
-    both = (engine("1", idle_s=1e4), engine("2", idle_s=1e4))
-    one = await stack.joined(worker("w1", *both))
-    await decide(stack, 2, "paused")
-    await decide(stack, step, phase)
-    await asyncio.sleep(SOON_S)
-    assert asked(one) == ([("unload", gone)] if gone else [])
-
-
-async def test_candidate_that_one_worker_cannot_load_is_tried_by_another(stack: Stack) -> None:
-    two = [await stack.joined(worker(name, engine("1"))) for name in ("w1", "w2")]
-    await asyncio.sleep(SOON_S)
-    (first,) = [member for member in two if asked(member)]
-    (other,) = [member for member in two if member is not first]
-    broken = control.EngineState("m", "2", "test", "failed", detail="broken")
-    first.say(beat(engine("1"), broken))
-    assert (await other.hear(control.Command)).version == "2"
-    assert stack.controller._scale.warmth("e").failed == ""
-    other.say(beat(engine("1"), broken))
-    async with asyncio.timeout(10.0):
-        while not stack.controller._scale.warmth("e").failed:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    assert stack.controller._scale.warmth("e").failed == "broken"
+async def test_who_leads_no_more_forgets_what_was_counted(stack: Stack) -> None:
+    endpoints.set_spec(stack.store, spec_of(50.0, 100.0, revision=0))
+    await stack.controller.poll()
+    member = await stack.joined(edge())
+    await stack.joined(worker("w1", engine("1"), engine("2")))
+    await step(member, 1)
+    stack.leads = False
+    stack.controller._stand_down()
+    assert stack.controller._rollouts.names() == []
+    stack.leads, stack.epoch = True, 4
+    await stack.controller.poll()
+    member = await stack.joined(edge(incarnation="i2"))
+    await stack.joined(worker("w1", engine("1"), engine("2"), incarnation="i2"))
+    await step(member, 1)
+    _, found = await ask(member, "e")
+    assert [arm["calls"] for arm in found["variants"]] == [0, 0]

@@ -1,0 +1,66 @@
+"""What edges are told about where engines are: out of what is wanted and what is there.
+
+Changes nothing; who is tried for what, `placement` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from pool import placement
+from pool.members import Worker
+from pool.placement import Demand, Ref, WorkerView
+from pool.scale_orders import ScaleOrders
+from pool.wire.control import EngineRoute, WorkerRoute
+
+
+def engine_routes(
+    refs: Iterable[Ref],
+    views: Sequence[WorkerView],
+    wanted: Mapping[Ref, Demand],
+    let_go: Collection[Ref],
+    scale: ScaleOrders,
+) -> tuple[EngineRoute, ...]:
+    """Return where each of `refs` is, and who is to load it if it is called.
+
+    Args:
+        refs: every version that may be called.
+        views: all workers, and the places that wait for a call.
+        wanted: what is wanted of each version.
+        let_go: versions that somebody had unloaded.
+        scale: says how long they sleep.
+    """
+    whose = placement.owners(wanted, views)
+    is_up = any(not view.is_cold and not view.draining for view in views)
+    return tuple(
+        placement.route(
+            ref,
+            views,
+            wanted.get(ref, placement.NOTHING),
+            whose,
+            is_let_go=ref in let_go,
+            is_undecided=scale.is_undecided(ref),
+            wake_ms=scale.wake_ms(ref, is_up=is_up),
+        )
+        for ref in refs
+    )
+
+
+def worker_routes(
+    workers: Mapping[str, Worker], cold: Mapping[str, str], engines: Iterable[EngineRoute]
+) -> tuple[WorkerRoute, ...]:
+    """Return where the workers are that may be called, by name.
+
+    Args:
+        workers: those that have registered.
+        cold: the addresses of places that a call starts.
+        engines: one that drains is told of only where one of these names it.
+    """
+    named = {worker for engine in engines for worker in (*engine.warm, *engine.wake_at)}
+    found = [WorkerRoute(name, "", at, state="cold") for name, at in cold.items()]
+    found += [
+        WorkerRoute(w.register.id, w.register.incarnation, w.register.address)
+        for name, w in workers.items()
+        if name not in cold and (name in named or not w.heartbeat.draining)
+    ]
+    return tuple(sorted(found, key=lambda worker: worker.id))

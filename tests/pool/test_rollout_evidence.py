@@ -1,0 +1,120 @@
+"""What the reports of many edges add up to."""
+
+from __future__ import annotations
+
+from pool.rollouts import evidence
+from pool.rollouts.evidence import EvidenceBook
+from pool.wire.histogram import BUCKETS
+from tests.support.rollouts import ROLLOUT, row
+
+
+def book(segment: int = 1) -> EvidenceBook:
+    made = EvidenceBook()
+    made.follow("e", ROLLOUT, segment)
+    return made
+
+
+def test_incarnations_add_up_and_reports_are_cumulative() -> None:
+    found = book()
+    assert found.report("e1/i1", [row("canary", 5, 1)]) == {"e"}
+    found.report("e1/i1", [row("canary", 9, 2)])
+    found.report("e1/i1", [row("canary", 9, 2)])  # once more
+    found.report("e2/i1", [row("canary", 4), row("stable", 7)])
+    counts = found.counts("e")
+    assert (counts["canary"].seen.calls, counts["canary"].errors) == (13, 2)
+    assert (counts["stable"].seen.calls, counts["stable"].units) == (7, 7.0)
+
+
+def test_edge_that_restarts_counts_nothing_twice() -> None:
+    found = book()
+    found.report("e1/i1", [row("canary", 10, units=[1, 2])])
+    found.report("e1/i2", [row("canary", 3, units=[2, 3])])
+    seen = found.counts("e")["canary"].seen
+    assert (seen.calls, seen.errors, seen.failed_units) == (13, 4, 3)
+
+
+def test_unit_that_failed_counts_once_in_a_rollout() -> None:
+    found = book()
+    found.report("e1/i1", [row("stable", 10, units=[1, 2], slow_units=[7])])
+    found.follow("e", ROLLOUT, 2)
+    assert found.counts("e")["stable"].errors == 0
+    found.report("e1/i1", [row("canary", 9, 1, units=[2, 3], slow_units=[7, 2], segment=2)])
+    counts = found.counts("e")["canary"]
+    assert (counts.errors, counts.slow) == (2, 1)  # one without a unit, and 3; 2 was new as slow
+
+
+def test_ended_segments_and_other_rollouts_count_nowhere() -> None:
+    found = book(segment=2)
+    rows = [
+        row("canary", 5, 5, segment=1),
+        row("canary", 5, 5, segment=3),
+        row("canary", 5, 5, segment=2, rollout="r0"),
+        row("canary", 5, 5, segment=2, endpoint="other"),
+    ]
+    assert found.report("e1/i1", rows) == set()
+    assert found.counts("e") == {}
+
+
+def test_new_rollout_begins_with_nothing() -> None:
+    found = book()
+    found.report("e1/i1", [row("canary", 5, units=[1])])
+    found.follow("e", "r2", 1)
+    assert found.counts("e") == {}
+    found.report("e1/i1", [row("canary", 1, units=[1], rollout="r2")])
+    assert found.counts("e")["canary"].errors == 1
+    found.forget("e")
+    assert found.counts("e") == {}
+    assert found.assigned("e") == []
+
+
+def test_split_is_judged_by_incarnation() -> None:
+    found = book()
+    found.report("e1/i1", [row("canary", 5), row("stable", 95)])
+    found.report("e2/i1", [row("canary", 6)])
+    assert found.assigned("e") == [{"canary": 5, "stable": 95}, {"canary": 6}]
+    assert found.counts("e")["canary"].assigned == 6
+
+
+def test_what_people_see_goes_on_through_segments() -> None:
+    found = book()
+    seconds = tuple([1] * BUCKETS)
+    more = {"seconds": seconds, "scores": 2, "score_sum": 1.0, "classes": {"3": 2}}
+    found.report("e1/i1", [row("canary", 5, **more)])
+    found.follow("e", ROLLOUT, 2)
+    found.report("e1/i1", [row("canary", 5, segment=2, **more)])
+    found.report("e2/i1", [row("canary", 5, segment=2, seconds=(1, 2))])  # by bounds of its own
+    shown = found.shown("e", "canary")
+    assert shown.seconds == tuple([2] * BUCKETS)
+    assert (shown.scores, shown.score_sum, shown.classes) == (4, 2.0, {"3": 4})
+
+
+def test_incarnations_are_bounded_and_their_sum_stays() -> None:
+    found, count = book(), evidence.INCARNATIONS_MAX + 10
+    for number in range(count):
+        found.report(f"e{number}/i", [row("canary", 2, 1, units=[number])])
+    assert len(found.assigned("e")) <= evidence.INCARNATIONS_MAX
+    assert found.counts("e")["canary"].seen.calls == 2 * count
+    assert found.counts("e")["canary"].errors == 2 * count
+    found.report("e0/i", [row("canary", 3, 1, units=[0])])  # is in the sum already
+    assert found.counts("e")["canary"].seen.calls == 2 * count
+
+
+def test_who_can_tell_no_more_units_apart_counts_no_more_of_any_arm() -> None:
+    found = book()
+    full = range(evidence.ROW_UNITS_MAX)
+    found.report("e1/i1", [row("stable", 5000, units=full), row("canary", 9, units=[9_000])])
+    before = found.counts("e")["canary"].errors
+    found.report("e1/i1", [row("canary", 20, units=[9_000, 9_001, 9_002])])
+    assert found.counts("e")["canary"].errors == before
+    found.report("e2/i1", [row("canary", 20, units=[9_003])])  # another edge can
+    assert found.counts("e")["canary"].errors == before + 1
+
+
+def test_units_are_bounded() -> None:
+    found = book()
+    for number in range(40):
+        first = 4000 * number
+        found.report(f"e{number}/i", [row("stable", 4000, units=range(first, first + 4000))])
+    assert evidence.UNITS_MAX <= found.counts("e")["stable"].errors < evidence.UNITS_MAX + 4096
+    found.report("e50/i", [row("canary", 5, units=[10**9])])
+    assert found.counts("e")["canary"].errors == 0

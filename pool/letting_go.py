@@ -2,8 +2,8 @@
 
 An endpoint that never sleeps by policy would have its engines loaded again at once.  So what was
 let go is remembered until it is woken, by a call or by being asked for, or until a new document
-wants a minimum of it; then it is wanted as before.  Pure functions over the workers' last
-heartbeats and documents; the controller keeps the memory, which does not outlive it.
+wants a minimum of it or begins a rollout; then it is wanted as before.  Pure functions over the
+workers' last heartbeats and documents; the controller keeps the memory, which does not outlive it.
 """
 
 from __future__ import annotations
@@ -50,11 +50,14 @@ def unless_set(
     before: Mapping[str, EndpointSpec],
     specs: Mapping[str, EndpointSpec],
 ) -> dict[Ref, bool]:
-    """Return what is still let go once `specs` hold: not what a new one wants a minimum of."""
+    """Return what is still let go once `specs` hold.
+
+    That is not what a new one wants a minimum of, or has a rollout for, which keeps both arms warm.
+    """
     wanted = {
         (variant.model, variant.version)
         for name, spec in specs.items()
-        if spec.scale.replicas_min and spec != before.get(name)
+        if (spec.scale.replicas_min or spec.rollout is not None) and spec != before.get(name)
         for variant in spec.variants
     }
     return {ref: was_gone for ref, was_gone in let_go.items() if ref not in wanted}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pool import letting_go, placement
 from pool.placement import Load, Unload, WorkerView
 from pool.wire.control import UNLOADED, EngineState
-from registry_sync.documents import EndpointSpec, Variant
+from registry_sync.documents import EndpointSpec, Scale, Variant
+from registry_sync.rollout_terms import Rollout
 
 REF = ("m", "1")
 
@@ -66,3 +67,15 @@ def test_the_route_says_why_it_sleeps() -> None:
     assert placement.route(REF, [view("a")], is_let_go=True).detail == UNLOADED
     assert placement.route(REF, [view("a")]).detail == ""
     assert placement.route(REF, [view("a", "warm")], is_let_go=True).detail == ""
+
+
+def test_what_a_new_document_wants_warm_is_let_go_no_longer() -> None:
+    before = {"m": spec("m", "1")}
+    same = letting_go.unless_set({REF: True}, before, {"m": spec("m", "1")})
+    edited = letting_go.unless_set({REF: True}, before, {"m": spec("m", "1", "2")})
+    assert same == edited == {REF: True}
+    arms = (Variant("stable", "m", "1", 100.0), Variant("canary", "m", "2", 0.0))
+    least = EndpointSpec("m", before["m"].variants, scale=Scale(replicas_min=1))
+    for new in (least, EndpointSpec("m", arms, rollout=Rollout("r"))):
+        assert letting_go.unless_set({REF: True}, before, {"m": new}) == {}
+        assert letting_go.unless_set({REF: True}, {"m": new}, {"m": new}) == {REF: True}

@@ -150,7 +150,9 @@ class Needs:
         known.warmth = Warmth()
         if known.is_live or weight != before:
             known.is_live = False
-            self._settle(known, [known.candidate if weight else known.baseline], now_s)
+            serves, other = (known.candidate, known.baseline)[:: 1 if weight else -1]
+            self._settle(known, [serves], now_s)
+            self._settling.pop(other, None)
         full_s = math.inf if known.full_since_s is None else now_s - known.full_since_s
         if full_s < rollout.steps[-1].hold_s:
             self._keep(known.baseline, known.most[known.baseline])

@@ -18,6 +18,7 @@ import pytest
 from registry_sync import endpoints
 from registry_sync.documents import parse_spec
 from registry_sync.leader import look
+from tests.support import rollout_stack as rollouts
 from tests.support.faulty_s3 import RESET, FaultyS3, faulty_s3
 from tests.support.load import Load
 from tests.support.models import identity
@@ -28,6 +29,7 @@ from tests.support.stack import until
 
 INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
 REACH_S_MAX = 2.0  # a document change, to every edge process
+DECISION_S_MAX = 1.0  # of a controller, to every edge process
 S3_CALLS_A_MINUTE_MAX = 40  # of both nodes together, at default intervals, with nothing to do
 BACK_S_MAX = 40.0  # interpreters start, on a machine that other tests keep busy
 
@@ -152,6 +154,28 @@ def test_endpoint_set_from_a_third_machine_returns_when_every_edge_goes_by_it(
             others = {name: s for name, s in load.last_s.items() if name != f"v{version}"}
             assert all(last_s <= returned_s for last_s in others.values())
     load.assert_clean()
+
+
+def test_decision_on_a_rollout_reaches_every_edge_within_a_second(nodes: Nodes) -> None:
+    fleet = nodes.fleet
+    fleet.set_endpoint({**spec_of("1"), "cache": None})
+    took_s = []
+    with load_on(fleet) as load:
+        load.more(50)
+        rollouts.start(fleet, "echo", "2", hold_s=600.0)
+        for wish, phase, arm, other in (
+            ("promote", "promoted", "canary", "stable"),
+            ("abort", "rolled_back", "stable", "canary"),
+        ):
+            rollouts.wish(fleet, "echo", wish)
+            rollouts.until_decided(fleet, "echo", phase)
+            decided_s = time.monotonic()  # the store has it; the next look would have come sooner
+            load.more(200)
+            assert load.last_s[arm] > decided_s
+            took_s.append(max(0.0, load.last_s[other] - decided_s))
+    load.assert_clean()
+    print(f"decisions reached every edge in {', '.join(f'{s:.3f}' for s in took_s)} s")
+    assert max(took_s) <= DECISION_S_MAX
 
 
 def test_purge_from_a_third_machine_returns_when_no_edge_answers_from_before(nodes: Nodes) -> None:

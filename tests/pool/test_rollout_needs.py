@@ -167,9 +167,9 @@ def test_promotion_that_is_aborted_finds_the_baseline_as_it_was() -> None:
     look(needs, pool(4, 4), state(3))
     look(needs, pool(4, 4), state(3, "promoted"), 1.0)
     back = state(0, "rolled_back")
-    assert look(needs, pool(4, 4), back, HOLD_S - 1.0)[OLD] == 4
-    assert look(needs, pool(4, 4), back, HOLD_S - 2.0 + SETTLE_S) == {OLD: 4}
-    assert look(needs, pool(4, 4), back, HOLD_S - 1.0 + SETTLE_S) == {}
+    assert look(needs, pool(4, 4), back, 2.0) == {OLD: 4}
+    assert look(needs, pool(4, 4), back, 1.9 + SETTLE_S) == {OLD: 4}
+    assert look(needs, pool(4, 4), back, 2.0 + SETTLE_S) == {}
 
 
 def test_new_controller_wakes_nothing_for_a_rollout_that_has_ended() -> None:

@@ -20,6 +20,7 @@ from infra.status_view import UNKNOWN, add_row, shown_number
 Document = Mapping[str, Any]
 
 E_SHOWN_MAX = 1e6
+CLASSES_SHOWN = 3
 LIVE = ("running", "paused")
 _STYLES = {"running": "yellow", "paused": "magenta", "promoted": "green", "rolled_back": "red"}
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
@@ -197,8 +198,9 @@ def _outputs(arm: Document) -> str:
     parts = []
     if arm.get("score_mean") is not None:
         parts.append(f"score {shown_number(arm['score_mean'])}")
-    most = sorted(classes.items(), key=lambda item: -item[1])[:3]
-    parts += [f"{name}: {shown_percent(count / total)}" for name, count in most if total]
+    named = ((name, count) for name, count in classes.items() if name != "other")
+    most = sorted(named, key=lambda item: -item[1])[:CLASSES_SHOWN]
+    parts += [f"class {name} {shown_percent(count / total)}" for name, count in most if total]
     return f"{arm['name']} {', '.join(parts)}" if parts else ""
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.admin import Site, fresh, problem, publish, spec_of
-from tests.support.stack import Stack
+from tests.support.stack import Stack, until
+from tests.support.terminal import on_terminal
+
+INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,58 @@ def test_nobody_without_an_admin_key_sees_or_moves_a_rollout(site: Site, name: s
     for method, path in (("GET", ""), ("POST", ""), ("POST", "/abort"), ("GET", "/diff")):
         answer = site(method, f"/endpoints/{name}/rollout{path}", key=None)
         assert answer.status == 401
+
+
+# How far it is.
+
+
+def status(site: Site, name: str) -> Any:
+    answer = site("GET", f"/endpoints/{name}/rollout")
+    assert answer.status == 200, answer.body
+    return answer.json()
+
+
+def test_status_is_the_same_for_all_who_ask(site: Site, name: str) -> None:
+    start(site, name, {"version": "2", "hold_s": 3600})
+    until(lambda: status(site, name)["step"] == 1, 30.0, "the first step")
+    for _ in range(8):
+        assert site.stack.infer(name, INPUT).status == 200
+    until(lambda: sum(arm["calls"] for arm in status(site, name)["variants"]) == 8, 20.0, "calls")
+    shown = status(site, name)
+    assert (shown["state"], shown["live"]) == ("running", True)
+    assert [arm["weight"] for arm in shown["variants"]] == [99, 1]
+    url = ("--url", site.stack.admin_url)
+    of_command = json.loads(site.stack.cli("rollout", "status", name, "--json", *url))
+    assert of_command.keys() == shown.keys()
+    assert of_command["variants"][0]["calls"] == shown["variants"][0]["calls"]
+    head, stable, canary, *notes = site.stack.cli("rollout", "status", name).splitlines()
+    assert head.startswith(f"rollout {name}  running  step 1 of 5  ")
+    assert (stable.split()[0], canary.split()[0]) == ("stable", "canary")
+    assert any(note.startswith("  verdict   ") for note in notes)
+    metrics = site.stack.request("GET", "/metrics?view=pool", admin=True).body.decode()
+    assert f'tidepool_rollout_step{{endpoint="{name}"}} 1.0' in metrics
+    line = f"  rollout running, step 1 of 5: {shown['reason']}"
+    assert line in site.stack.cli("status").splitlines()
+
+
+def test_terminal_shows_it_anew_in_its_place(site: Site, name: str) -> None:
+    start(site, name)
+    words = ("rollout", "status", name, "--watch")
+    text = on_terminal(site.stack, lambda seen: seen.count("error rate") >= 2, *words)
+    assert "Traceback" not in text
+    assert "watched" in text
+
+
+def test_nothing_is_compared_without_a_shadow(site: Site, name: str) -> None:
+    start(site, name)
+    found = site("GET", f"/endpoints/{name}/rollout/diff").json()
+    assert found == {"endpoint": name, "id": status(site, name)["id"], "shadow": None}
+
+
+def test_endpoint_without_a_rollout_has_no_status(site: Site, name: str) -> None:
+    for path in ("", "/diff"):
+        found = problem(site("GET", f"/endpoints/{name}/rollout{path}"), 404, "not-found")
+        assert "has no rollout" in found["detail"]
 
 
 # What a rollout leaves others to change, and what they have changed.

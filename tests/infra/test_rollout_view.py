@@ -97,12 +97,14 @@ def test_evidence_is_shown_also_where_its_bound_is_not_known() -> None:
 
 
 def test_outputs_of_both_arms_are_shown_where_they_are_known() -> None:
-    classes = {"3": 30, "7": 60, "other": 10}
+    classes = {"3": 20, "7": 40, "9": 5, "11": 10, "other": 25}
     arms = [
         shown_arm("stable", "1", 95.0, score_mean=0.93, classes=classes),
         shown_arm("canary", "2", 5.0),
     ]
-    assert "  outputs   stable score 0.93, 7: 60 %, 3: 30 %, other: 10 %\n" in text(variants=arms)
+    assert "  outputs   stable score 0.93, class 7 40 %, class 3 20 %, class 11 10 %\n" in text(
+        variants=arms
+    )
 
 
 def test_shadow_is_one_line_of_the_status_and_all_of_the_diff() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from infra.status_view import UNKNOWN, lines, shown_bytes, tables
 from tests.support.models import identity
 from tests.support.rollout_documents import shown_rollout
 from tests.support.stack import TEST_ENGINES, Stack, running_stack, until
+from tests.support.terminal import on_terminal
 
 MODEL = "shown"
 
@@ -99,49 +99,14 @@ def test_pipe_gets_lines_without_escapes(shown: Stack) -> None:
 
 
 def test_terminal_gets_a_table(shown: Stack) -> None:
-    text = on_terminal(shown, lambda seen: "stable" in seen and "edge" in seen)
+    text = on_terminal(shown, lambda seen: "stable" in seen and "edge" in seen, "status")
     for word in ("worker", "device", "in flight", "p99 ms", "hits", f"{MODEL}/1", "\x1b["):
         assert word in text
 
 
 def test_watch_on_a_terminal_goes_on_until_it_is_told_to_end(shown: Stack) -> None:
-    text = on_terminal(shown, lambda seen: seen.count("p99 ms") >= 3, "--watch")
+    text = on_terminal(shown, lambda seen: seen.count("p99 ms") >= 3, "status", "--watch")
     assert "Traceback" not in text
-
-
-def on_terminal(stack: Stack, is_enough: Callable[[str], bool], *arguments: str) -> str:
-    """Run `status` on a terminal until enough was seen; then press Ctrl-C."""
-    parent, child = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", "status", "--data", str(stack.data), *arguments],
-        stdout=child,
-        stderr=child,
-        env={**stack.environment, "TERM": "xterm", "COLUMNS": "160", "LINES": "60"},
-        cwd=stack.data,
-    )
-    os.close(child)
-    seen = b""
-
-    def read() -> None:
-        nonlocal seen
-        try:
-            while found := os.read(parent, 1 << 16):
-                seen += found
-        except OSError:  # the terminal's other side has closed
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        until(lambda: is_enough(seen.decode(errors="replace")), 30.0, "enough on the terminal")
-        process.send_signal(signal.SIGINT)
-        process.wait(20)
-    finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        os.close(parent)
-    return seen.decode(errors="replace")
 
 
 def test_url_of_an_edge_answers_with_a_key(shown: Stack) -> None:

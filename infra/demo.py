@@ -155,24 +155,27 @@ def call(
     Raises:
         ConnectionError: it is not 200; `what` was asked.
     """
-    headers = {
-        "authorization": f"Bearer {run.key}",
-        "content-type": "application/json",
-        **headers,
-    }
-    began_s = time.perf_counter()
-    connection.request("POST", f"/v2/models/{ENDPOINT}/infer", body, headers)
-    response = connection.getresponse()
-    content = response.read()
-    latency_ms = (time.perf_counter() - began_s) * 1e3
+    response, content, latency_ms = exchange(connection, run.key, body, headers)
     if response.status != 200:
         raise ConnectionError(f"{what}: {response.status} {content[:300]!r}")
     return response, content, latency_ms
 
 
-def connect(run: DemoRun) -> http.client.HTTPConnection:
+def exchange(
+    connection: http.client.HTTPConnection, key: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[http.client.HTTPResponse, bytes, float]:
+    """Send one call; returns whatever answer there is, as `call` does."""
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json", **headers}
+    began_s = time.perf_counter()
+    connection.request("POST", f"/v2/models/{ENDPOINT}/infer", body, headers)
+    response = connection.getresponse()
+    content = response.read()
+    return response, content, (time.perf_counter() - began_s) * 1e3
+
+
+def connect(url: str) -> http.client.HTTPConnection:
     """Return a connection to the running demo."""
-    host, port = run.url.removeprefix("http://").rsplit(":", 1)
+    host, port = url.removeprefix("http://").rsplit(":", 1)
     return http.client.HTTPConnection(host, int(port), timeout=60)
 
 
@@ -182,7 +185,7 @@ def send(run: DemoRun, samples: Sequence[Sample], bodies: Sequence[bytes]) -> No
     Raises:
         ConnectionError: an answer is not 200.
     """
-    connection = connect(run)
+    connection = connect(run.url)
     for _ in range(ROUNDS):
         for sample, body in zip(samples, bodies, strict=True):
             path = str(sample.path)

@@ -1,9 +1,9 @@
 """The demo's model: what the `magika` package ships, made ready to serve.
 
 Owns where the model lies, how a file becomes the model's input, how its scores
-become a label, and how version 2 is made.  It reads the package's files without
-importing the package, so nothing here loads onnxruntime; what the package itself
-answers is `demo_files.expected`.
+become a label, and how version 2 and one that fails are made.  It reads the package's
+files without importing the package, so nothing here loads onnxruntime; what the
+package itself answers is `demo_files.expected`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ SCORE_DIFFERENCE_MAX = 0.02
 Batching moves a score by up to 3e-4 and version 2 by up to 5e-4 (40 files of
 many kinds); a wrong input row or a mixed-up answer moves it by much more.
 """
+
+FAILS_OF = 5
+"""One residue of so many of the sum of an input's values is what the bad version fails at."""
 
 HALF_ELEMENTS_MIN = 1024
 """Smaller weights stay as they are: halving them saves nothing."""
@@ -234,11 +237,64 @@ def make_version_2(src: Path, dst: Path) -> None:
         weights,
         value_info=model.graph.value_info,
     )
-    second = helper.make_model(
+    _write(model, graph, dst)
+
+
+def residue(row: NDArray[Any]) -> int:
+    """Return what decides whether the bad version fails at an input row, 0 to `FAILS_OF` - 1."""
+    return int(row.sum()) % FAILS_OF
+
+
+def make_failing(src: Path, dst: Path, fails_at: int) -> None:
+    """Write the same model, but it fails at some inputs: a version with a bug in it.
+
+    It looks up an element behind the end of a list, as a model does whose vocabulary is shorter
+    than its tokenizer's.  The other inputs have the very answers of `src`.
+
+    Args:
+        src: an ONNX file with its weights inside, of opset 13 or later.
+        dst: written whole; its folder must exist.
+        fails_at: the `residue` of the input rows that it fails at.
+    """
+    model = onnx.load(src)
+    nodes = list(model.graph.node)
+    for node in nodes:
+        node.output[:] = [f"{name}:sound" if name == OUTPUT else name for name in node.output]
+        node.input[:] = [f"{name}:sound" if name == OUTPUT else name for name in node.input]
+    # int32 [rows, 1] twice, bool [rows, 1], and as int64 a place in a list of one.
+    nodes += [
+        helper.make_node("ReduceSum", [INPUT, "bug:axes"], ["bug:sum"], keepdims=1),
+        helper.make_node("Mod", ["bug:sum", "bug:of"], ["bug:residue"]),
+        helper.make_node("Equal", ["bug:residue", "bug:fails_at"], ["bug:is_bad"]),
+        helper.make_node("Cast", ["bug:is_bad"], ["bug:place"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["bug:list", "bug:place"], ["bug:found"]),
+        helper.make_node("Add", [f"{OUTPUT}:sound", "bug:found"], [OUTPUT]),
+    ]
+    constants = {
+        "axes": np.array([1], np.int64),
+        "of": np.array(FAILS_OF, np.int32),
+        "fails_at": np.array(fails_at, np.int32),
+        "list": np.zeros(1, np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        model.graph.name,
+        model.graph.input,
+        model.graph.output,
+        [
+            *model.graph.initializer,
+            *(numpy_helper.from_array(value, f"bug:{name}") for name, value in constants.items()),
+        ],
+    )
+    _write(model, graph, dst)
+
+
+def _write(src: onnx.ModelProto, graph: onnx.GraphProto, dst: Path) -> None:
+    made = helper.make_model(
         graph,
-        opset_imports=model.opset_import,
-        ir_version=model.ir_version,
+        opset_imports=src.opset_import,
+        ir_version=src.ir_version,
         producer_name="tidepool-demo",
     )
-    onnx.checker.check_model(second)
-    dst.write_bytes(second.SerializeToString(deterministic=True))
+    onnx.checker.check_model(made)
+    dst.write_bytes(made.SerializeToString(deterministic=True))

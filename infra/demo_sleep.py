@@ -82,7 +82,7 @@ async def _phases(options: UpOptions, version: str) -> Mapping[str, float]:
 
 def _call(run: DemoRun) -> tuple[str, float]:
     """Send one call past every cache; returns the version that answered, and after how many ms."""
-    connection = connect(run)
+    connection = connect(run.url)
     body = run.body_path.read_bytes()
     headers = {"cache-control": "no-store"}
     _, content, answer_ms = call(connection, run, body, headers, "the call after the sleep")

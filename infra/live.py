@@ -82,3 +82,59 @@ def _watch(look: Callable[[], bytes], view: View) -> None:
                 live.update(Text(f"{error}", "red"), refresh=True)
 
         _every_second(show_once, view.name)
+
+
+class InPlace:
+    """Shows documents as they come, for as long as it is entered.
+
+    On a terminal each is refreshed in place until one about something else begins below it.  In a
+    pipe one is printed when something has changed, and the last one before that.
+
+    Args:
+        view: how they are shown.
+        changed: what of a document is worth a print in a pipe; its first part says what it is
+            about.
+    """
+
+    def __init__(self, view: View, changed: Callable[[Document], tuple[Any, ...]]) -> None:
+        self._view = view
+        self._changed = changed
+        # The whole mutable state: what came last, what of it is not printed yet, and where on the
+        # terminal it stands.
+        self._seen: tuple[Any, ...] = ()
+        self._unprinted: Document | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> InPlace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def __call__(self, document: Document) -> None:
+        """Show a document."""
+        before, self._seen = self._seen, self._changed(document)
+        if not sys.stdout.isatty():
+            self._print(document, is_news=self._seen != before)
+            return
+        if self._seen[:1] != before[:1]:
+            self._stop()
+        if self._live is None:
+            self._live = Live(auto_refresh=False)
+            self._live.start()
+        self._live.update(self._view.tables(document), refresh=True)
+
+    def _print(self, document: Document, *, is_news: bool) -> None:
+        if not is_news:
+            self._unprinted = document
+            return
+        for one in (self._unprinted, document):
+            if one is not None:
+                typer.echo("\n".join(self._view.lines(one)))
+        sys.stdout.flush()
+        self._unprinted = None
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

@@ -12,9 +12,11 @@ import onnxruntime
 import pytest
 from magika import Magika
 from magika.types import Seekable
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from infra import demo_files, demo_model
 from infra.demo_model import Answer
+from infra.demo_rollout import worst_residue
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,29 @@ def test_version_2_answers_differ_from_version_1_by_rounding_only(
         for path in (demo_model.model_path(), version_2)
     )
     assert 0 < np.abs(first - second).max() < demo_model.SCORE_DIFFERENCE_MAX / 4
+
+
+def test_bad_version_fails_at_a_fifth_of_the_files_and_answers_the_others_alike(
+    samples: list[demo_files.Sample], tmp_path: Path
+) -> None:
+    fails_at = worst_residue(samples)
+    demo_model.make_failing(demo_model.model_path(), tmp_path / "bad.onnx", fails_at)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it would print every failure
+    good, bad = (
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for path in (demo_model.model_path(), tmp_path / "bad.onnx")
+    )
+    failed = 0
+    for row in (demo_model.features(sample.path)[None] for sample in samples):
+        if demo_model.residue(row) == fails_at:
+            failed += 1
+            with pytest.raises(InvalidArgument, match="out of data bounds"):
+                bad.run(None, {demo_model.INPUT: row})
+        else:
+            feed = {demo_model.INPUT: row}
+            assert np.array_equal(bad.run(None, feed)[0], good.run(None, feed)[0])
+    assert failed >= len(samples) / demo_model.FAILS_OF
 
 
 def test_a_score_below_its_threshold_tells_only_text_or_not() -> None:

@@ -129,13 +129,15 @@ def compile_snapshot(documents: Documents, old: Snapshot, metrics: Metrics) -> S
             rejected[f"models/{name}/manifest.json"] = str(error)
     endpoints: dict[str, Endpoint] = {}
     for name, data in documents.specs.items():
+        document = f"endpoints/{name}/state.json"
         try:
             state_data = documents.states.get(name)
             state = read_state(state_data) if state_data else None
+            document = f"endpoints/{name}.json"
             known_as = old.endpoints.get(name)
             endpoints[name] = _endpoint(read_spec(data), state, versions, metrics, known_as)
         except (ValueError, KeyError) as error:  # a document, its weights, or what it names
-            rejected[f"endpoints/{name}.json"] = str(error)
+            rejected[document] = str(error)
             if name in old.endpoints:
                 endpoints[name] = old.endpoints[name]
     keys = old.keys

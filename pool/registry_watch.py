@@ -124,16 +124,17 @@ class RegistryWatch:
                 for ref, (manifest_data, manifest) in found.items():
                     manifests[ref], manifest_bytes[ref] = manifest, manifest_data
                 rejected.pop(f"endpoints/{name}.json", None)
-                self._read_state(name, states, state_bytes)
+                self._read_state(name, states, state_bytes, rejected)
             etags[name] = entry.etag
         for name in [name for name in (*etags, *specs) if name not in present]:
             for table in (specs, spec_bytes, states, state_bytes, etags):
                 table.pop(name, None)
         for name in specs:
             if marks.get(name) != self._mark_etags.get(name):
-                self._read_state(name, states, state_bytes)
+                self._read_state(name, states, state_bytes, rejected)
         for document in [d for d in rejected if d.startswith("endpoints/")]:
-            if document.removeprefix("endpoints/").removesuffix(".json") not in present:
+            name = document.removeprefix("endpoints/").removesuffix(".json")
+            if name.removesuffix("/state") not in present:
                 del rejected[document]
         self._forget_manifests(specs, manifests, manifest_bytes)
         key_bytes = self._read_keys(old.key_bytes, rejected)
@@ -228,18 +229,27 @@ class RegistryWatch:
         return data, manifest
 
     def _read_state(
-        self, name: str, states: dict[str, EndpointState], state_bytes: dict[str, bytes]
+        self,
+        name: str,
+        states: dict[str, EndpointState],
+        state_bytes: dict[str, bytes],
+        rejected: dict[str, str],
     ) -> None:
         """Read what controllers and purges did with the endpoint."""
+        document = f"endpoints/{name}/state.json"
         try:
-            data = self.store.get(f"endpoints/{name}/state.json").data
-            states[name] = read_state(data)
-            state_bytes[name] = data
+            data = self.store.get(document).data
+            state = read_state(data)
+            if state.endpoint != name:
+                raise BadDocument([f"$.endpoint: {state.endpoint!r} is not whose state this is"])
+            states[name], state_bytes[name] = state, data
+            rejected.pop(document, None)
         except NotFound:
             states.pop(name, None)
             state_bytes.pop(name, None)
+            rejected.pop(document, None)
         except BadDocument as error:
-            _log.warning("document_rejected", document=f"endpoints/{name}/state", why=str(error))
+            _reject(rejected, document, error)
 
     def _read_keys(self, old: bytes, rejected: dict[str, str]) -> bytes:
         """Return the keys that hold: the last good ones unless newer ones can be read."""

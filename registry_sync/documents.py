@@ -32,6 +32,7 @@ from registry_sync.rules import (
     keys_rule,
     rollout_rule,
     scale_rule,
+    shares_rule,
     tensors_rule,
     variants_rule,
 )
@@ -260,7 +261,8 @@ class EndpointState(msgspec.Struct, frozen=True):
 
     endpoint: _Endpoint
     revision: _Count  # of the spec that this is about
-    weights: Annotated[dict[_Arm, _Weight], Meta(max_length=16)]
+    # Empty: the spec's own hold.
+    weights: Annotated[dict[_Arm, _Weight], Meta(max_length=16, extra={"rule": shares_rule})]
     schema: _Schema = SCHEMA
     step: _Count = 0
     verdict: _Text = "steady"

@@ -167,25 +167,24 @@ def _is_container(value: object, info: types.Type) -> bool:
 
 
 def _scalar_problem(value: Any, info: types.Type) -> str:
-    expected = f"expected {_describe(info)}, got {show(value)}"
     match info:
         case types.StrType(min_length=least, max_length=most):
             if not isinstance(value, str):
-                return expected
+                return _other_than(info, value)
             if not (least or 0) <= len(value) <= (len(value) if most is None else most):
                 return f"{len(value)} characters; allowed are {_range(least or 0, most)}"
             if not value.isascii() and re.search("[\ud800-\udfff]", value):
                 return "a lone surrogate is no text"
         case types.IntType(ge=least, le=most):
             if not isinstance(value, int) or isinstance(value, bool):
-                return expected
+                return _other_than(info, value)
             low = -INTEGER_MAX if least is None else least
             high = INTEGER_MAX if most is None else most
             if not low <= value <= high:
                 return f"{show(value)} is out of range; allowed are {low} to {high}"
         case types.FloatType(ge=least, gt=above, le=most):
             if not isinstance(value, int | float) or isinstance(value, bool):
-                return expected
+                return _other_than(info, value)
             if not -INTEGER_MAX <= value <= INTEGER_MAX:  # nan as well
                 return f"{show(value)} is out of range; expected a finite number"
             if least is not None and value < least:
@@ -195,18 +194,23 @@ def _scalar_problem(value: Any, info: types.Type) -> str:
             if most is not None and value > most:
                 return f"{show(value)} is out of range; allowed are {most:g} and less"
         case types.BoolType():
-            return "" if isinstance(value, bool) else expected
+            return "" if isinstance(value, bool) else _other_than(info, value)
         case types.NoneType():
-            return "" if value is None else expected
+            return "" if value is None else _other_than(info, value)
         case types.LiteralType(values=values):
-            return "" if isinstance(value, str) and value in values else expected
+            is_one = isinstance(value, str) and value in values
+            return "" if is_one else _other_than(info, value)
         case _:
             raise AssertionError(f"no rule for {info}")
     return ""
 
 
 def _expected(info: types.Type, value: object, path: str) -> str:
-    return f"{path}: expected {_describe(info)}, got {show(value)}"
+    return f"{path}: {_other_than(info, value)}"
+
+
+def _other_than(info: types.Type, value: object) -> str:
+    return f"expected {_describe(info)}, got {show(value)}"
 
 
 def _describe(info: types.Type) -> str:

@@ -112,6 +112,15 @@ def variants_rule(variants: Any) -> Iterator[tuple[str, str]]:
         yield "", f"weights add up to {total:.9g}, not {WEIGHTS_TOTAL:g}"
 
 
+def shares_rule(weights: Any) -> Iterator[tuple[str, str]]:
+    """Find weights by variant that do not add up to 100; none at all are no weights."""
+    if not isinstance(weights, dict) or not all(_is_weight(w) for w in weights.values()):
+        return
+    total = math.fsum(weights.values())
+    if weights and abs(total - WEIGHTS_TOTAL) > WEIGHTS_TOLERANCE:
+        yield "", f"weights add up to {total:.9g}, not {WEIGHTS_TOTAL:g}"
+
+
 def steps_rule(steps: Any) -> Iterator[tuple[str, str]]:
     """Find weights that do not rise, and a last one that is not 100."""
     weights: list[Any] = [

@@ -128,7 +128,7 @@ def test_state_without_any_weight_leaves_the_last_good_endpoint(metrics: Metrics
     state = write(EndpointState("e", 0, {"a": 0.0, "b": 0.0}))
     new = compile_snapshot(documents(states={"e": state}), old, metrics)
     assert new.endpoints["e"] is old.endpoints["e"]
-    assert "weight" in new.rejected["endpoints/e.json"]
+    assert "$.weights: weights add up to 0" in new.rejected["endpoints/e/state.json"]
 
 
 def test_bad_document_keeps_no_other_out(metrics: Metrics) -> None:

@@ -210,6 +210,31 @@ def test_bad_document_that_is_deleted_is_rejected_no_more(store: Any, watch: Any
     assert not watch.snapshot.rejected
 
 
+def test_bad_state_leaves_the_last_good_one_until_it_fits_or_is_gone(
+    store: Any, watch: Any
+) -> None:
+    key, good = "endpoints/e/state.json", write(EndpointState("e", 1, {"a": 100.0}))
+    put_spec(store)
+    put(store, key, good)
+    for bad in (b"{", write(EndpointState("f", 1, {})), write(EndpointState("e", 1, {"a": 9.0}))):
+        put(store, key, bad)
+        put(store, "endpoints/e@state", bad)
+        watch.poll()
+        watch.poll()  # nothing has changed: it stays said
+        assert watch.snapshot.state_bytes.get("e", good) == good
+        assert watch.snapshot.rejected[key].startswith("$")
+        put(store, key, good)
+        put(store, "endpoints/e@state", good)
+        watch.poll()
+        assert not watch.snapshot.rejected
+    put(store, key, b"{")
+    put(store, "endpoints/e@state", b"{")
+    watch.poll()
+    store.delete("endpoints/e.json")
+    watch.poll()
+    assert not watch.snapshot.rejected
+
+
 def test_document_with_a_name_that_is_none_stays_out(store: Any, watch: Any) -> None:
     put(store, "endpoints/E.json", write(spec()))
     watch.poll()

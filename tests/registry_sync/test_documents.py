@@ -62,7 +62,11 @@ MANIFEST = Manifest(
     gate=GateLimits(0.01, 0.99),
 )
 STATE = EndpointState(
-    "magika", 3, {"stable": 90.0}, step=2, cache_epoch=5, cache_epochs={"2": 1}, reason="ok"
+    *("magika", 3, {"stable": 90.0, "canary": 10.0}),
+    step=2,
+    cache_epoch=5,
+    cache_epochs={"2": 1},
+    reason="ok",
 )
 OLD_SECRET = OldSecret("01" * 16, DIGEST, 10.0)
 QUOTA = Quota(requests_per_s=2.5, rows_per_s=5.0, burst_s=3.0, concurrent=4)
@@ -110,7 +114,7 @@ def with_strange_fields(plain: Any) -> Any:
     """Add a field that no release knows to every mapping that is a Struct of ours."""
     if isinstance(plain, dict):
         grown = {key: with_strange_fields(value) for key, value in plain.items()}
-        is_free_form = set(plain) in ({"stable"}, {"2"}, {"git"}, {"rows"}, {"x:1"})
+        is_free_form = set(plain) in ({"stable", "canary"}, {"2"}, {"git"}, {"rows"}, {"x:1"})
         return grown if is_free_form else {**grown, "next_release": {"deep": [1, None]}}
     return [with_strange_fields(item) for item in plain] if isinstance(plain, list) else plain
 

@@ -16,6 +16,7 @@ import structlog
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
 from pool.loaded import Loaded
+from pool.shadow import Shadows
 from pool.slots import EngineSlot
 from pool.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Overdue, Returned, Ticket
 from pool.turn import Turn
@@ -40,6 +41,7 @@ class Inside:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.bytes = 0
+        self.arrivals = 0  # calls that ever came
 
 
 class Served:
@@ -115,11 +117,11 @@ class Served:
         # Call and ticket point at one another; left so, only the collector would free them.  And a
         # timer may know the call until its deadline, which must not keep its tensors.
         self.ticket = None
-        self.tensors = []
+        tensors, self.tensors = self.tensors, []
         self.edge.ended(self)
         match outcome:
             case Answer():
-                self._answer(outcome)
+                self._answer(outcome, tensors)
             case Failed(status, detail, retry_after_s):
                 self.refuse(status, detail, int(retry_after_s * 1000) if status == 503 else 0)
             case Overdue(was_shed=True):
@@ -136,7 +138,7 @@ class Served:
             progress = data.Progress(call.call_id, phase[:PHASE_CHARS_MAX], int(left_s * 1e6))
             self.edge.peer.send(data.encode(progress))
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: Answer, inputs: list[Tensor]) -> None:
         slot, call_id = self.slot, self.call.call_id
         loaded = slot.loaded
         if loaded is None:
@@ -164,6 +166,8 @@ class Served:
             self.refuse(500, f"the model failed: {reason_of(error)}")
         else:
             self.edge.peer.send(buffers)
+            if self.call.shadow and not self.call.stream:
+                self.edge.shadows.offer(self.call, inputs, answer, loaded)
 
     def _chunk(self, outputs: Tensors) -> Awaitable[None] | None:
         """Send a part; return what the next ones must wait for."""
@@ -205,6 +209,7 @@ class EdgePeer:
         slot_of: finds the place of a version; raises `BadName`.
         inside: what all edges together have inside.
         turn: where the engines' queues put their next steps.
+        shadows: takes calls that somebody else is to answer as well.
         on_lost: called when the connection is gone.
     """
 
@@ -215,6 +220,7 @@ class EdgePeer:
         slot_of: Callable[[str, str], EngineSlot],
         inside: Inside,
         turn: Turn,
+        shadows: Shadows,
         on_lost: Callable[[EdgePeer], None],
     ) -> None:
         self.peer = peer
@@ -222,6 +228,7 @@ class EdgePeer:
         self._slot_of = slot_of
         self._inside = inside
         self._turn = turn
+        self.shadows = shadows
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         # The whole mutable state: the calls that are not replied to yet, the memory that the edge
@@ -312,6 +319,7 @@ class EdgePeer:
         for tensor in tensors:
             size_bytes += len(tensor.data)
         inside = self._inside
+        inside.arrivals += 1
         served = Served(self, call, tensors, size_bytes, slot)
         if inside.bytes + size_bytes > inside.bytes_max:
             served.refuse(503, "the worker's queues are full", RETRY_AFTER_MS)

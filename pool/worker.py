@@ -33,6 +33,7 @@ from pool.parking import Parking
 from pool.phases import of_start, process_began_s
 from pool.room import Room
 from pool.serving import EdgePeer, Inside
+from pool.shadow import Shadows
 from pool.slots import EngineSlot
 from pool.succession import LAME_DUCK_S, LOOK_S, Succession
 from pool.turn import Turn
@@ -79,6 +80,9 @@ class Worker:
         self.peers: set[EdgePeer] = set()
         self.inside = Inside(config.queue_bytes_max)
         self.turn = Turn()
+        self.shadows = Shadows(
+            lambda ref: self._slots.get(ref), self.is_idle, lambda: self.inside.arrivals
+        )
         self.is_draining = False
         self._slots: dict[tuple[str, str], EngineSlot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,7 +140,10 @@ class Worker:
 
     def on_peer(self, peer: Peer) -> None:
         """Take a connection from an edge."""
-        edge = EdgePeer(peer, self.hello(), self.slot, self.inside, self.turn, self.peers.discard)
+        edge = EdgePeer(
+            *(peer, self.hello(), self.slot, self.inside),
+            *(self.turn, self.shadows, self.peers.discard),
+        )
         self.peers.add(edge)
         if self.is_draining:  # it dialled just before the socket was closed
             edge.leave()
@@ -152,6 +159,7 @@ class Worker:
 
     def _register(self) -> control.Message:
         self.upgrades.dialled()
+        self.shadows.tell_again()
         return RegisterWorker(
             control.WIRE,
             self.config.id,
@@ -234,6 +242,8 @@ class Worker:
             await asyncio.sleep(HEARTBEAT_S)
             self._room.look()
             self._heartbeat()
+            if found := self.shadows.report():
+                self.link.send(found)
 
     async def report_forever(self) -> None:
         """Tell the edges a load that has changed."""
@@ -251,7 +261,9 @@ class Worker:
         while True:
             await asyncio.sleep(LOOK_S)
             self.succession.look(
-                self._slots.values(), self.inside.bytes, is_draining=self.is_draining
+                self._slots.values(),
+                self.inside.bytes + self.shadows.bytes,
+                is_draining=self.is_draining,
             )
 
     def ask_for_heir(self) -> None:
@@ -266,6 +278,7 @@ class Worker:
         by the end, go back to their edges, which send them to another worker.
         """
         self.is_draining = True
+        self.shadows.close()
         self.link.stay_lost()
         self._heartbeat()
         await self.upgrades.close()

@@ -69,6 +69,7 @@ PURE = (
     "pool.wake_estimates",
     "pool.phase_times",
     "pool.rollouts.compare",
+    "pool.shadow_counts",
     "pool.rollouts.shadow_view",
     "pool.tally",
     "pool.recent",

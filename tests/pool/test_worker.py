@@ -121,6 +121,7 @@ class Edge:
         stream: bool = False,
         digest: str | None = None,
         version: str = "1",
+        shadow: tuple[data.ShadowOf, ...] = (),
     ) -> None:
         """Send a call; its one input is `values` unless `inputs` says otherwise."""
         array = np.array(values, np.int64)
@@ -128,7 +129,9 @@ class Edge:
         found = digest if digest is not None else manifest(model).digest
         heads = data.heads(tensors)
         message = data.Call(
-            id, f"r{id}", model, version, found, int(left_s * 1e6), 0, heads, stream=stream
+            *(id, f"r{id}", model, version, found, int(left_s * 1e6), 0, heads),
+            stream=stream,
+            shadow=shadow,
         )
         self.peer.send(data.encode(message, tensors))
 
@@ -506,18 +509,33 @@ class Sharing:
         self.edge = edge
         self.arena = arena
 
-    def call(self, model: str, values: Sequence[int], id: int = 1) -> int:
+    def call(
+        self,
+        model: str,
+        values: Sequence[int],
+        id: int = 1,
+        shadow: tuple[data.ShadowOf, ...] = (),
+    ) -> int:
         """Put a call's one input into the arena; return where it lies."""
         array = np.array(values, np.int64)
         tensor = Tensor("x", "INT64", (len(array),), array.tobytes())
         at = self.arena.put([tensor.data], len(tensor.data))
         assert at is not None
-        self.say(model, at, data.heads([tensor]), id)
+        self.say(model, at, data.heads([tensor]), id, shadow)
         return at
 
-    def say(self, model: str, at: int, heads: tuple[data.TensorHead, ...], id: int = 1) -> None:
+    def say(
+        self,
+        model: str,
+        at: int,
+        heads: tuple[data.TensorHead, ...],
+        id: int = 1,
+        shadow: tuple[data.ShadowOf, ...] = (),
+    ) -> None:
         digest = manifest(model).digest
-        call = data.Call(id, f"r{id}", model, "1", digest, 10**7, 0, heads, arena_at=at)
+        call = data.Call(
+            *(id, f"r{id}", model, "1", digest, 10**7, 0, heads), arena_at=at, shadow=shadow
+        )
         self.edge.say(call)
 
     def released(self) -> list[int]:
@@ -600,6 +618,90 @@ async def test_arena_that_cannot_be_opened_leaves_the_socket(node: Node) -> None
     edge.call("failing", [7])
     assert values_of((await edge.reply())[1]) == [7]
     assert edge.heard[0][0] == data.Hello(data.WIRE, "worker", "w1", node.worker.incarnation)
+
+
+SHADOW = data.ShadowOf("e/r", "sleeper", "1", 1000.0)
+
+
+async def compared(node: Node, count: int) -> control.ShadowCount:
+    """Wait until so many copies were compared."""
+    async with asyncio.timeout(10):
+        while True:
+            node.worker.shadows.tell_again()
+            report = node.worker.shadows.report()
+            if report is not None and report.counts[0].compared >= count:
+                return report.counts[0]
+            await asyncio.sleep(0.005)
+
+
+async def test_marked_call_is_answered_once_and_its_copy_compared(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [1], id=1)
+    await edge.reply(1)  # loaded
+    edge.call("failing", [1, 2], id=2, shadow=(SHADOW,))
+    assert values_of((await edge.reply(2))[1]) == [1, 2]
+    count = await compared(node, 1)
+    assert (count.baseline, count.candidate) == ("failing/1", "sleeper/1")
+    assert (count.offered, count.compared, count.unlike, count.error_max) == (1, 1, 0, 0.0)
+    slot = node.worker.slot("sleeper", "1")
+    assert slot.arrived == 1  # a copy is no demand
+    assert len([one for one, _ in edge.heard if isinstance(one, data.Reply)]) == 2
+    assert node.worker.shadows.bytes == 0
+
+
+async def test_marked_call_that_fails_or_is_streamed_is_not_copied(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("failing", [MAGIC_VALUE], id=1, shadow=(SHADOW,))
+    assert (await edge.reply(1))[0].status == 500
+    edge.call("streaming-odd", [1], id=2, stream=True, shadow=(SHADOW,))
+    await edge.reply(2)
+    node.worker.shadows.tell_again()
+    assert node.worker.shadows.report() is None
+
+
+async def test_candidate_that_answers_anything_reaches_no_caller(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("odd", [5], id=1)
+    await edge.reply(1)
+    mark = msgspec.structs.replace(SHADOW, model="odd")
+    for id, value in enumerate((2, 3, 4, 7), 2):
+        edge.call("failing", [value], id=id, shadow=(mark,))
+        assert values_of((await edge.reply(id))[1]) == [value]
+    count = await compared(node, 3)
+    while count.failed < 1:
+        count = await compared(node, 3)
+    assert (count.offered, count.failed, count.unlike) == (4, 1, 3)
+    assert {one.kind for one in count.worst} == {"failed", "unlike"}
+    assert "wort wort" in count.last_failure
+
+
+async def test_place_of_a_copied_call_comes_back_once_the_copy_has_run(
+    node: Node, sharing: Sharing
+) -> None:
+    sharing.edge.call("sleeper", [0], id=8)
+    await sharing.edge.reply(8)  # loaded
+    at = sharing.call("failing", [300] + [0] * 9_999, shadow=(SHADOW,))
+    await sharing.edge.reply()
+    await node.running("sleeper")
+    assert sharing.released() == []
+    assert node.worker.shadows.bytes > 0
+    assert await sharing.release() == [at]
+    assert (await compared(node, 1)).unlike == 0
+
+
+async def test_worker_that_drains_begins_no_copy(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [0], id=1)
+    await edge.reply(1)
+    edge.call("sleeper", [300], id=2)  # busy
+    await node.running("sleeper")
+    edge.call("failing", [300], id=3, shadow=(SHADOW,))
+    await edge.reply(3)
+    assert node.worker.shadows.bytes > 0
+    node.worker.shadows.close()
+    assert node.worker.shadows.bytes == 0
+    await edge.reply(2)
+    assert node.worker.slot("sleeper", "1").calls == 0
 
 
 async def test_load_is_reported_while_calls_wait(node: Node) -> None:
@@ -768,3 +870,20 @@ async def test_edge_that_never_hangs_up_does_not_keep_a_worker_that_drains(node:
     await node.edge()
     task = await drained(node, drain_s_max=30.0)
     await asyncio.wait_for(task, 5)
+
+
+async def test_what_was_compared_is_told_with_a_beat_and_again_to_a_new_controller(
+    node: Node, member: Member
+) -> None:
+    beats = asyncio.get_running_loop().create_task(node.worker.beat_forever())
+    edge = await node.edge()
+    edge.call("sleeper", [1], id=1)
+    await edge.reply(1)
+    edge.call("failing", [1, 2], id=2, shadow=(SHADOW,))
+    told = await member.hear(control.ShadowReport, lambda r: r.counts[0].compared == 1)
+    assert told.counts[0].rollout == "e/r"
+    assert node.worker.shadows.report() is None
+    node.worker._register()
+    assert await member.heard_often(control.ShadowReport, 2)
+    assert member.all(control.ShadowReport)[-1] == told
+    beats.cancel()

@@ -19,8 +19,7 @@ from pool.wire.control import ArmEvidence
 from pool.wire.histogram import BUCKETS, added
 from registry_sync.rollout_terms import ArmSeen
 
-INCARNATIONS_MAX: Final = 256  # in one segment; of older ones only the sum stays
-ROW_UNITS_MAX: Final = 4096  # an edge tells so many units of an arm apart, see `ArmEvidence`
+INCARNATIONS_MAX: Final = 1024  # in one segment; of older ones only the sum stays
 UNITS_MAX: Final = 1 << 17  # of one rollout and kind
 CLASSES_MAX: Final = 1024
 _FOLDED: Final = ""  # stands for the incarnations that are a sum
@@ -46,24 +45,22 @@ class _Units:
 
     before: set[int] = field(default_factory=set)  # in segments that have ended
     by_arm: dict[str, set[int]] = field(default_factory=dict)  # in this one
-    told: dict[tuple[str, str], int] = field(default_factory=dict)  # (incarnation, arm) → so many
-    full: set[str] = field(default_factory=set)  # incarnations that can tell no more apart
+    # (incarnation, segment, arm) → so many were told; they only ever become more
+    told: dict[tuple[str, int, str], int] = field(default_factory=dict)
     is_full: bool = False
 
-    def take(self, incarnation: str, arm: str, units: tuple[int, ...]) -> None:
-        """Count those of a row that are new.
+    def take(self, incarnation: str, row: ArmEvidence, units: tuple[int, ...], now: int) -> None:
+        """Count those units of a row that are new, if it is of the segment `now`.
 
-        Once an edge or this set is full, no arm gets more: one that went on alone would look worse
-        for it.
+        Once this is full no arm gets more: one that went on alone would look worse for it.
         """
-        is_news = len(units) != self.told.get((incarnation, arm), 0)
-        if not is_news or self.is_full or incarnation in self.full:
+        key = (incarnation, row.segment, row.variant)
+        if self.is_full or len(units) == self.told.get(key, 0):
             return
-        self.told[incarnation, arm] = len(units)
-        if len(units) >= ROW_UNITS_MAX:
-            self.full.add(incarnation)
+        self.told[key] = len(units)
         new = set(units).difference(self.before, *self.by_arm.values())
-        self.by_arm.setdefault(arm, set()).update(new)
+        into = self.by_arm.setdefault(row.variant, set()) if row.segment == now else self.before
+        into.update(new)
         self.is_full = len(self.before) + sum(map(len, self.by_arm.values())) >= UNITS_MAX
 
     def count(self, arm: str) -> int:
@@ -73,7 +70,6 @@ class _Units:
         self.before.update(*self.by_arm.values())
         self.by_arm.clear()
         self.told.clear()
-        self.full.clear()
 
 
 @dataclass(slots=True)
@@ -117,18 +113,20 @@ class EvidenceBook:
 
         Args:
             incarnation: of the edge; no other edge has the same.
-            rows: cumulative since it began.  Those of other rollouts or segments than the current
-                ones count nowhere.
+            rows: cumulative since it began.  Those of ended segments only say which units have
+                been counted; those of other rollouts, and of segments to come, nothing.
         """
         news = set()
-        for row in rows:
+        for row in sorted(rows, key=lambda row: row.segment):
             found = self._rollouts.get(row.endpoint)
-            if found is None or (row.rollout, row.segment) != (found.id, found.segment):
+            if found is None or row.rollout != found.id or row.segment > found.segment:
                 continue
             if incarnation in found.folded:
                 continue
-            found.errors.take(incarnation, row.variant, row.error_units)
-            found.slow.take(incarnation, row.variant, row.slow_units)
+            found.errors.take(incarnation, row, row.error_units, found.segment)
+            found.slow.take(incarnation, row, row.slow_units, found.segment)
+            if row.segment < found.segment:
+                continue
             arms = found.rows.pop(incarnation, {})
             arms[row.variant] = replace(row, error_units=(), slow_units=())
             found.rows[incarnation] = arms  # the last one heard of is the last one in order

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 
 import msgspec
 import structlog
@@ -18,9 +18,9 @@ import structlog
 from pool import last_good, letting_go, placement, routing
 from pool.build_orders import BuildOrders
 from pool.learned import Learned
+from pool.load_counts import LoadCounts
 from pool.members import Edge, Worker
 from pool.node_desk import Node, NodeDesk, needed_of
-from pool.phase_times import LOAD, START, PhaseTimes
 from pool.placement import Ref, WorkerView
 from pool.quota_desk import QuotaDesk
 from pool.recent import Recent
@@ -41,7 +41,6 @@ HEARTBEAT_S = 0.5
 WORKER_SILENCE_S_MAX = 1.5  # three heartbeats
 KEEPALIVE_S = 1.0
 EDGE_SILENCE_S_MAX = 5.0  # an edge reports every second
-LOADS_MAX = 4096  # versions whose loads are counted
 STALL_S = 1.0  # a round that comes so late says nothing about who was silent meanwhile
 SETTLE_S = 3.0  # a new leader waits so long for the workers of the old one to dial it
 COMMAND_AGAIN_S = 2.0  # a command is repeated until a heartbeat shows it done
@@ -96,8 +95,7 @@ class Controller:
             is_lagging=lambda seq: bool(self._lagging(seq)),
             warmth=self._scale.warmth,
         )
-        self._loads: dict[Ref, int] = {}  # ever seen, also of engines that sleep again
-        self._times = PhaseTimes()
+        self._loads = LoadCounts()
         self._seq = 0
         self._documents: control.Documents | None = None
         self._routes: control.Routes | None = None
@@ -143,12 +141,12 @@ class Controller:
         if old is not None and not is_new:
             worker.loads = old.loads  # what it has told is not counted again
         else:
-            self._times.add(START, "", register.phases)
+            self._loads.add_start(register.phases)
         if old is not None:
             # The same worker dialled again, or its successor: only one of them is true.
             old.peer.close(WireError("another connection of the same worker took over"))
         self._workers[register.id] = worker
-        self._count_loads(worker, register.engines)
+        self._loads.add(worker, register.engines, self._watch.snapshot.manifests)
         peer.on_frame = lambda header, body: self._from_worker(worker, control.decode(body))
         peer.on_lost = lambda error: self._lost_worker(worker)
         peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
@@ -180,7 +178,7 @@ class Controller:
         worker.heard_s = asyncio.get_running_loop().time()
         match message:
             case control.Heartbeat():
-                self._count_loads(worker, message.engines)
+                self._loads.add(worker, message.engines, self._watch.snapshot.manifests)
                 is_news = worker.take(message)
                 self._scale.count(worker.register.id, worker.register.incarnation, message.engines)
                 self._builds.run(worker.register.id, message.engines, is_draining=message.draining)
@@ -193,20 +191,6 @@ class Controller:
                 self._rollouts.on_shadow(name, message)
             case _:
                 raise WireError(f"a worker does not send {type(message).__name__}")
-
-    def _count_loads(self, worker: Worker, engines: Sequence[control.EngineState]) -> None:
-        """Add the loads since a worker's last report; an engine that sleeps is in none."""
-        for engine in engines:
-            ref = (engine.model, engine.version)
-            new = engine.loads - worker.loads.get(ref, 0)
-            if new > 0:
-                worker.loads[ref] = engine.loads
-                self._loads[ref] = self._loads.get(ref, 0) + new
-                self._times.add(LOAD, engine.engine, engine.phases)
-                worker.commanded_s.pop(("unload", ref), None)  # that was obeyed
-        if len(self._loads) > LOADS_MAX:
-            known = self._watch.snapshot.manifests
-            self._loads = {ref: count for ref, count in self._loads.items() if ref in known}
 
     def _add_edge(self, peer: Peer, register: control.RegisterEdge) -> None:
         edge = Edge(peer, register, asyncio.get_running_loop().time())
@@ -306,13 +290,10 @@ class Controller:
     def status(self) -> dict[str, object]:
         """Return what `tidepool status` shows."""
         snapshot = self._watch.snapshot
-        workers = self._worker_rows()
-        recent = self._recent.rates(asyncio.get_running_loop().time())
-        rollouts = {name: self._rollout_view(name) for name in self._rollouts.names()}
         return status(
             epoch=self._epoch(),
             leader=self._may_act(),
-            workers=workers,
+            workers=self._worker_rows(),
             edges=[
                 EdgeStatus(edge.register.id, edge.register.pid, edge.in_flight)
                 for edge in self._edges.values()
@@ -320,38 +301,41 @@ class Controller:
             specs=snapshot.specs,
             states=snapshot.states,
             counts=self._tally.totals(),
-            recent=recent,
-            loads=self._loads,
+            recent=self._recent.rates(asyncio.get_running_loop().time()),
+            loads=self._loads.counts,
             rejected={**snapshot.rejected, **self._watch.wishes.rejected},
             builds=self._builds.rows(),
             build_outcomes=self._builds.outcomes,
-            phases=self._times.rows(),
+            phases=self._loads.phases(),
             registry_error=self._registry_error,
             nodes=self._nodes.status(),
             wanted={**self._scale.wanted(), **dict.fromkeys(self._let_go, 0)},
-            rollouts={name: found for name, found in rollouts.items() if found is not None},
+            rollouts=self._rollout_views(self._rollouts.began()),
         )
 
     def _worker_rows(self) -> list[WorkerStatus]:
         workers = sorted(self._workers.items())
         return [worker.status() for _, worker in workers if worker.is_connected]
 
-    def _rollout_view(self, endpoint: str) -> dict[str, object] | None:
+    def _rollout_views(self, endpoints: Iterable[str]) -> dict[str, dict[str, object]]:
+        totals = self._tally.since(self._rollouts.began())
         recent = self._recent.rates(asyncio.get_running_loop().time())
-        return self._rollouts.view(
-            endpoint,
-            lambda spec, began: rollout_figures(
-                spec, self._tally.since(endpoint, began), recent, self._worker_rows()
-            ),
-        )
+        workers = self._worker_rows()
+        views = {
+            name: self._rollouts.view(
+                name, lambda spec: rollout_figures(spec, totals, recent, workers)
+            )
+            for name in endpoints
+        }
+        return {name: found for name, found in views.items() if found is not None}
 
     def _rollout(self, endpoint: str, ask_id: int) -> control.Answer:
         if endpoint not in self._watch.snapshot.specs:
             return control.Answer(False, f"there is no endpoint {endpoint!r}", b"", ask_id)
-        found = self._rollout_view(endpoint)
-        if found is None:
+        views = self._rollout_views([endpoint])
+        if not views:
             return control.Answer(False, f"endpoint {endpoint!r} has no rollout", b"", ask_id)
-        return control.Answer(True, "", msgspec.json.encode(found), ask_id)
+        return control.Answer(True, "", msgspec.json.encode(views[endpoint]), ask_id)
 
     async def _poke(self, peer: Peer, ask_id: int) -> None:
         """Look at the registry now; answer when every live edge goes by what is there."""
@@ -556,17 +540,10 @@ class Controller:
         worker = self._workers.get(step.worker)
         if worker is None:
             return
-        op, other = ("load", "unload")[:: 1 if isinstance(step, placement.Load) else -1]
+        op = "load" if isinstance(step, placement.Load) else "unload"
         now_s = asyncio.get_running_loop().time()
-        if now_s - worker.commanded_s.get((op, step.ref), float("-inf")) < COMMAND_AGAIN_S:
+        if not worker.command(op, step.ref, now_s, again_s=COMMAND_AGAIN_S, most=COMMANDS_MAX):
             return
-        worker.commanded_s.pop((op, step.ref), None)
-        worker.commanded_s.pop(
-            (other, step.ref), None
-        )  # that is due again at once, if it is wanted
-        worker.commanded_s[op, step.ref] = now_s
-        if len(worker.commanded_s) > COMMANDS_MAX:
-            del worker.commanded_s[next(iter(worker.commanded_s))]
         is_elsewhere = isinstance(step, placement.Unload) and step.is_elsewhere
         command = control.Command(self._epoch(), op, *step.ref, is_elsewhere)
         worker.peer.send(control.encode(command))

@@ -28,6 +28,25 @@ class Worker:
         before, self.heartbeat = self.heartbeat, heartbeat
         return _outline(before) != _outline(heartbeat)
 
+    def command(self, op: str, ref: Ref, now_s: float, *, again_s: float, most: int) -> bool:
+        """Tell whether a command is due now, and remember that it was given.
+
+        Args:
+            op: load or unload; the other one is due again at once, if it is wanted.
+            ref: of what.
+            now_s: monotonic.
+            again_s: a command that was given so long ago is due again.
+            most: commands that are remembered.
+        """
+        if now_s - self.commanded_s.get((op, ref), float("-inf")) < again_s:
+            return False
+        self.commanded_s.pop((op, ref), None)
+        self.commanded_s.pop(("unload" if op == "load" else "load", ref), None)
+        self.commanded_s[op, ref] = now_s
+        if len(self.commanded_s) > most:
+            del self.commanded_s[next(iter(self.commanded_s))]
+        return True
+
     def view(self) -> WorkerView:
         """Return what placement goes by."""
         engines = {(engine.model, engine.version): engine for engine in self.heartbeat.engines}

@@ -105,7 +105,7 @@ def _rollout(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def rollout_figures(
     spec: EndpointSpec,
-    totals: Mapping[str, tuple[int, int]],
+    totals: Mapping[tuple[str, str], tuple[int, int]],
     recent: Mapping[tuple[str, str], Rates],
     workers: Sequence[WorkerStatus],
 ) -> dict[str, ArmFigures]:
@@ -113,7 +113,7 @@ def rollout_figures(
 
     Args:
         spec: with the rollout.
-        totals: requests and errors by variant, since the rollout began.
+        totals: requests and errors by endpoint and variant, since the rollout began.
         recent: the last minute by endpoint and variant.
         workers: the live ones.
     """
@@ -122,7 +122,7 @@ def rollout_figures(
         ref = (variant.model, variant.version)
         rates = recent.get((spec.endpoint, variant.name), Rates())
         found[variant.name] = ArmFigures(
-            *totals.get(variant.name, (0, 0)),
+            *totals.get((spec.endpoint, variant.name), (0, 0)),
             hit_share=rates.hits / rates.answered if rates.answered else None,
             replicas=_warm(workers, ref),
         )

@@ -6,6 +6,7 @@ because its requests were answered; once there are too many they are folded into
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -44,14 +45,19 @@ class Tally:
                 total[key] = (requests + count.requests, errors + count.errors, hits + count.hits)
         return total
 
-    def since(self, endpoint: str, revision: int) -> Mapping[str, tuple[int, int]]:
-        """Return requests and errors by variant, of this revision of the endpoint and later."""
-        total: dict[str, tuple[int, int]] = {}
+    def since(self, revisions: Mapping[str, int]) -> Mapping[tuple[str, str], tuple[int, int]]:
+        """Return requests and errors by endpoint and variant, as of these revisions.
+
+        Args:
+            revisions: by endpoint, the first one that counts; other endpoints are left out.
+        """
+        total: dict[tuple[str, str], tuple[int, int]] = {}
         for counts in (self._folded.values(), *self._counts.values()):
             for count in counts:
-                if count.endpoint == endpoint and count.revision >= revision:
-                    requests, errors = total.get(count.variant, (0, 0))
-                    total[count.variant] = (requests + count.requests, errors + count.errors)
+                if count.revision >= revisions.get(count.endpoint, math.inf):
+                    key = (count.endpoint, count.variant)
+                    requests, errors = total.get(key, (0, 0))
+                    total[key] = (requests + count.requests, errors + count.errors)
         return total
 
     def _fold(self, counts: tuple[VariantCount, ...]) -> None:

@@ -134,17 +134,11 @@ class RolloutDesk:
         self._book.follow(spec.endpoint, *new.segment)
         if old is not None and _watches(old) == _watches(new):
             new.guards, new.counts, new.verdict = old.guards, old.counts, old.verdict
-        elif new.is_live and state.step:
-            rollout = new.rollout
-            new.guards = Guards(
-                rollout.guard,
-                share=weights[rollout.candidate] / 100.0,
-                past=state.segments,
-                candidate=rollout.candidate,
-                baseline=rollout.baseline,
-                steps=len(rollout.steps),
-                sticky=bool(spec.assign.by),
-            )
+        elif state.step:
+            new.guards = _guards(new, state)
+            new.verdict = new.guards.verdict()
+        if not new.is_live:
+            self._book.settle(spec.endpoint)
         return new
 
     def report(self, incarnation: str, arms: tuple[ArmEvidence, ...]) -> None:
@@ -259,6 +253,8 @@ class RolloutDesk:
         try:
             endpoints.update_state(self._store, name, moved)
         except _Outrun:
+            if not self._leads():
+                return
             # Whoever wrote that may have died before anybody could notice; it was us, perhaps.
             endpoints.mark_state(self._store, name)
         else:
@@ -275,27 +271,28 @@ class RolloutDesk:
 
     # questions
 
-    def names(self) -> list[str]:
-        """Return the endpoints with a rollout."""
-        return list(self._watched)
+    def began(self) -> dict[str, int]:
+        """Return the endpoints with a rollout, and the revision of the spec it began with."""
+        return {
+            name: watched.spec.revision if watched.state is None else watched.state.revision
+            for name, watched in self._watched.items()
+        }
 
     def view(
-        self, name: str, figures: Callable[[EndpointSpec, int], Mapping[str, ArmFigures]]
+        self, name: str, figures: Callable[[EndpointSpec], Mapping[str, ArmFigures]]
     ) -> dict[str, Any] | None:
         """Return what `rollout status` shows; None: the endpoint has no rollout.
 
         Args:
             name: the endpoint.
-            figures: from a spec and the revision that its rollout began with to what is known of
-                its arms from elsewhere.
+            figures: from its spec to what is known of its arms from elsewhere.
         """
         watched = self._watched.get(name)
         if watched is None:
             return None
-        began = watched.spec.revision if watched.state is None else watched.state.revision
         found = {
             arm: replace(one, shown=self._book.shown(name, arm))
-            for arm, one in figures(watched.spec, began).items()
+            for arm, one in figures(watched.spec).items()
         }
         look, rollout = self._look(name), watched.rollout
         return report(
@@ -316,6 +313,19 @@ class RolloutDesk:
         self._shadows.reset()
         self._watched.clear()
         self._again_s.clear()
+
+
+def _guards(watched: _Watched, state: RolloutState) -> Guards:
+    rollout = watched.rollout
+    return Guards(
+        rollout.guard,
+        share=watched.weights[rollout.candidate] / 100.0 if watched.is_live else 0.0,
+        past=state.segments,
+        candidate=rollout.candidate,
+        baseline=rollout.baseline,
+        steps=len(rollout.steps),
+        sticky=bool(watched.spec.assign.by),
+    )
 
 
 def _watches(watched: _Watched) -> tuple[object, ...]:

@@ -104,6 +104,12 @@ class EvidenceBook:
             found.errors.end_segment()
             found.slow.end_segment()
 
+    def settle(self, endpoint: str) -> None:
+        """Tell units apart no longer: the rollout has ended, and only people look at it still."""
+        found = self._rollouts.get(endpoint)
+        if found is not None:
+            found.errors, found.slow = _Units(is_full=True), _Units(is_full=True)
+
     def forget(self, endpoint: str) -> None:
         """Follow an endpoint no longer."""
         self._rollouts.pop(endpoint, None)

@@ -68,7 +68,7 @@ def report(
         "warm": look.warm,
         "wanted": look.wanted,
         "guard": msgspec.to_builtins(rollout.guard),
-        "harms": list(verdict.harms) or list(filter(None, [state.harm])),
+        "harms": list(verdict.harms),
         "worse": verdict.worse,
         "mismatch": verdict.mismatch,
         "verdict": verdict_line(look),
@@ -89,7 +89,7 @@ def verdict_line(look: Look) -> str:
     if state is None or not state.step:
         return "nothing is compared yet"
     if state.state in ("promoted", "rolled_back"):
-        return "it has ended"
+        return state.reason
     if verdict.harms:
         return "; ".join(verdict.harms)
     found = verdict.mismatch or verdict.worse or ("" if verdict.is_enough else verdict.waits_for)

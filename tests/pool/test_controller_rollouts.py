@@ -119,7 +119,7 @@ async def test_who_leads_no_more_forgets_what_was_counted(stack: Stack) -> None:
     await step(member, 1)
     stack.leads = False
     stack.controller._stand_down()
-    assert stack.controller._rollouts.names() == []
+    assert stack.controller._rollouts.began() == {}
     stack.leads, stack.epoch = True, 4
     await stack.controller.poll()
     member = await stack.joined(edge(incarnation="i2"))

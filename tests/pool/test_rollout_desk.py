@@ -79,7 +79,7 @@ class Controller:
         raise AssertionError("it never comes to rest")
 
     def view(self) -> dict[str, Any]:
-        found = self.desk.view("e", lambda spec, began: {})
+        found = self.desk.view("e", lambda spec: {})
         assert found is not None
         return found
 
@@ -156,8 +156,10 @@ async def test_bad_candidate_is_rolled_back_with_its_evidence(
     assert state.segments[0].arms["canary"].failed_units == 60
     assert state.segments[0].log_e["errors"] > 3.0
     view = controller.view()
-    assert view["variants"][1]["failed_calls"] == 60
-    assert view["live"] is False
+    canary = view["variants"][1]
+    assert (view["live"], view["verdict"], canary["failed_calls"]) == (False, state.reason, 60)
+    assert canary["error_low"] < 0.2 < canary["error_high"]  # what was seen stays to be seen
+    assert view["e_values"]["errors"] > 20.0
 
 
 async def test_hold_begins_when_every_edge_goes_by_the_weights(
@@ -308,7 +310,7 @@ async def test_spec_without_the_rollout_ends_it(store: Faulty, controller: Contr
     await controller.settled()
     controller.desk.report("e1/i", tuple(good(1)))
     await controller.settled()
-    assert controller.desk.names() == []
+    assert controller.desk.began() == {}
     assert rollout_of(store).step == 1
 
 

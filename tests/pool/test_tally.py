@@ -53,3 +53,11 @@ def test_arms_of_a_sum_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(50):
         tally.report(f"e1/i{n}", (count(6, revision=n),))
     assert len(tally._folded) == 5
+
+
+def test_what_was_counted_since_a_revision() -> None:
+    tally = Tally()
+    tally.report("e1/i1", (count(6), count(8, revision=2), count(10, revision=3)))
+    tally.report("e2/i1", (count(2, revision=3), count(4, variant="b", revision=3)))
+    assert tally.since({"e": 2}) == {("e", "a"): (20, 10), ("e", "b"): (4, 2)}
+    assert tally.since({"other": 0}) == {}

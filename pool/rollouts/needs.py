@@ -23,6 +23,8 @@ from registry_sync.rollouts import effective_weights, is_live
 TRIES: Final = 3
 # Whoever is given all calls at once keeps its replicas so long, until its own demand is known.
 SETTLE_S: Final = 60.0
+# Whoever is to get no more calls stays so long: edges may still send some by older weights.
+LEAVE_S: Final = 1.0
 
 
 class Warmth(msgspec.Struct, frozen=True):
@@ -151,8 +153,8 @@ class Needs:
         if known.is_live or weight != before:
             known.is_live = False
             serves, other = (known.candidate, known.baseline)[:: 1 if weight else -1]
+            self._settling[other] = (found.warm(other), now_s + LEAVE_S)
             self._settle(known, [serves], now_s)
-            self._settling.pop(other, None)
         full_s = math.inf if known.full_since_s is None else now_s - known.full_since_s
         if full_s < rollout.steps[-1].hold_s:
             self._keep(known.baseline, known.most[known.baseline])

@@ -93,25 +93,27 @@ def test_promotions_and_rollbacks_under_load_fail_no_request(settled: Stack, cyc
     stack = settled
     stack.edit_endpoint(MODEL, scale={"idle_s": 0.2})  # whoever nobody calls would soon be gone
     took_s: dict[str, list[float]] = {"promote": [], "abort": []}
-    with load_on(stack) as load, watching(stack) as seen:
-        for _ in range(cycles):
-            until(lambda: not stack.engine(MODEL, "2"), 20.0, "the candidate sleeps")
-            rollouts.start(stack, MODEL, "2", hold_s=HOLD_S)
-            before = loads(stack, "1")
-            for wish, phase, arm, other in (
-                ("promote", "promoted", "canary", "stable"),
-                ("abort", "rolled_back", "stable", "canary"),
-            ):
-                began_s = time.monotonic()
-                rollouts.wish(stack, MODEL, wish)
-                rollouts.until_held(stack, MODEL, phase)
-                confirmed_s = time.monotonic()
-                took_s[wish].append(confirmed_s - began_s)
-                load.more(60)
-                assert load.last_s[arm] > confirmed_s
-                assert load.last_s.get(other, 0.0) <= confirmed_s
-            # What had been warm all the time was not loaded to be given its calls back.
-            assert loads(stack, "1") == before
+    with load_on(stack) as load:
+        load.more(30)
+        with watching(stack) as seen:
+            for _ in range(cycles):
+                rollouts.start(stack, MODEL, "2", hold_s=HOLD_S)
+                before = loads(stack, "1")
+                for wish, phase, arm, other in (
+                    ("promote", "promoted", "canary", "stable"),
+                    ("abort", "rolled_back", "stable", "canary"),
+                ):
+                    began_s = time.monotonic()
+                    rollouts.wish(stack, MODEL, wish)
+                    rollouts.until_held(stack, MODEL, phase)
+                    confirmed_s = time.monotonic()
+                    took_s[wish].append(confirmed_s - began_s)
+                    load.more(60)
+                    assert load.last_s[arm] > confirmed_s
+                    assert load.last_s.get(other, 0.0) <= confirmed_s
+                # What had been warm all the time was not loaded to be given its calls back.
+                assert loads(stack, "1") == before
+                until(lambda: not stack.engine(MODEL, "2"), 20.0, "the candidate sleeps")
     load.assert_clean()
     assert min(seen.replicas) >= 1
     assert seen.not_ready == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pool.placement import Demand, Load, Ref, WorkerView, plan, wake_order
-from pool.rollouts.needs import SETTLE_S, TRIES, Needs
+from pool.rollouts.needs import LEAVE_S, SETTLE_S, TRIES, Needs
 from pool.wire.control import EngineState
 from registry_sync.documents import EndpointSpec, EndpointState, Scale, Variant
 from registry_sync.rollout_terms import Phase, Rollout, RolloutState, Shadow, Step
@@ -157,9 +157,17 @@ def test_baseline_keeps_its_replicas_after_a_rollback_until_its_demand_is_known(
     needs = Needs()
     look(needs, pool(4, 2), state(2))
     back = state(0, "rolled_back")
-    assert look(needs, pool(4, 2), back, 5.0) == {OLD: 4}
+    assert look(needs, pool(4, 2), back, 5.0) == {OLD: 4, NEW: 2}  # edges hear of it last
+    assert look(needs, pool(4, 2), back, 5.0 + LEAVE_S) == {OLD: 4}
     assert look(needs, pool(4, 2), back, 4.9 + SETTLE_S) == {OLD: 4}
     assert look(needs, pool(4, 2), back, 5.0 + SETTLE_S) == {}
+
+
+def test_candidate_that_cannot_be_loaded_is_not_tried_any_more_once_it_is_rolled_back() -> None:
+    needs = Needs()
+    broken = [worker(name, engine(OLD), engine(NEW, "failed")) for name in "ab"]
+    look(needs, broken)
+    assert look(needs, broken, state(0, "rolled_back")) == {OLD: 2}
 
 
 def test_promotion_that_is_aborted_finds_the_baseline_as_it_was() -> None:
@@ -167,7 +175,8 @@ def test_promotion_that_is_aborted_finds_the_baseline_as_it_was() -> None:
     look(needs, pool(4, 4), state(3))
     look(needs, pool(4, 4), state(3, "promoted"), 1.0)
     back = state(0, "rolled_back")
-    assert look(needs, pool(4, 4), back, 2.0) == {OLD: 4}
+    assert look(needs, pool(4, 4), back, 2.0) == {OLD: 4, NEW: 4}
+    assert look(needs, pool(4, 4), back, 2.0 + LEAVE_S) == {OLD: 4}
     assert look(needs, pool(4, 4), back, 1.9 + SETTLE_S) == {OLD: 4}
     assert look(needs, pool(4, 4), back, 2.0 + SETTLE_S) == {}
 

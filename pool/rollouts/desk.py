@@ -325,6 +325,7 @@ def _guards(watched: _Watched, state: RolloutState) -> Guards:
         baseline=rollout.baseline,
         steps=len(rollout.steps),
         sticky=bool(watched.spec.assign.by),
+        cached=watched.spec.cache is not None,
     )
 
 

@@ -89,8 +89,8 @@ class SplitTest:
         self._odds = Odds(share, runs)
         # The whole mutable state: cumulative counts (baseline's units, candidate's, events of
         # both, events of the candidate), up to the last block and up to the last look.
-        self._closed: Floats = np.zeros((4, runs))
-        self._seen: Floats = np.zeros((4, runs))
+        self._closed: Sequence[Floats] = [np.zeros(runs) for _ in range(4)]
+        self._seen: Sequence[Floats] = [np.zeros(runs) for _ in range(4)]
 
     @property
     def log_e(self) -> Floats:
@@ -113,51 +113,51 @@ class SplitTest:
             lift: how many times as likely to have an event a unit of the candidate is because it
                 was exposed more; see `exposure_lift`.
         """
-        of_candidate = np.asarray(candidate_events, np.float64)
-        now = np.stack(
-            np.broadcast_arrays(
-                np.asarray(baseline_units, np.float64),
-                np.asarray(candidate_units, np.float64),
-                np.asarray(baseline_events, np.float64) + of_candidate,
-                of_candidate,
-                self._seen[0],
-            )[:4]
+        given = (baseline_units, candidate_units, baseline_events, candidate_events)
+        now = [np.asarray(count, np.float64) for count in given]
+        now[2] = now[2] + now[3]
+        self._seen = [np.maximum(old, new) for old, new in zip(self._seen, now, strict=True)]
+        theirs, ours, events, of_candidate = (
+            seen - closed for seen, closed in zip(self._seen, self._closed, strict=True)
         )
-        self._seen = np.maximum(self._seen, now)
-        block = self._seen - self._closed
-        ends = (block[0] >= BLOCK_UNITS_MIN) & (block[1] >= BLOCK_UNITS_MIN)
+        ends = np.minimum(theirs, ours) >= BLOCK_UNITS_MIN
         if not ends.any():
             return
-        block = np.where(ends, block, 0.0)
-        self._closed = np.where(ends, self._seen, self._closed)
-        if block[2].any():
-            exposed = block[1] * lift
-            share = np.divide(
-                exposed, exposed + block[0], out=np.zeros_like(exposed), where=exposed > 0
-            )
-            self._odds.add(block[2], block[3], share)
+        self._closed = [
+            np.where(ends, seen, closed)
+            for seen, closed in zip(self._seen, self._closed, strict=True)
+        ]
+        if events[ends].any():
+            exposed = ours * np.asarray(lift, np.float64)
+            share = exposed / np.maximum(exposed + theirs, 1.0)
+            self._odds.add(np.where(ends, events, 0.0), of_candidate, share)
 
 
 def exposure_lift(
-    share: float, baseline: tuple[float, float], candidate: tuple[float, float]
-) -> float:
+    share: float,
+    baseline: tuple[ArrayLike, ArrayLike],
+    candidate: tuple[ArrayLike, ArrayLike],
+) -> Floats:
     """Return how many times as likely to have an event a unit of the candidate may be, at least 1.
 
-    For units that keep their arm and count once.  In a look window a unit of an arm that answers
-    less out of its cache makes more calls that can fail; so calls count where they are split more
-    towards the candidate than units.  And an arm that is called less has its failing units still
-    before it when the other's are all counted: so at least the configured share counts.  Both
-    err towards the candidate.
+    For units that keep their arm and count once, where a cache answers for one arm more often.  In
+    a look window a unit of the other arm makes more calls that can fail; so calls count where they
+    are split more towards the candidate than units.  And an arm that is called less has its failing
+    units still before it when the other's are all counted: so at least the configured share counts.
+    Both err on the candidate's side.
 
     Args:
         share: the configured one, in (0, 1).
         baseline: its units (each once in a look window) and its calls so far.
         candidate: the same.
     """
-    if min(*baseline, *candidate) <= 0.0:
-        return 1.0
-    units = candidate[0] / baseline[0]
-    return max(1.0, candidate[1] / baseline[1] / units, share / (1.0 - share) / units)
+    units, calls, own_units, own_calls = (
+        np.maximum(np.asarray(count, np.float64), 1.0) for count in (*baseline, *candidate)
+    )
+    by_calls = own_calls / calls
+    return np.asarray(
+        np.maximum(np.maximum(by_calls, share / (1.0 - share)) * units / own_units, 1.0)
+    )
 
 
 def rate_bounds(events: float, units: float, alpha: float) -> tuple[float, float]:
@@ -279,21 +279,21 @@ def _split_log_e(arms: Sequence[tuple[float, float, float]]) -> float:
     return found
 
 
-def chained(log_es: Sequence[float], steps: int) -> float:
-    """Return what the segments' log e-values say together, the oldest first.
+def chained(log_es: Sequence[ArrayLike], steps: int) -> Floats:
+    """Return what the segments' log e-values say together, the oldest first; shape of each.
 
     The e-values of segments multiply.  So that a candidate that did well for long is found out as
     fast when it begins to fail, later segments are also looked at without what came before: the
     mean, by chances fixed beforehand, of the products that begin with each segment.
     """
     later = LATER / (steps - 1) if steps > 1 else 0.0
-    terms, product = [], 0.0
+    chances = [1.0 - LATER if later else 1.0, *([later] * (steps - 1))]
+    found, product = np.asarray(-np.inf), np.asarray(0.0)
     for index in range(len(log_es) - 1, -1, -1):
-        product += log_es[index]
-        chance = (1.0 - LATER if later else 1.0) if index == 0 else later if index < steps else 0.0
-        if chance:
-            terms.append(math.log(chance) + product)
-    return log_sum(terms) if terms else 0.0
+        product = product + np.asarray(log_es[index], np.float64)
+        if index < len(chances):
+            found = np.logaddexp(found, math.log(chances[index]) + product)
+    return np.asarray(found, np.float64)
 
 
 def log_sum(logs: Sequence[float]) -> float:

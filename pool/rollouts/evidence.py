@@ -25,7 +25,7 @@ CLASSES_MAX: Final = 1024
 _FOLDED: Final = ""  # stands for the incarnations that are a sum
 _SUMS: Final = (
     "assigned", "calls", "units", "errors", "lone_errors", "slow", "lone_slow", "log_calls",
-    "log_sum", "log_squares", "scores", "score_sum", "score_squares",
+    "log_sum", "log_squares", "late", "scores", "score_sum", "score_squares",
 )  # fmt: skip
 
 
@@ -194,6 +194,7 @@ def _counts(rollout: _Rollout, arm: str) -> ArmCounts:
         log_calls=sum(row.log_calls for row in rows),
         log_sum=sum(row.log_sum for row in rows),
         log_squares=sum(row.log_squares for row in rows),
+        late=float(sum(row.late for row in rows)),
         assigned=max((row.assigned for row in rows), default=0),
     )
 

@@ -42,8 +42,8 @@ class Stratum(msgspec.Struct, frozen=True):
     @property
     def lift(self) -> float:
         """See `exposure_lift`."""
-        (one, other), (calls, other_calls) = self.units, self.calls
-        return exposure_lift(self.share, (one, calls), (other, other_calls))
+        arms = zip(self.units, self.calls, strict=True)
+        return float(exposure_lift(self.share, *arms)) if 0.0 < self.share < 1.0 else 1.0
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -71,6 +71,7 @@ class Guards:
         baseline: str = "stable",
         steps: int = 1,
         sticky: bool = False,
+        cached: bool = True,
     ) -> None:
         """Begin a segment.
 
@@ -82,6 +83,7 @@ class Guards:
             baseline: the other's.
             steps: how many steps the rollout has.
             sticky: whether units keep their arm, and so may count for less than their calls.
+            cached: whether a cache may answer, so that arms with as many units have other calls.
         """
         self._guard, self._share, self._steps = guard, share, max(1, steps)
         self._names = (baseline, candidate)
@@ -98,7 +100,7 @@ class Guards:
                 past=[self._past_stratum(kind, segment) for segment in self._past],
                 past_log_es=self._past_log_es(kind),
                 steps=self._steps,
-                sticky=sticky,
+                is_uneven=sticky and cached,
             )
             for kind in kinds
         ]
@@ -137,7 +139,7 @@ class Guards:
         if self._guard.latency_ratio_max is not None:
             segment_log_e["latency"] = self._latency_log_e()
             log_es = [*self._past_log_es("latency"), segment_log_e["latency"]]
-            log_e["latency"] = chained(log_es, self._steps)
+            log_e["latency"] = float(chained(log_es, self._steps))
             is_harm = log_e["latency"] >= -math.log(self._alpha)
             (harms if is_harm else worse).extend(self._longer())
         waits_for = "; ".join(self._missing())
@@ -151,6 +153,15 @@ class Guards:
             segment_log_e=segment_log_e,
             intervals=self._intervals(),
         )
+
+    def fires_at(self) -> dict[str, float]:
+        """Return which e-values are evidence, by the names of `Verdict.log_e`; and "mismatch"."""
+        found = {"mismatch": self._steps / MISMATCH_ALPHA}
+        for kind in self._kinds:
+            found |= {name: 1.0 / alpha for name, alpha in kind.alphas.items()}
+        if self._guard.latency_ratio_max is not None:
+            found["latency"] = 1.0 / self._alpha
+        return found
 
     def _missing(self) -> Iterator[str]:
         needed = self._guard.outcomes_min
@@ -230,16 +241,18 @@ class RateGuard:
         past: Sequence[Stratum],
         past_log_es: Sequence[float],
         steps: int,
-        sticky: bool,
+        is_uneven: bool,
     ) -> None:
         self.name = name
-        self._margin, self._steps, self._is_sticky = margin, steps, sticky
+        self._margin, self._steps, self._is_uneven = margin, steps, is_uneven
         self._past, self._past_log_es = past, past_log_es
-        self._alpha, self._full_alpha = (1.0 - FULL_PART) * alpha, FULL_PART * alpha
+        # Half of the part for 100 % is for the bound of the baseline's rate.
+        full = FULL_PART * alpha / 2
+        self.alphas = {name: (1.0 - FULL_PART) * alpha, f"{name}_full": full}
         # How high the candidate's rate may be at 100 %: 1 if the baseline was not seen.
         self._units = sum(stratum.units[0] for stratum in past)
         self._events = sum(stratum.events[0] for stratum in past)
-        limit = rate_bounds(self._events, self._units, self._full_alpha / 2)[1] + margin
+        limit = rate_bounds(self._events, self._units, full)[1] + margin
         self._limit = np.array([min(1.0, limit)])
         # The whole mutable state: the last look, and the evidence so far.
         self._now = Stratum(share, (0, 0), (0, 0), (0, 0), (0, 0))
@@ -249,7 +262,7 @@ class RateGuard:
     def look(self, now: Stratum) -> None:
         """Take in the counts since the segment began."""
         if self._split is not None:
-            lift = now.lift if self._is_sticky else 1.0
+            lift = now.lift if self._is_uneven else 1.0
             self._split.look(*now.units, *now.events, lift)
         if self._full is not None:
             events = max(0.0, now.events[1] - self._now.events[1])
@@ -267,7 +280,8 @@ class RateGuard:
     def log_es(self) -> dict[str, float]:
         """Return the evidence of all segments."""
         now = self.segment_log_es()
-        return now | {self.name: chained([*self._past_log_es, now[self.name]], self._steps)}
+        log_es = [*self._past_log_es, now[self.name]]
+        return now | {self.name: float(chained(log_es, self._steps))}
 
     def rates(self) -> Rates:
         """Estimate how bad both arms are: by this segment or by all, whichever is worse."""
@@ -286,7 +300,7 @@ class RateGuard:
         ours = theirs = 0.0
         for stratum in strata:
             units = [stratum.units[0], stratum.units[1]]
-            if self._is_sticky:
+            if self._is_uneven:
                 units[1] *= stratum.lift
             if min(units) > 0.0:
                 ours += stratum.events[1] * units[0] / sum(units)
@@ -302,10 +316,9 @@ class RateGuard:
     def harms(self) -> Iterator[str]:
         """Say what there is evidence of, and that is worse than the margin allows."""
         log_es, rates = self.log_es(), self.rates()
-        needed = {self.name: self._alpha, f"{self.name}_full": self._full_alpha / 2}
         for name, log_e in log_es.items():
-            if log_e >= -math.log(needed[name]) and rates.harm >= self._margin:
-                enough = f"{1 / needed[name]:.0f} needed"
+            if log_e >= -math.log(self.alphas[name]) and rates.harm >= self._margin:
+                enough = f"{1 / self.alphas[name]:.0f} needed"
                 yield f"{self._what(rates)} (e-value {_shown(log_e)}, {enough})"
                 return
 
@@ -325,10 +338,11 @@ def _stratum(kind: str, share: float, baseline: ArmCounts, candidate: ArmCounts)
     """Return what is counted now of one kind of event."""
     arms = (baseline, candidate)
     found = _seen_stratum(kind, share, baseline.seen, candidate.seen)
-    events = [arm.errors if kind == "errors" else arm.slow for arm in arms]
-    return msgspec.structs.replace(
-        found, units=(arms[0].units, arms[1].units), events=(events[0], events[1])
-    )
+    if kind == "errors":
+        units, events = [arm.units for arm in arms], [arm.errors for arm in arms]
+    else:
+        units, events = [arm.units + arm.late for arm in arms], [arm.slow for arm in arms]
+    return msgspec.structs.replace(found, units=(units[0], units[1]), events=(events[0], events[1]))
 
 
 def _seen_stratum(kind: str, share: float, baseline: ArmSeen, candidate: ArmSeen) -> Stratum:

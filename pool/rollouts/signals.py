@@ -28,6 +28,7 @@ class ArmCounts(msgspec.Struct, frozen=True):
     log_sum: float = 0.0
     log_squares: float = 0.0
     assigned: int = 0  # units that got this arm, as many as one edge alone has told apart
+    late: float = 0.0  # units of a look window none of whose calls was answered in time
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -33,6 +33,7 @@ from registry_sync.rollout_terms import Rollout, RolloutState
 from registry_sync.rollouts import effective_weights, is_live, state_of
 from registry_sync.stores import Store, StoreError
 
+GATHER_S: Final = 0.1  # evidence of so long is looked at together
 AGAIN_S: Final = 1.0  # after the registry did not take a decision
 BUG_S: Final = 10.0
 
@@ -100,12 +101,14 @@ class RolloutDesk:
         self._is_lagging = is_lagging
         self._warmth = warmth
         # The whole mutable state: what was counted, who is watched by endpoint, which decisions
-        # are being written, and when one that could not be is tried again.
+        # are being written, and when one that could not be made or written is tried again.
         self._book = EvidenceBook()
         self._shadows = ShadowView()
         self._watched: dict[str, _Watched] = {}
         self._writing: dict[str, asyncio.Task[None]] = {}
         self._again_s: dict[str, float] = {}
+        self._news: set[str] = set()  # endpoints whose evidence was not looked at yet
+        self._timer: asyncio.TimerHandle | None = None
 
     # what is told
 
@@ -121,6 +124,7 @@ class RolloutDesk:
             old = self._watched.get(name)
             if old is None or (old.spec, old.document) != (spec, document):
                 self._watched[name] = self._watch(old, spec, document, seq)
+                self._news.add(name)
 
     def _watch(
         self, old: _Watched | None, spec: EndpointSpec, document: EndpointState | None, seq: int
@@ -142,9 +146,11 @@ class RolloutDesk:
         return new
 
     def report(self, incarnation: str, arms: tuple[ArmEvidence, ...]) -> None:
-        """Take what an edge has seen, and act on it."""
-        for name in self._book.report(incarnation, arms):
-            self._act(name)
+        """Take what an edge has seen; what all edges report at about one time is looked at once."""
+        self._news |= self._book.report(incarnation, arms)
+        if self._news and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(GATHER_S, self._look_at_news)
 
     def on_shadow(self, incarnation: str, shadow: ShadowReport) -> None:
         """Take what a worker has compared; for people only."""
@@ -158,13 +164,27 @@ class RolloutDesk:
             if watched.is_live:
                 self._act(name)
 
+    def _look_at_news(self) -> None:
+        self._timer = None
+        self._news &= self._watched.keys()
+        for name in sorted(self._news):
+            self._act(name)
+
     def _act(self, name: str) -> None:
-        look = self._look(name)
-        watched = self._watched[name]
-        is_due = look.now_s >= self._again_s.get(name, float("-inf"))
+        """See whether a rollout goes on, and have that written."""
+        watched, now_s = self._watched[name], asyncio.get_running_loop().time()
+        is_due = now_s >= self._again_s.get(name, float("-inf"))
         if not watched.is_live or name in self._writing or not is_due:
             return
-        move = policy.move(look)
+        try:
+            if self._timer is None and name in self._news:
+                self._news.discard(name)
+                self._compare(name, watched)
+            move = policy.move(self._look(name))
+        except Exception:
+            _log.exception("bug")  # in one rollout, which must not end the rounds of all
+            self._again_s[name] = now_s + BUG_S
+            return
         if move is not None:
             work = self._carry_out(name, watched, move)
             self._writing[name] = asyncio.get_running_loop().create_task(work)
@@ -172,39 +192,36 @@ class RolloutDesk:
     def _look(self, name: str) -> Look:
         watched = self._watched[name]
         now_s = asyncio.get_running_loop().time()
-        counts = self._book.counts(name)
-        if counts != watched.counts:
-            watched.counts = counts
-            if watched.guards is not None:
-                self._compare(name, watched, watched.guards, now_s)
         if watched.held_from_s is None and not self._is_lagging(watched.seq):
             watched.held_from_s = now_s
-        held_s = 0.0 if watched.held_from_s is None else now_s - watched.held_from_s
         warmth = self._warmth(name)
         return Look(
             now_s=now_s,
             spec=watched.spec,
             state=watched.state,
             verdict=watched.verdict,
-            counts=counts,
+            counts=watched.counts,
             warm=warmth.warm,
             wanted=warmth.wanted,
             failed=warmth.failed,
             failed_s=warmth.failed_s,
-            held_s=held_s,
+            held_s=0.0 if watched.held_from_s is None else now_s - watched.held_from_s,
             weights=watched.weights,
             cold=warmth.waits_for,
         )
 
-    def _compare(self, name: str, watched: _Watched, guards: Guards, now_s: float) -> None:
-        rollout, counts = watched.rollout, watched.counts
-        guards.look(
-            now_s,
+    def _compare(self, name: str, watched: _Watched) -> None:
+        """Let the guards see what was counted."""
+        rollout, counts = watched.rollout, self._book.counts(name)
+        if counts == watched.counts or watched.guards is None:
+            return
+        watched.guards.look(
+            asyncio.get_running_loop().time(),
             counts.get(rollout.baseline, ArmCounts()),
             counts.get(rollout.candidate, ArmCounts()),
             mismatch_log_e(self._book.assigned(name), watched.weights),
         )
-        watched.verdict = guards.verdict()
+        watched.counts, watched.verdict = counts, watched.guards.verdict()
 
     async def _carry_out(self, name: str, watched: _Watched, move: Move) -> None:
         loop = asyncio.get_running_loop()
@@ -294,6 +311,7 @@ class RolloutDesk:
             arm: replace(one, shown=self._book.shown(name, arm))
             for arm, one in figures(watched.spec).items()
         }
+        self._compare(name, watched)
         look, rollout = self._look(name), watched.rollout
         return report(
             look,
@@ -313,6 +331,10 @@ class RolloutDesk:
         self._shadows.reset()
         self._watched.clear()
         self._again_s.clear()
+        self._news.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def _guards(watched: _Watched, state: RolloutState) -> Guards:

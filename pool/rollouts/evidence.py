@@ -58,7 +58,9 @@ class _Units:
         if self.is_full or len(units) == self.told.get(key, 0):
             return
         self.told[key] = len(units)
-        new = set(units).difference(self.before, *self.by_arm.values())
+        new = set(units)
+        for found in (self.before, *self.by_arm.values()):
+            new = new - found  # costs as much as the smaller one, which -= does not
         into = self.by_arm.setdefault(row.variant, set()) if row.segment == now else self.before
         into.update(new)
         self.is_full = len(self.before) + sum(map(len, self.by_arm.values())) >= UNITS_MAX

@@ -71,6 +71,15 @@ class Controller:
         """Look at the registry, and wait until nothing is being written."""
         await self.poll()
         self.desk.round()
+        await self.looked()
+
+    async def looked(self) -> None:
+        """Look at what was reported, without waiting for more, and until nothing is written."""
+        self.desk._look_at_news()
+        await self.rest()
+
+    async def rest(self) -> None:
+        """Wait until nothing is being written."""
         for _ in range(100):
             await self.desk.finish(10)
             await asyncio.sleep(0)
@@ -207,7 +216,7 @@ async def test_stale_decision_is_not_written(store: Faulty, controller: Controll
 
     await asyncio.to_thread(endpoints.update_state, store, "e", elsewhere)
     controller.desk.report("e1/i", tuple(good(1)))  # would be enough for a step
-    await controller.desk.finish(10)
+    await controller.looked()
     assert rollout_of(store) == other
     await controller.settled()
     assert controller.view()["segment"] == 7
@@ -242,7 +251,7 @@ async def test_who_dies_after_writing_and_before_telling_has_decided(
     await controller.settled()
     store.is_away = lambda key: key.endswith(endpoints.MARK_SUFFIX)
     controller.desk.report("e1/i", tuple(good(1)))
-    await controller.desk.finish(10)
+    await controller.looked()
     decided = rollout_of(store)
     assert decided.step == 2
     await controller.settled()

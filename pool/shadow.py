@@ -34,6 +34,8 @@ from pool.wire import data
 from pool.wire.control import ShadowExample, ShadowReport
 
 KEPT_BYTES_MAX: Final = 16 << 20  # of inputs and answers, of all copies that wait or run together
+# Of inputs in edges' arenas, besides one copy: what finds no place there costs the edge more.
+ARENA_BYTES_MAX: Final = 2 << 20
 KEPT_MAX: Final = 64
 KEPT_S_MAX: Final = 1.0  # a copy that has waited so long is dropped
 RUN_S_MAX: Final = 30.0  # one that may take longer is not begun
@@ -64,6 +66,7 @@ class _Copy:
     candidate: tuple[str, str]
     count: Count
     bytes: int
+    arena_bytes: int  # of these, in an edge's arena
     kept_s: float
 
 
@@ -98,6 +101,7 @@ class Shadows:
         self._waiting: deque[_Copy] = deque()
         self._running: _Copy | None = None
         self._bytes = 0
+        self._arena_bytes = 0
         # When to look next, and since when, and since which arrival, nobody has called:
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since_s = 0.0
@@ -138,20 +142,31 @@ class Shadows:
                 count.absent += 1
                 count.dropped += 1
                 continue
+            if self._is_closed or len(self._waiting) >= KEPT_MAX:
+                count.dropped += 1
+                continue
             if not size_bytes:
                 known, given = loaded.datatypes, answer.outputs
                 outputs = {name: _own(given[name]) for name in given if name in known}
                 size_bytes = _bytes_of(tensors, outputs)
-            is_full = len(self._waiting) >= KEPT_MAX or self._bytes + size_bytes > KEPT_BYTES_MAX
-            if self._is_closed or is_full or not count.pay(now_s):
+            input_bytes = sum([len(tensor.data) for tensor in tensors]) if call.arena_at else 0
+            if not self._has_room(size_bytes, input_bytes) or not count.pay(now_s):
                 count.dropped += 1
                 continue
             self._bytes += size_bytes
+            self._arena_bytes += input_bytes
+            sizes = (size_bytes, input_bytes)
             self._waiting.append(
-                _Copy(call, tensors, outputs, loaded, candidate, count, size_bytes, now_s)
+                _Copy(call, tensors, outputs, loaded, candidate, count, *sizes, now_s)
             )
             count.run_s = count.run_s or answer.infer_s  # the candidate may take as long
             self._look_soon()
+
+    def _has_room(self, size_bytes: int, arena_bytes: int) -> bool:
+        held_bytes = self._arena_bytes
+        return self._bytes + size_bytes <= KEPT_BYTES_MAX and (
+            not arena_bytes or not held_bytes or held_bytes + arena_bytes <= ARENA_BYTES_MAX
+        )
 
     def report(self) -> ShadowReport | None:
         """Return what was found, cumulative; None: nothing since the last report."""
@@ -265,6 +280,7 @@ class Shadows:
     def _end(self, copy: _Copy, found: Found | None) -> None:
         """Count what was found, and let go of the copy; None: it did not run."""
         self._bytes -= copy.bytes
+        self._arena_bytes -= copy.arena_bytes
         self._is_news = True
         if found is None:
             copy.count.dropped += 1

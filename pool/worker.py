@@ -130,6 +130,8 @@ class Worker:
 
     def is_idle(self) -> bool:
         """Tell whether nobody waits for anything here."""
+        if any(edge.calls for edge in self.peers):
+            return False
         return not any(slot.calls or slot.state == "loading" for slot in self._slots.values())
 
     def report_deadly(self) -> None:

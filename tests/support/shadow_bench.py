@@ -116,6 +116,7 @@ class Bench:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.device = Device()
+        self.duration_s = duration_s
         self.replicas = {
             ref: self._replica(ref, rows_max, duration_s, change if ref == CANDIDATE else dict)
             for ref in (BASELINE, CANDIDATE)

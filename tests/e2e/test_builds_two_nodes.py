@@ -150,6 +150,7 @@ def test_wish_is_built_for_a_gpu_that_is_nowhere_here_and_uploaded_once(nodes: N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("nodes", [FULL], indirect=True)
 def test_without_any_controller_each_node_builds_and_one_uploads(nodes: Nodes) -> None:
     before = nodes.want("alone")
     nodes.fleet.controller.stop(signal.SIGKILL)

@@ -49,7 +49,7 @@ async def test_memory_of_a_large_model_is_back_once_it_sleeps_and_no_cpu_is_used
     async with running_worker(folder) as worker:
         assert (await worker.call(small)).status == 200
         before = worker.rss_bytes()
-        for _ in range(2 if idle_s < 10 else 20):
+        for _ in range(2 if idle_s < 10 else 10):
             assert (await worker.call(large)).status == 200
             loaded = worker.rss_bytes()
             await worker.unload("large")

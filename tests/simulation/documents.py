@@ -10,16 +10,16 @@ from tests.simulation.engine import Costs, artifact, described
 from tests.support.artifacts import blob_key, manifest_of
 
 
-def put_model(store: Store, model: str, costs: Costs | None = None) -> None:
-    """Publish version 1 of a model."""
+def put_model(store: Store, model: str, costs: Costs | None = None, version: str = "1") -> None:
+    """Publish a version of a model."""
     files = artifact(costs or Costs())
-    manifest = described(manifest_of(files, model))
+    manifest = described(manifest_of(files, model, version))
     for data in files.values():
         try:
             store.put_new(blob_key(data), data)
         except Conflict:
             pass  # another model that costs as much
-    store.put_new(f"models/{model}/1/manifest.json", write(manifest))
+    store.put_new(f"models/{model}/{version}/manifest.json", write(manifest))
 
 
 def put_endpoint(store: Store, name: str, **scale: Any) -> None:

@@ -27,6 +27,7 @@ class Costs(msgspec.Struct, frozen=True):
     row_s: float = 0.001
     bytes: int = 1000
     fails: bool = False  # to load
+    fails_each: int = 0  # it fails any run with a value that is a multiple of this; 0: none
     journal: str = ""  # a file that is told when a replica is warm, and when it has gone
 
 
@@ -95,6 +96,8 @@ class SimulatedSession:
         ledger.runs.append(run)
         time.sleep(self.costs.run_s + self.costs.row_s * len(values))
         run.is_done = True
+        if self.costs.fails_each and not all(values % self.costs.fails_each):
+            raise EngineError("this input is too much for it")
         return {"y": values + np.int64(1)}
 
     def stream(self, tensors: Tensors) -> Iterator[Tensors]:

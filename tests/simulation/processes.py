@@ -45,6 +45,7 @@ class Process:
         self.name = name
         self.pid = PID_MIN + len(loop.processes)
         self.state = "running"
+        self.wall_s = 0.0  # by which its host's wall clock is ahead of everybody's
         self.code: int | None = None  # once it is dead; a signal's negative
         self.handlers: dict[int, Callable[[], None]] = {}
         self.transports: dict[SimulatedTransport, None] = {}  # in order, or chance would decide

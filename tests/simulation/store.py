@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,9 @@ class FarStore:
         self.is_away = False
         self.answer_s = ANSWER_S
         self.asked: Counter[str] = Counter()  # "get models/m/1/manifest.json", …
+        # Called around every answer with "get", …, and what was asked, in the thread that asked.
+        self.before: Callable[..., None] = _nothing
+        self.after: Callable[..., None] = _nothing
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.behind, name)
@@ -44,6 +48,13 @@ class FarStore:
             if self.is_away:
                 time.sleep(GIVE_UP_S)
                 raise StoreUnavailable("the registry does not answer")
-            return found(*args, **options)
+            self.before(name, *args)
+            answer = found(*args, **options)
+            self.after(name, *args)
+            return answer
 
         return far
+
+
+def _nothing(name: str, *args: Any) -> None:
+    pass

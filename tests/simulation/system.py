@@ -37,6 +37,10 @@ def replaced(loop: SimulatedLoop) -> Iterator[None]:
         process = current()
         return old_pid() if process is None else process.pid
 
+    def wall() -> float:
+        process = current()
+        return loop.time() + loop.wall_s + (0.0 if process is None else process.wall_s)
+
     def kill(pid: int, number: int) -> None:
         if pid in loop.processes:
             loop.processes[pid].kill(number)
@@ -68,7 +72,7 @@ def replaced(loop: SimulatedLoop) -> Iterator[None]:
 
     patches: list[tuple[Any, str, Any]] = [
         (time, "monotonic", loop.time),
-        (time, "time", lambda: loop.time() + loop.wall_s),
+        (time, "time", wall),
         (time, "sleep", loop.threads.sleep),
         (threading, "Condition", threads.Condition),
         (pool.engine_queue, "ThreadRunner", threads.Runner),

@@ -132,6 +132,27 @@ def identity(path: Path, datatype: str = "FP32", shape: Sequence[int | str] = ("
     )
 
 
+def identity_that_fails(path: Path, above: float) -> Path:
+    """Write ``y = x``, FP32 [1, 4], which onnxruntime fails wherever ``x[0, 0] > above``.
+
+    The index of a table with one row is out of range then, which nobody can see in the graph.
+    """
+    weights = [
+        numpy_helper.from_array(np.ones(1, np.float32), "table"),
+        numpy_helper.from_array(np.array([above], np.float32), "above"),
+        numpy_helper.from_array(np.array([0]), "column"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["x", "column"], ["first"], axis=1),
+        helper.make_node("Greater", ["first", "above"], ["is_above"]),
+        helper.make_node("Cast", ["is_above"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["one"]),
+        helper.make_node("Mul", ["x", "one"], ["y"]),
+    ]
+    inputs, outputs = ([tensor(name, TensorProto.FLOAT, [1, 4])] for name in ("x", "y"))
+    return save(path, nodes, inputs, outputs, weights)
+
+
 def tensor(name: str, element: int, shape: Sequence[int | str | None] | None) -> Any:
     """Describe an input or output; a `shape` of None leaves its rank out."""
     return helper.make_tensor_value_info(name, element, shape)

@@ -1,4 +1,4 @@
-"""`rollout start|status|pause|resume|promote|abort`: one version takes over from another.
+"""`rollout start|status|diff|pause|resume|promote|abort`: one version takes over from another.
 
 What is wished is written to the endpoint's spec; the running stack's controller carries it out.
 """
@@ -6,20 +6,28 @@ What is wished is written to the endpoint's spec; the running stack's controller
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from infra.changes import recorded
-from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, poke, said, store_of
-from infra.commands.rollout_status import status_command
+from infra.commands.carried_out import Document, carry_out
+from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, said, store_of
+from infra.commands.rollout_status import diff_command, status_command
 from registry_sync import rollout_orders
 from registry_sync.rollout_orders import Ordered
 from registry_sync.rollout_terms import Guard, Shadow, Wish
 
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
+_DONE: Mapping[Wish, Callable[[Document], bool]] = {
+    "pause": lambda document: document["state"] == "paused",
+    "run": lambda document: document["state"] == "running",
+    "promote": lambda document: True,  # once enough is warm, which may take its time
+    "abort": lambda document: document["state"] == "rolled_back",
+}
 IfRevision = Annotated[int | None, typer.Option(min=0, help="Must be current.")]
 
 
@@ -28,6 +36,7 @@ def register(app: typer.Typer) -> None:
     family = typer.Typer(no_args_is_help=True, help="Let a version take over, step by step.")
     family.command("start")(start_command)
     family.command("status")(status_command)
+    family.command("diff")(diff_command)
     family.command("pause")(pause_command)
     family.command("resume")(resume_command)
     family.command("promote")(promote_command)
@@ -104,7 +113,7 @@ def start_command(
             ),
             _moved,
         )
-        poke(data, store, says_if_nobody=True)
+        carry_out(data, store, ordered, lambda document: bool(document["at"]))
     typer.echo(ordered.spec.revision)
 
 
@@ -137,7 +146,10 @@ def promote_command(
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
 ) -> None:
-    """Give the version all traffic as soon as enough of it is warm, whatever steps are left."""
+    """Give the version all traffic as soon as enough of it is warm, whatever steps are left.
+
+    Returns at once; `rollout status` tells how far that is.
+    """
     _wish(name, "promote", "rollout.promote", if_revision, reason, data, registry)
 
 
@@ -168,7 +180,7 @@ def _wish(
             lambda: rollout_orders.wish(store, name, wish, if_revision=if_revision),
             _moved,
         )
-        poke(data, store, says_if_nobody=True)
+        carry_out(data, store, ordered, _DONE[wish])
     typer.echo(ordered.spec.revision)
 
 

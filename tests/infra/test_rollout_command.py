@@ -7,49 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from msgspec.structs import replace
-from typer.testing import CliRunner
 
-from infra.cli import make_app
-from infra.stack import CannotStart
 from registry_sync import endpoints
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import EndpointSpec, Variant
 from registry_sync.rollout_terms import Guard, Shadow, Step
+from tests.support.commands import Commands
 from tests.support.published import decide, publish
 
 SPEC = EndpointSpec("m", (Variant("stable", "m", "1", 100.0),))
 
 
-class Cli:
-    """Commands on one registry, called in this process."""
+class Cli(Commands):
+    """Commands on one registry."""
 
     def __init__(self, registry: Path) -> None:
-        self.registry = registry
+        super().__init__("--registry", str(registry), "--data", str(registry / "none"))
         self.store = DirectoryStore(registry)
-
-    def __call__(self, *words: str, stdin: str = "") -> Result:
-        on = ("--registry", str(self.registry), "--data", str(self.registry / "none"))
-        return CliRunner().invoke(make_app(words[0]), [*words, *on], input=stdin)
-
-    def ok(self, *words: str, stdin: str = "") -> str:
-        """Run a command that must succeed; returns its stdout."""
-        result = self(*words, stdin=stdin)
-        assert result.exit_code == 0, (result.output, result.exception)
-        return result.stdout.strip()
-
-    def fails(self, *words: str, stdin: str = "") -> str:
-        """Run a command that must fail with 1; returns what it says."""
-        result = self(*words, stdin=stdin)
-        assert isinstance(result.exception, CannotStart), (result.output, result.exception)
-        return str(result.exception)
-
-    def misused(self, *words: str) -> str:
-        """Run a command that must end with 2; returns its stderr, without the frame around it."""
-        result = self(*words)
-        assert result.exit_code == 2, (result.output, result.exception)
-        return " ".join(result.stderr.replace("│", " ").split())
 
     def spec(self) -> EndpointSpec:
         return endpoints.get_spec(self.store, "m")[0]

@@ -35,6 +35,7 @@ from edge.errors import (
     jittered,
 )
 from edge.starting import START_S_MAX, needs_call, to_start
+from edge.watch import ArmWatch
 from pool.wire import data
 from pool.wire.arena import PLACE_BYTES_MIN, Arena
 from pool.wire.control import EngineRoute, Routes, WorkerRoute
@@ -110,6 +111,8 @@ class Call:
         "sent",
         "sent_s",
         "shadow",
+        "unit",
+        "watch",
     )
 
     def __init__(
@@ -145,6 +148,8 @@ class Call:
         self.gave_back: tuple[WorkerConn, ...] = ()
         self.sent_s = 0.0
         self.shadow: tuple[data.ShadowOf, ...] = ()  # who answer it as well, for a comparison
+        self.watch: ArmWatch | None = None  # is told how it ends
+        self.unit: bytes | None = None  # whose it is then
 
     @property
     def is_starting(self) -> bool:
@@ -160,6 +165,13 @@ class Call:
         """End the call with `error` unless it has ended."""
         if not self.future.done():
             self.future.set_exception(error)
+            if self.watch is not None and self.sent:
+                self.tell(self.watch, error.status)
+
+    def tell(self, watch: ArmWatch, status: int, outputs: Sequence[data.TensorLike] = ()) -> None:
+        """Tell a rollout's guards how the call ended."""
+        now_s = time.monotonic()
+        watch.observe(self.unit, status, now_s - self.sent_s, now_s, outputs)
 
 
 class WorkerConn:
@@ -404,6 +416,8 @@ class WorkerConn:
             call.future.set_result(
                 Answer(outputs, reply.queue_us, reply.infer_us, reply.batch_rows)
             )
+            if call.watch is not None:
+                call.tell(call.watch, 200, outputs)
         elif reply.not_run and len(call.gave_back) < RETURNS_MAX:
             call.gave_back += (self,)
             self._pool.on_returned(call)

@@ -52,7 +52,6 @@ from edge.trace import (
     Header,
     Trace,
     count,
-    observe,
     observe_spoilt,
     server_timing,
     trace_context,
@@ -418,9 +417,7 @@ class Service:
         )
         if arm.shadow is not None and on_chunk is None:
             call.shadow = arm.shadow.draw(random.random())
-        if (watch := trace.watch) is not None:
-            unit, now = trace.unit, self._now
-            call.future.add_done_callback(lambda _: observe(watch, unit, call, now()))
+        call.watch, call.unit = trace.watch, trace.unit
         return call
 
     async def _compute(self, trace: Trace, call: Call) -> Answer:

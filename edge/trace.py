@@ -144,26 +144,6 @@ def count(trace: Trace, status: int) -> None:
     )
 
 
-def observe(watch: ArmWatch, unit: bytes | None, call: Call, now_s: float) -> None:
-    """Tell a rollout's guards of a call that has ended, as far as it says something of the model.
-
-    Args:
-        watch: of the arm that the call was sent for.
-        unit: whose it was; None: it is its own.
-        call: has ended.
-        now_s: when, on the clock of `call.sent_s`.
-    """
-    future = call.future
-    if future.cancelled() or not call.sent:
-        return
-    error = future.exception()
-    if error is None:
-        answer = future.result()
-        watch.observe(unit, 200, now_s - call.sent_s, now_s, answer.outputs)
-    elif isinstance(error, Refusal):
-        watch.observe(unit, error.status, now_s - call.sent_s, now_s)
-
-
 def observe_spoilt(trace: Trace, now_s: float) -> None:
     """Tell a rollout's guards of a request that failed after the call: its answer was none.
 

@@ -34,6 +34,8 @@ EVENT_UNITS_MAX: Final = 65_536  # told apart in one rollout
 # what is told of a rollout fits one.
 TOLD_UNITS_MAX: Final = 4000
 SEGMENTS_KEPT: Final = 16  # of which is still told
+LOOKS_FREE: Final = 64  # so many answers of an arm are looked into first,
+LOOK_EACH: Final = 64  # and then one of so many: a look costs a third of all that a request does
 
 _HASH_BYTES = 7
 _HASH_SHIFT = 4  # 52 bits: whole numbers that a double holds as well
@@ -202,7 +204,7 @@ class ArmWatch:
             self._slow(unit)
         if status != 200:
             self.fail(unit)
-        elif self.calls & 15 == 0 or self.calls < 256:
+        elif self.calls <= LOOKS_FREE or not self.calls % LOOK_EACH:
             self.outputs.look(outputs)
 
     def fail(self, unit: bytes | None) -> None:

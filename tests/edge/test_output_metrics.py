@@ -37,7 +37,7 @@ def test_whole_numbers_are_the_classes_themselves() -> None:
 
 
 def test_rows_without_a_number_are_left_out() -> None:
-    rows = [[np.nan, 1.0], [np.inf, 0.0], [0.25, 0.5]]
+    rows = [[np.nan, 1.0], [np.inf, 0.0], [1e7, 0.0], [0.25, 0.5]]
     found = look(np.array(rows, np.float32), "FP32")
     assert (found.scores, found.score_sum, found.classes) == (1, 0.5, {"1": 1})
 

@@ -196,11 +196,17 @@ def test_version_called_by_number_has_one_arm_and_no_cache(metrics: Metrics) -> 
     assert endpoint.assignment.draw(0.99) == 0
 
 
-def rolling(segment: int, weight: float = 10.0, phase: Any = "running", **fields: Any) -> Documents:
+def rolling(
+    segment: int,
+    weight: float = 10.0,
+    phase: Any = "running",
+    rollout: str = "r",
+    **fields: Any,
+) -> Documents:
     """Return documents of a rollout in one of its segments."""
     arms = (Variant("stable", "m", "1", 100.0), Variant("canary", "m", "2", 0.0))
-    wished = EndpointSpec("e", arms, assign=Assign(("key",)), rollout=Rollout(id="r"), **fields)
-    done = RolloutState("r", phase, step=1, segment=segment)
+    wished = EndpointSpec("e", arms, assign=Assign(("key",)), rollout=Rollout(id=rollout), **fields)
+    done = RolloutState(rollout, phase, step=1, segment=segment)
     weights = {"stable": 100 - weight, "canary": weight}
     state = EndpointState("e", wished.revision, weights, rollout=done)
     return documents(specs={"e": write(wished)}, states={"e": write(state)})
@@ -218,6 +224,15 @@ def test_change_of_weights_begins_new_counters_and_anything_else_goes_on(
     assert one.watch is two.watch is three.watch
     assert not {id(arm.watch) for arm in two.arms} & {id(arm.watch) for arm in three.arms}
     assert three.firsts is not two.firsts
+
+
+def test_another_rollout_of_the_endpoint_counts_from_nothing(metrics: Metrics) -> None:
+    old = compile_snapshot(rolling(1), Snapshot(), metrics)
+    new = compile_snapshot(rolling(1, rollout="other"), old, metrics)
+    one, two = (found.endpoints["e"].watch for found in (old, new))
+    assert one is not None
+    assert two is not None
+    assert (one.id, two.id) == ("r", "other")
 
 
 def test_documents_that_do_not_fit_leave_the_counters_alone(metrics: Metrics) -> None:

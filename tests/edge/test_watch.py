@@ -10,6 +10,7 @@ import pytest
 from edge import watch as watch_module
 from edge.watch import LOOK_S, ArmWatch, Firsts, RolloutWatch, SegmentWatch, UnitHash
 from pool.wire import control
+from pool.wire.data import Tensor
 from pool.wire.histogram import quantile_s
 
 ARMS = ("stable", "canary")
@@ -102,6 +103,20 @@ def test_what_takes_longer_than_the_limit_is_slow_once_a_unit() -> None:
         arm.observe(b"u", 200, seconds, 1.0)
     arm.observe(None, 200, 0.9, 1.0)
     assert (arm.slow, arm.lone_slow, len(arm.slow_units)) == (3, 1, 1)
+
+
+def test_unit_that_is_slow_and_fails_is_both() -> None:
+    arm = canary(slow_s=0.5)
+    arm.observe(b"u", 500, 0.6, 1.0)
+    assert arm.error_units == arm.slow_units == [UnitHash("salt").number_of(b"u")]
+
+
+def test_answers_are_looked_into_at_first_and_then_now_and_again() -> None:
+    arm = canary()
+    answer = [Tensor("y", "FP32", (1, 2), bytes(8))]
+    for _ in range(watch_module.LOOKS_FREE + 2 * watch_module.LOOK_EACH):
+        arm.observe(None, 200, 0.01, 1.0, answer)
+    assert arm.evidence().scores == watch_module.LOOKS_FREE + 2
 
 
 def test_timeout_is_slow_where_there_is_a_limit_and_never_an_outcome() -> None:

@@ -18,7 +18,8 @@ from starlette.applications import Starlette
 
 from edge.auth import Auth
 from edge.cache import AnswerCache
-from edge.dispatch import Pool
+from edge.dispatch import Call, Pool
+from edge.errors import DeadlineExceeded, Refusal, WorkerLost
 from edge.exposure import ExposureLog
 from edge.flight import Flights
 from edge.infer import Service
@@ -360,6 +361,25 @@ async def test_answer_that_cannot_be_given_is_an_error(edge: Edge) -> None:
     edge.answers = [answer(NOT_A_NUMBER)]
     assert (await edge.ask("u")).status == 500
     assert edge.counted() == (1, 1, 0)
+
+
+async def test_bug_of_the_edge_is_no_error_of_the_model(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.infer.render_infer", None)
+    assert (await edge.ask("u")).status == 500
+    assert edge.counted() == (1, 0, 0)
+
+
+async def test_call_that_ends_before_it_was_sent_is_nothing(edge: Edge) -> None:
+    call = Call(ref=("m", "1"), digest="d", request_id="r", inputs=(), outputs=(), deadline_s=0.0)
+    call.watch = edge.arm("stable")
+    for error in (DeadlineExceeded("late"), WorkerLost("broke")):
+        call.fail(error)
+        with pytest.raises(Refusal):
+            await call.future
+        call.future = asyncio.get_running_loop().create_future()
+    assert edge.counted() == (0, 0, 0)
 
 
 @pytest.mark.parametrize("content", [FINE, NOT_A_NUMBER])

@@ -164,7 +164,8 @@ def _notes(rollout: Document) -> Iterator[tuple[str, str, str]]:
     """Yield what is said below the arms: its name, text and style."""
     fires_at = rollout.get("fires_at", {})
     evidence = [
-        f"{guard} e {shown_e(e)}" + (f" of {shown_e(fires_at[guard])}" if guard in fires_at else "")
+        f"{_guard(guard)} e {shown_e(e)}"
+        + (f" of {shown_e(fires_at[guard])}" if guard in fires_at else "")
         for guard, e in rollout.get("e_values", {}).items()
     ]
     if evidence:
@@ -174,7 +175,9 @@ def _notes(rollout: Document) -> Iterator[tuple[str, str, str]]:
         yield "outputs", "  ".join(outputs), ""
     if rollout.get("shadow") is not None:
         yield "shadow", _shadow(rollout["shadow"]), ""
-    yield ("verdict", *_verdict(rollout))
+    verdict, style = _verdict(rollout)
+    if verdict != rollout.get("reason"):
+        yield "verdict", verdict, style
     if rollout["state"] in LIVE and rollout.get("waits_for"):
         yield "waits for", rollout["waits_for"], "yellow"
     if rollout.get("reason"):
@@ -190,6 +193,11 @@ def _verdict(rollout: Document) -> tuple[str, str]:
     if rollout.get("worse"):
         return f"looks worse, not proven: {rollout['worse']}", "yellow"
     return rollout.get("verdict") or "no evidence of harm", "green"
+
+
+def _guard(name: str) -> str:
+    kind = name.removesuffix("_full")
+    return kind if kind == name else f"{kind} at 100 %"
 
 
 def _outputs(arm: Document) -> str:

@@ -81,6 +81,12 @@ def test_verdict_is_the_worst_that_is_known(more: dict[str, Any], verdict: str) 
     assert verdict in table(**more)
 
 
+def test_end_is_said_once() -> None:
+    shown = text(state="rolled_back", verdict="20 % fail", reason="20 % fail")
+    assert shown.count("20 % fail") == 1
+    assert "  reason    20 % fail  (" in shown
+
+
 def test_what_a_running_rollout_waits_for_is_said_until_its_end() -> None:
     assert "  waits for 2 of 3 replicas" in text(waits_for="2 of 3 replicas")
     assert "waits for" not in text(waits_for="2 of 3 replicas", state="rolled_back")
@@ -91,8 +97,8 @@ def test_evidence_beyond_every_bound_is_cut() -> None:
 
 
 def test_evidence_is_shown_also_where_its_bound_is_not_known() -> None:
-    assert "  evidence  errors e 0.5  slow e 3\n" in text(
-        e_values={"errors": 0.5, "slow": 3.0}, fires_at={}
+    assert "  evidence  errors e 0.5  errors at 100 % e 3\n" in text(
+        e_values={"errors": 0.5, "errors_full": 3.0}, fires_at={}
     )
 
 

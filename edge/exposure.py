@@ -25,6 +25,7 @@ from edge.watch import Firsts, UnitHash
 FLUSH_S: Final = 0.1
 ROWS_MAX: Final = 16_384  # of which nothing is written yet
 ROWS_AT_ONCE: Final = 1024
+UNIT_BYTES_MAX: Final = 256  # a longer one is hashed at once, and always: it must not lie here
 
 
 class Exposure(msgspec.Struct, frozen=True, gc=False):
@@ -60,7 +61,7 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     unit: str
 
 
-Row = tuple[float, Exposure, bytes]
+Row = tuple[float, Exposure, bytes | str]  # a unit, or its name
 
 
 class ExposureLog:
@@ -86,7 +87,8 @@ class ExposureLog:
             firsts: is told to take the unit for new once more, if there is no room for a line.
         """
         if len(self._rows) < ROWS_MAX:
-            self._rows.append((time.time(), exposure, unit))
+            name = unit if len(unit) <= UNIT_BYTES_MAX else UnitHash(exposure.salt).hex_of(unit)
+            self._rows.append((time.time(), exposure, name))
         else:
             firsts.forget(unit)
 
@@ -112,7 +114,9 @@ def render(edge: str, pid: int, rows: Sequence[Row]) -> bytes:
 
 def _line(edge: str, pid: int, row: Row) -> Line:
     unix_s, of, unit = row
-    if of.names == "plain":
+    if isinstance(unit, str):
+        name = unit
+    elif of.names == "plain":
         name = unit.decode("utf-8", "replace")  # a header may hold bytes that are no text
     else:
         name = UnitHash(of.salt).hex_of(unit)

@@ -296,7 +296,12 @@ class SegmentWatch:
 
     def turn(self, now_s: float) -> None:
         """Begin the look window that `now_s` is in."""
+        self.end()
         self.until_s = (now_s // LOOK_S + 1) * LOOK_S
+
+    def end(self) -> None:
+        """End the look window; who was in it is forgotten."""
+        self.until_s = -math.inf
         self.seen.clear()
         self.seen_late.clear()
 
@@ -333,6 +338,8 @@ class RolloutWatch:
         """
         found = self._segments.get(number)
         if found is None:
+            for ended in self._segments.values():
+                ended.end()
             found = self._segments[number] = SegmentWatch(self, number, variants, slow_s)
             while len(self._segments) > SEGMENTS_KEPT:
                 del self._segments[min(self._segments)]

@@ -17,6 +17,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edge.variants import Arm, assign
+from edge.watch import UnitHash
 from registry_sync.keys import find_id
 from tests.support import models
 from tests.support.stack import Answer, Stack, tensors, until
@@ -92,6 +93,26 @@ def test_a_unit_gets_what_the_pure_function_says(two: Stack) -> None:
         seen[_check(answer)] += 1
     assert len(edges) == 2
     assert set(seen) == set(NAMES)
+
+
+def test_every_edge_logs_once_who_got_which_arm(two: Stack) -> None:
+    _split(two, 50, salt="logged")
+    name_of = UnitHash("logged").hex_of
+    got = {}
+    for number in range(60):
+        user = f"visitor-{number % 20}"
+        got[name_of(user.encode())] = _check(two.infer(MODEL, INPUTS, {"x-user": user}))
+
+    def lines() -> list[dict[str, Any]]:
+        found = [line for line in two.log_text().splitlines() if '"event":"exposure"' in line]
+        return [line for line in map(json.loads, found) if line["unit"] in got]
+
+    until(lambda: {line["unit"] for line in lines()} == got.keys(), 10.0, "all units are logged")
+    assert all(line["variant"] == got[line["unit"]] for line in lines())
+    by_edge = Counter((line["edge"], line["unit"]) for line in lines())
+    assert set(by_edge.values()) == {1}
+    assert len({edge for edge, _ in by_edge}) == 2
+    assert "visitor-" not in two.log_text()
 
 
 def test_the_salt_is_part_of_the_assignment(two: Stack) -> None:

@@ -160,6 +160,15 @@ def test_late_answers_of_an_ended_segment_stay_there() -> None:
     assert found == {(1, "stable"): 0, (1, "canary"): 1, (2, "stable"): 0, (2, "canary"): 1}
 
 
+def test_window_of_an_ended_segment_holds_nobody() -> None:
+    rollout = RolloutWatch("e", "r", "salt")
+    old = rollout.segment(1, ARMS)
+    old.arms["canary"].observe(b"u", 200, 0.1, 1.0)
+    assert old.seen
+    rollout.segment(2, ARMS)
+    assert not old.seen
+
+
 def test_only_the_last_segments_are_told() -> None:
     rollout = RolloutWatch("e", "r", "salt")
     for number in range(40):

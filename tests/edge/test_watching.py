@@ -460,6 +460,15 @@ async def test_units_are_logged_as_they_are_only_where_the_spec_says_so(edge: Ed
     assert edge.assigned(2) == 1
 
 
+async def test_unit_as_long_as_a_header_may_be_is_not_kept(edge: Edge) -> None:
+    edge.follow(replace(SPEC, assign=replace(BY_USER, exposure="plain")))
+    for user in ("ä" * 128, "ä" * 129):
+        await edge.ask(user)
+    edge.exposures.flush()
+    hashed = UnitHash("s").hex_of("ä".encode() * 129)
+    assert [line["unit"] for line in edge.log.lines] == ["ä" * 128, hashed]
+
+
 async def test_arms_of_a_plain_split_are_logged_once_for_each_change_of_weights(
     edge: Edge,
 ) -> None:

@@ -32,7 +32,7 @@ from registry_sync.stores import Store
 GOOD, BAD = "2", "3"
 STEPS = (10.0, 50.0, 100.0)  # percent
 HOLD_S = 2.0
-SHADOW = Shadow(sample=0.1)
+SHADOW = Shadow(sample=0.5)
 ROLLOUT_S_MAX = 60.0
 AFTER_S = 1.0  # watched once a rollout has ended
 LOOK_S = 0.25

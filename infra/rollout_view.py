@@ -6,7 +6,7 @@ unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -49,7 +49,7 @@ def tables(rollout: Document) -> RenderableType:
     notes.add_column(overflow="fold")
     for name, text, style in _notes(rollout):
         add_row(notes, name, Text(text, style))
-    return Group(title, _arms(rollout), notes)
+    return Group(title, Text(""), _arms(rollout), Text(""), notes)
 
 
 VIEW = View("rollout status", lines, tables)
@@ -130,23 +130,27 @@ def _progress(rollout: Document) -> str:
 
 
 def _arms(rollout: Document) -> Table:
-    has_slow = _has_slow(rollout)
+    """Return a column for each arm: what is compared stands side by side, on 80 columns too."""
+    arms = rollout["variants"]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("variant", "version"):
-        table.add_column(column, overflow="fold")
-    numbers = ["share", "seen", "warm", "requests", "hits", "watched", "errors", "error rate"]
-    for column in (*numbers, *(["slow"] if has_slow else []), "p50 ms", "p99 ms"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for arm in rollout["variants"]:
-        add_row(
-            table,
-            *(arm["name"], f"{arm['model']}/{arm['version']}"),
-            *(f"{arm['weight']:g} %", _seen(arm), _known(arm, "replicas")),
-            *(_known(arm, "requests"), shown_percent(arm.get("hit_share"))),
-            *(_known(arm, "calls"), _known(arm, "failed_calls"), _rate(arm)),
-            *([_known(arm, "slow_calls")] if has_slow else []),
-            *(_ms(arm, "p50_ms"), _ms(arm, "p99_ms")),
-        )
+    table.add_column("")
+    for arm in arms:
+        table.add_column(Text(arm["name"]), overflow="fold")
+    rows: dict[str, Callable[[Document], str]] = {
+        "version": lambda arm: f"{arm['model']}/{arm['version']}",
+        "share": lambda arm: f"{arm['weight']:g} %, seen {_seen(arm)}",
+        "warm": lambda arm: _known(arm, "replicas"),
+        "requests": lambda arm: f"{_known(arm, 'requests')}, {_known(arm, 'calls')} watched",
+        "cache hits": lambda arm: shown_percent(arm.get("hit_share")),
+        "errors": lambda arm: _known(arm, "failed_calls"),
+        "error rate": _rate,
+        "slow calls": lambda arm: _known(arm, "slow_calls"),
+        "p50 ms": lambda arm: _ms(arm, "p50_ms"),
+        "p99 ms": lambda arm: _ms(arm, "p99_ms"),
+    }
+    for name, cell in rows.items():
+        if name != "slow calls" or _has_slow(rollout):
+            add_row(table, name, *(cell(arm) for arm in arms))
     return table
 
 

@@ -147,6 +147,23 @@ def test_answers_of_the_old_version_come_out_of_the_cache_again(settled: Stack) 
     assert set(ask()) == {("stable", "hit")}
 
 
+def test_arm_without_weight_that_cannot_be_loaded_leaves_its_endpoint_ready(settled: Stack) -> None:
+    stack = settled
+    arms = (("stable", "1", 100), ("canary", "3", 0))
+    variants = [
+        {"name": name, "model": MODEL, "version": version, "weight": weight}
+        for name, version, weight in arms
+    ]
+    stack.set_endpoint({"endpoint": MODEL, "variants": variants})
+    stack.until_ready(MODEL)
+    assert stack.infer(MODEL, INPUTS, version="3").status == 503
+    until(lambda: [e["state"] for e in stack.engine(MODEL, "3")], what="it was tried")
+    ready = stack.request("GET", f"/v2/models/{MODEL}/ready")
+    assert (ready.status, ready.headers["x-tidepool-state"]) == (200, "warm")
+    loaded = stack.request("POST", f"/v2/repository/models/{MODEL}/load", "{}")
+    assert (loaded.status, loaded.body) == (200, b"")
+
+
 @pytest.mark.slow
 def test_candidate_that_cannot_be_loaded_is_rolled_back_and_was_never_asked(settled: Stack) -> None:
     stack = settled

@@ -67,6 +67,28 @@ async def test_candidate_is_loaded_before_it_has_weight_and_the_baseline_stays_w
         assert asked(one) == [("load", "2")]  # though both have slept for longer than they may
 
 
+async def test_candidate_gets_its_share_of_replicas_and_the_baseline_keeps_all_of_its_own(
+    stack: Stack,
+) -> None:
+    old, new = engine("1", idle_s=1e4), engine("2", idle_s=1e4)
+    two = [await stack.joined(worker(name, old)) for name in ("w1", "w2")]
+    await asyncio.sleep(SOON_S)
+    assert sorted(map(asked, two)) == [[], [("load", "2")]]  # a half of two, for the first step
+    for member in two:
+        member.say(beat(old, *[new] * len(asked(member))))
+    await decide(stack, 1, "paused")
+    await asyncio.sleep(SOON_S)
+    assert list(map(asked, two)) == [[("load", "2")]] * 2
+    for member in two:
+        member.say(beat(old, new))
+    phases: tuple[Phase, ...] = ("paused", "promoted")
+    for phase in phases:
+        await decide(stack, 2, phase)
+        await asyncio.sleep(SOON_S)
+        assert list(map(asked, two)) == [[("load", "2")]] * 2
+    assert stack.status()["endpoints"][0]["variants"][0]["replicas"] == 2
+
+
 @pytest.mark.parametrize(("phase", "step", "gone"), [("promoted", 2, ""), ("rolled_back", 0, "2")])
 async def test_baseline_stays_after_the_end_and_a_candidate_that_failed_does_not(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, phase: Phase, step: int, gone: str

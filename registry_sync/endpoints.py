@@ -233,7 +233,7 @@ def rollback(
         RevisionConflict: another revision than `if_revision` is current, or somebody replaced the
             spec meanwhile.
         RolloutLive: a rollout runs, and the previous spec is from before it.
-        RolloutUnfit: the previous spec's rollout would begin anew.
+        RolloutUnfit: the previous spec's rollout would begin anew, or go on.
     """
     current, _ = get_spec(store, name)
     if if_revision is not None and current.revision != if_revision:

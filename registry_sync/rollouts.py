@@ -211,17 +211,17 @@ def check_returned(
 
     Raises:
         RolloutLive: a rollout runs, and `previous` is from before it.
-        RolloutUnfit: the rollout of `previous` would begin anew.
+        RolloutUnfit: the rollout of `previous` would begin anew, or go on with nothing warm.
     """
     if is_same_rollout(current, previous):
         return
     if is_live(current, state) and not may_abort:
         raise _live(current)
-    if previous.rollout is not None and state_of(previous, state) is None:
+    if is_live(previous, state):
         name, revision = previous.endpoint, previous.revision
         raise RolloutUnfit(
-            f"revision {revision} of {name!r} would begin its rollout anew; set what is to be with "
-            f"`tidepool endpoint set {name}`"
+            f"revision {revision} of {name!r} would begin its rollout anew, or go on with it at "
+            f"once; set what is to be with `tidepool endpoint set {name}`"
         )
 
 

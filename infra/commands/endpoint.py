@@ -98,7 +98,8 @@ def history_command(
         return
     for spec in specs:
         arms = ", ".join(f"{v.name} {v.model}/{v.version} {v.weight:g} %" for v in spec.variants)
-        typer.echo(f"{spec.revision}  {arms}")
+        wish = "" if spec.rollout is None else f"  rollout {spec.rollout.id}: {spec.rollout.wish}"
+        typer.echo(f"{spec.revision}  {arms}{wish}")
 
 
 def diff_command(

@@ -129,6 +129,8 @@ def test_a_rollout_is_paused_resumed_promoted_and_aborted(cli: Cli) -> None:
         ("rollout.abort", "5", "6", ""),
     ]
     assert "being aborted" in cli.fails("rollout", "resume", "m")
+    history = cli.ok("endpoint", "history", "m").splitlines()
+    assert [line.rpartition(" ")[2] for line in history[1:]] == ["run", *wishes]
     assert cli.spec().revision == 6
     assert len(cli.trail()) == 5  # what was refused did not happen
 

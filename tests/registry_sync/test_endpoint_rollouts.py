@@ -186,6 +186,14 @@ def test_a_rollback_begins_no_rollout_anew(store: Racing) -> None:
     assert serving(store) == "2"
 
 
+def test_a_rollback_does_not_go_on_with_a_rollout_that_was_aborted(store: Racing) -> None:
+    decide(store, "m", "running", 25)
+    endpoints.set_spec(store, ONE, abort_rollout=True)
+    with pytest.raises(RolloutUnfit, match="revision 2 of 'm' would"):
+        endpoints.rollback(store, "m")
+    assert serving(store) == "1"
+
+
 def test_an_endpoint_that_began_with_its_rollout_has_nothing_to_go_back_to(
     tmp_path: Path,
 ) -> None:

@@ -190,6 +190,19 @@ def test_a_rollout_that_has_ended_takes_no_other_wish(
     assert why in str(raised.value)
 
 
+def test_to_resume_what_a_guard_has_paused_overrules_what_it_found() -> None:
+    done = RolloutState("r1", "paused", 2, 3, harm="5 of 9 calls failed")
+    found = EndpointState("m", 5, {"stable": 95, "canary": 5}, rollout=done)
+    after = wished(RUNS, found, "run")
+    assert after.rollout is not None
+    assert (after.rollout.wish, after.rollout.overruled) == ("run", 3)
+    assert is_same_rollout(RUNS, after)
+    check_replaced(RUNS, after, found, may_abort=False)
+    again = wished(after, state("paused"), "pause")
+    assert again.rollout is not None
+    assert again.rollout.overruled == 3
+
+
 def test_without_a_rollout_nothing_can_be_wished() -> None:
     with pytest.raises(NoRollout, match=r"'m' has no rollout.*rollout start m"):
         wished(ONE, None, "abort")

@@ -89,13 +89,13 @@ def evidence_s(outcomes: list[Outcome], share: float, steps: int) -> float:
     for outcome in outcomes:
         calls[outcome.arm][0] += 1
         calls[outcome.arm][1] += outcome.status == 500
-        counts = [
+        stable, canary = (
             ArmCounts(
                 seen=ArmSeen(calls=n, units=n, errors=bad, failed_units=bad), units=n, errors=bad
             )
             for n, bad in calls.values()
-        ]
-        guards.look(outcome.at_s, *counts)
+        )
+        guards.look(outcome.at_s, stable, canary)
         if guards.verdict().harms:
             return outcome.at_s
     raise AssertionError(f"never: {calls}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from registry_sync.documents import EndpointState
 from registry_sync.rollout_terms import Guard
+from registry_sync.rollouts import RolloutRefused
 from tests.simulation.engine import Costs
 from tests.simulation.fleet import fleet_of
 from tests.simulation.processes import current
@@ -109,7 +111,7 @@ def killed_at(count: int, *, is_written: bool, again: bool = True) -> Trouble:
 
     async def trouble(scene: Scene) -> None:
         left = count
-        killed = []
+        killed: list[float] = []
 
         def at_write(state: EndpointState, is_done: bool) -> None:
             nonlocal left
@@ -364,9 +366,30 @@ async def storm(scene: Scene) -> None:
     async def write() -> None:
         await killed_once(scene)
 
+    async def worker() -> None:
+        name = dice.choice(("w0", "w1"))
+        fleet.named(name).kill()
+        fleet.worker(name, controller=None)
+
+    async def edit() -> None:
+        scene.edit(deadline_ms=dice.randrange(5_000, 10_000))
+
+    async def pause() -> None:
+        with contextlib.suppress(RolloutRefused):  # it has just ended
+            scene.wish("pause")
+            await asyncio.sleep(dice.uniform(0.0, 5.0))
+            scene.wish("run")
+
+    async def cut() -> None:
+        ends = (dice.choice(("c1", "c2")), dice.choice(("e0", "e1", "w0", "w1")))
+        fleet.world.loop.network.cut(*map(fleet.named, ends))
+        await asyncio.sleep(dice.uniform(0.5, 10.0))
+        fleet.world.loop.network.heal()
+
+    troubles = (controller, stop, edge, registry, clock, write, worker, edit, pause, cut)
     while scene.phase in ("", "running", "paused"):
         await asyncio.sleep(dice.expovariate(1 / 2.0))
-        await dice.choice((controller, stop, edge, registry, clock, write))()
+        await dice.choice(troubles)()
 
 
 async def killed_once(scene: Scene) -> None:

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -85,7 +86,7 @@ class Load:
         assert not self.wrong, self.wrong[:3]
         assert not self.failed, (len(self.failed), self.failed[:3])
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

@@ -789,7 +789,7 @@ odd_request = st.fixed_dictionaries(
 
 
 @given(odd_request, st.binary(max_size=12), st.none() | st.integers(-1, 400))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_odd_requests_are_refused_or_read(request_: Any, tail: bytes, length: int | None) -> None:
     raw = json.dumps(request_).encode()
     check(raw, None, MIXED)
@@ -804,7 +804,7 @@ def test_odd_generate_bodies_are_refused_or_read(request_: Any) -> None:
 
 
 @given(st.binary(max_size=200), st.none() | st.text(max_size=5))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_random_bytes_are_refused(raw: bytes, length: str | None) -> None:
     check(raw, length, MIXED)
 

@@ -267,7 +267,7 @@ class Shadows:
     def _ran(self, copy: _Copy, loaded: Loaded, outcome: Outcome) -> None:
         if isinstance(outcome, Answer):
             copy.count.run_s = outcome.infer_s
-        elif not isinstance(outcome, Failed) or outcome.status == 503:
+        elif not isinstance(outcome, Failed):
             self._end(copy, None)  # it would have taken too long, or the engine is on its way out
             return
         if self._runner is None:

@@ -169,6 +169,12 @@ def test_processes_without_end_lose_nothing_and_take_bounded_room() -> None:
     assert found is not None
     assert found["offered"] == 6 * PROCESSES_MAX
     assert len(view._counts["e/r"]) == PROCESSES_MAX
+    for number in range(2 * PROCESSES_MAX):  # one that goes on is never taken for one that ended
+        view.take("a", ShadowReport((ShadowCount("e/s", "m/1", "m/2", number),)))
+        view.take(f"p{number}", ShadowReport((ShadowCount("e/s", "m/1", "m/2", 2, 1),)))
+    again = view.seen("e", "s")
+    assert again is not None
+    assert again["offered"] == 4 * PROCESSES_MAX + 2 * PROCESSES_MAX - 1
     for number in range(2 * ROLLOUTS_MAX):
         view.take("a", ShadowReport((ShadowCount(f"e{number}/r", "m/1", "m/2", 2, 1),)))
     assert len(view._counts) == ROLLOUTS_MAX

@@ -16,7 +16,7 @@ import pytest
 
 from pool import shadow
 from pool.engines.base import Array, Tensors
-from pool.shadow import KEPT_BYTES_MAX, KEPT_MAX, KEPT_S_MAX, input_digest
+from pool.shadow import ARENA_BYTES_MAX, KEPT_BYTES_MAX, KEPT_MAX, KEPT_S_MAX, input_digest
 from pool.ticket import Answer
 from pool.wire import data
 from pool.wire.control import ShadowCount
@@ -155,6 +155,23 @@ def test_a_copy_begins_only_after_a_pause_as_long_as_itself(seed: int) -> None:
     run(main())
 
 
+def test_calls_that_come_and_go_within_the_pause_keep_a_slow_copy_away() -> None:
+    async def main() -> None:
+        bench = Bench(candidate_s=0.05)
+        bench.call()
+        await asyncio.sleep(1)
+        assert len(bench.copies()) == 1  # so it is known how long one takes
+        bench.call()
+        for _ in range(20):  # each is gone long before the next
+            await asyncio.sleep(0.03)
+            bench.call(marks=())
+        assert len(bench.copies()) == 1
+        await asyncio.sleep(0.2)
+        assert len(bench.copies()) == 2
+
+    run(main())
+
+
 def test_calls_of_anybody_keep_copies_away() -> None:
     async def main() -> None:
         bench = Bench()
@@ -215,6 +232,29 @@ def test_kept_bytes_are_bounded_and_given_back() -> None:
         count = await rest(bench)
         assert (count.dropped, count.failed + count.compared) == (2, 7)
         assert [one() for one in kept] == [None] * 9
+
+    run(main())
+
+
+def test_few_places_of_an_arena_are_held_but_one_of_any_size_is() -> None:
+    async def main() -> None:
+        for size, held in ((ARENA_BYTES_MAX // 2, 2), (ARENA_BYTES_MAX + 4, 1), (4, 5)):
+            bench = Bench()
+            loaded = bench.replicas[BASELINE].loaded
+            assert loaded is not None
+            bench.call(marks=())  # the worker is busy
+            for number in range(5):
+                tensors = [Tensor("x", "FP32", (1, size // 4), bytes(size))]
+                call = data.Call(
+                    *(number, "r", *BASELINE, "d", 0, 0, ()), arena_at=64, shadow=(MARK,)
+                )
+                outputs = {"y": np.zeros((1, 4), np.float32)}
+                bench.shadows.offer(call, tensors, answered(outputs), loaded)
+            assert bench.count.offered - bench.count.dropped == held
+            await rest(bench)
+            bench.shadows.offer(call, tensors, answered(outputs), loaded)
+            assert bench.shadows.bytes > size  # there is room again
+            await rest(bench)
 
     run(main())
 

@@ -113,13 +113,15 @@ class Bench:
         rows_max: int = 8,
         change: Callable[[Tensors], Tensors] = dict,
         duration_s: Callable[[int], float] = lambda rows: 0.004 + 0.001 * rows,
+        candidate_s: float = 0.0,  # that each of its runs takes; 0: as long as the baseline's
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.device = Device()
         self.duration_s = duration_s
+        other_s = (lambda rows: candidate_s) if candidate_s else duration_s
         self.replicas = {
-            ref: self._replica(ref, rows_max, duration_s, change if ref == CANDIDATE else dict)
-            for ref in (BASELINE, CANDIDATE)
+            BASELINE: self._replica(BASELINE, rows_max, duration_s, dict),
+            CANDIDATE: self._replica(CANDIDATE, rows_max, other_s, change),
         }
         self.arrivals = 0
         self.callers: list[Caller] = []

@@ -20,6 +20,8 @@ from tests.support.stack import Answer, Stack, until
 
 MODEL = "swing"
 HOLD_S = 600.0  # longer than any test
+IDLE_S = 0.2
+FORGOTTEN_S = 1.5  # by then who idles for that long sleeps: a heartbeat and a round later
 INPUTS = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
 FP32 = ("FP32", (-1, 4))
 
@@ -91,12 +93,12 @@ def watching(stack: Stack, version: str = "1") -> Iterator[Watch]:
 )
 def test_promotions_and_rollbacks_under_load_fail_no_request(settled: Stack, cycles: int) -> None:
     stack = settled
-    stack.edit_endpoint(MODEL, scale={"idle_s": 0.2})  # whoever nobody calls would soon be gone
+    stack.edit_endpoint(MODEL, scale={"idle_s": IDLE_S})  # whoever nobody calls is soon gone
     took_s: dict[str, list[float]] = {"promote": [], "abort": []}
     with load_on(stack) as load:
         load.more(30)
         with watching(stack) as seen:
-            for _ in range(cycles):
+            for cycle in range(cycles):
                 rollouts.start(stack, MODEL, "2", hold_s=HOLD_S)
                 before = loads(stack, "1")
                 for wish, phase, arm, other in (
@@ -109,6 +111,8 @@ def test_promotions_and_rollbacks_under_load_fail_no_request(settled: Stack, cyc
                     confirmed_s = time.monotonic()
                     took_s[wish].append(confirmed_s - began_s)
                     load.more(60)
+                    if cycle == 0 and wish == "promote":
+                        time.sleep(FORGOTTEN_S)
                     assert load.last_s[arm] > confirmed_s
                     assert load.last_s.get(other, 0.0) <= confirmed_s
                 # What had been warm all the time was not loaded to be given its calls back.

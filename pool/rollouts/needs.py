@@ -8,13 +8,15 @@ demand asks for is decided in `scaling`; what is kept here is a lower bound for 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
 from pool.placement import Demand, Ref, WorkerView, fits, owners
+from pool.wire.control import EngineState
 from registry_sync.documents import EndpointSpec, EndpointState
 from registry_sync.rollout_terms import Rollout
 from registry_sync.rollouts import effective_weights, is_live
@@ -41,11 +43,13 @@ class Warmth(msgspec.Struct, frozen=True):
 class _Known:
     """What is remembered of one rollout."""
 
-    rollout: tuple[str, Ref, Ref]  # see `_rollout_of`
+    spec: EndpointSpec
+    state: EndpointState | None
     baseline: Ref
     candidate: Ref
     most: dict[Ref, int] = field(default_factory=dict)  # replicas that each had since it began
     is_live: bool = False
+    is_over: bool = False  # nothing is kept any more, until a document changes
     weight: float = 0.0  # the candidate's
     full_since_s: float | None = None  # since when the candidate has all weight
     failures: dict[str, str] = field(default_factory=dict)  # worker → why it could not load
@@ -100,51 +104,50 @@ class Needs:
             now_s: monotonic.
         """
         self._kept, self._beside = {}, {}
-        rollouts = {name: _rollout_of(spec) for name, spec in specs.items()}
-        for name, known in list(self._known.items()):
-            if rollouts.get(name) != known.rollout:
-                del self._known[name]
-                self._settle(known, known.most, now_s)
-        whose = owners(wanted, workers) if specs else {}
-        for name, (rollout_id, baseline, candidate) in rollouts.items():
-            known = self._known.setdefault(
-                name, _Known((rollout_id, baseline, candidate), baseline, candidate)
-            )
-            found = _Look(workers, wanted, whose, candidate)
-            self._follow(known, specs[name], states.get(name), found, now_s)
+        for name in self._known.keys() - specs.keys():
+            self._leave(name, now_s)
+        pool: _Pool | None = None
+        for name, spec in specs.items():
+            known, state = self._known.get(name), states.get(name)
+            is_same = known is not None and known.spec is spec and known.state is state
+            if known is not None and known.is_over and is_same:
+                continue  # as most are that ever were, and this is done very often
+            if known is not None and not is_same and _rollout_of(known.spec) != _rollout_of(spec):
+                self._leave(name, now_s)
+                known = None
+            if known is None:
+                _, baseline, candidate = _rollout_of(spec)
+                known = self._known[name] = _Known(spec, state, baseline, candidate)
+            known.spec, known.state = spec, state
+            pool = pool or _Pool(workers, wanted)
+            self._follow(known, pool, now_s)
         for ref, (replicas, until_s) in list(self._settling.items()):
             if now_s < until_s:
                 self._keep(ref, replicas)
             else:
                 del self._settling[ref]
 
-    def _follow(
-        self,
-        known: _Known,
-        spec: EndpointSpec,
-        state: EndpointState | None,
-        found: _Look,
-        now_s: float,
-    ) -> None:
-        rollout = spec.rollout
+    def _follow(self, known: _Known, pool: _Pool, now_s: float) -> None:
+        spec, rollout = known.spec, known.spec.rollout
         assert rollout is not None
         for ref in (known.baseline, known.candidate):
-            known.most[ref] = max(known.most.get(ref, 0), found.warm(ref))
-        before, weight = known.weight, effective_weights(spec, state)[rollout.candidate]
-        known.weight = weight
+            known.most[ref] = max(known.most.get(ref, 0), pool.warm[ref])
+        before = known.weight
+        known.weight = weight = effective_weights(spec, known.state)[rollout.candidate]
         if weight < 100:
             known.full_since_s = None
         elif known.full_since_s is None:
             known.full_since_s = now_s
-        if is_live(spec, state):
-            known.is_live = True
+        if is_live(spec, known.state):
+            known.is_live, known.is_over = True, False
             # What the candidate needs now is what the baseline needs for the same calls.
             known.most[known.baseline] = max(
-                1, known.most[known.baseline], *(found.decided(ref) for ref in known.most)
+                1, known.most[known.baseline], *(pool.decided(ref) for ref in known.most)
             )
-            _note_failures(known, found, now_s)
-            share = next_weight(rollout, weight)
-            known.warmth = _warmth(known, found, share, spec.scale.replicas_max, now_s)
+            takers = pool.takers(known.candidate)
+            _note_failures(known, pool, takers, now_s)
+            most = min(spec.scale.replicas_max, len(takers))
+            known.warmth = _warmth(known, pool, next_weight(rollout, weight), most, now_s)
             self._keep(known.baseline, known.most[known.baseline])
             self._keep(known.candidate, known.warmth.wanted)
             self._beside[known.candidate] = None if rollout.shadow is None else known.baseline
@@ -153,16 +156,17 @@ class Needs:
         if known.is_live or weight != before:
             known.is_live = False
             serves, other = (known.candidate, known.baseline)[:: 1 if weight else -1]
-            self._settling[other] = (found.warm(other), now_s + LEAVE_S)
-            self._settle(known, [serves], now_s)
+            self._settling[other] = (pool.warm[other], now_s + LEAVE_S)
+            self._settling[serves] = (known.most[serves], now_s + SETTLE_S)
         full_s = math.inf if known.full_since_s is None else now_s - known.full_since_s
-        if full_s < rollout.steps[-1].hold_s:
+        known.is_over = full_s >= rollout.steps[-1].hold_s
+        if not known.is_over:
             self._keep(known.baseline, known.most[known.baseline])
 
-    def _settle(self, known: _Known, refs: Iterable[Ref], now_s: float) -> None:
-        """Let versions keep for a while what they have: their calls come at once."""
-        for ref in refs:
-            self._settling[ref] = (known.most[ref], now_s + SETTLE_S)
+    def _leave(self, endpoint: str, now_s: float) -> None:
+        """Forget a rollout that a spec has not any more; its calls may come to either arm."""
+        for ref, replicas in self._known.pop(endpoint).most.items():
+            self._settling[ref] = (replicas, now_s + SETTLE_S)
 
     def _keep(self, ref: Ref, replicas: int) -> None:
         if replicas:
@@ -190,89 +194,82 @@ def next_weight(rollout: Rollout, weight: float) -> float:
     return float(next(above, 100.0))
 
 
-class _Look(msgspec.Struct, frozen=True):
-    """The workers, as a candidate sees them."""
+class _Pool:
+    """The workers, as a rollout sees them; they do not change meanwhile."""
 
-    workers: Sequence[WorkerView]
-    wanted: Mapping[Ref, Demand]
-    whose: Mapping[str, str]  # by worker
-    candidate: Ref
+    def __init__(self, workers: Sequence[WorkerView], wanted: Mapping[Ref, Demand]) -> None:
+        self._live = [worker for worker in workers if not worker.draining]
+        self._wanted = wanted
+        self._whose = owners(wanted, workers)
+        self._may: dict[str, list[WorkerView]] = {}
+        self.warm = Counter(  # replicas
+            ref
+            for worker in self._live
+            for ref, engine in worker.engines.items()
+            if engine.state == "warm"
+        )
 
-    def warm(self, ref: Ref) -> int:
-        """How many replicas of a version are warm."""
-        return sum(self._state(worker, ref) == "warm" for worker in self._live())
-
-    def states(self) -> dict[str, str]:
-        """The candidate's state by worker that has it, or tries to."""
-        found = {worker.id: self._state(worker, self.candidate) for worker in self._live()}
-        return {name: state for name, state in found.items() if state}
-
-    def detail(self, worker: str) -> str:
-        """Why the candidate failed there."""
-        found = next(one for one in self.workers if one.id == worker)
-        return found.engines[self.candidate].detail
+    def engines(self, ref: Ref) -> dict[str, EngineState]:
+        """Return a version's engines by worker, whatever their state."""
+        return {w.id: w.engines[ref] for w in self._live if ref in w.engines}
 
     def decided(self, ref: Ref) -> int:
-        """How many replicas of a version were wanted last."""
-        return self.wanted[ref].replicas if ref in self.wanted else 0
+        """Return how many replicas of a version were wanted last."""
+        return self._wanted[ref].replicas if ref in self._wanted else 0
 
-    def takers(self) -> list[WorkerView]:
-        """The workers that have the candidate, or could."""
-        demand = self.wanted.get(self.candidate, Demand(1))
-        shared = [worker for worker in self._live() if not self.whose.get(worker.id)]
-        own = [worker for worker in self._live() if self.whose.get(worker.id) == demand.owner]
-        if demand.owner:
-            # It gets more of its own as it needs them; one is left to those that share.
-            own = [*own, *shared[1:]] if own else shared
-        return [
-            worker
-            for worker in own
-            if self._state(worker, self.candidate) or fits(worker, demand.size_bytes)
-        ]
+    def takers(self, ref: Ref) -> set[str]:
+        """Return the workers that have a version, or could."""
+        demand = self._wanted.get(ref, Demand(1))
+        may = self._may.get(demand.owner)
+        if may is None:
+            may = self._may[demand.owner] = self._of(demand.owner)
+        return {w.id for w in may if ref in w.engines or fits(w, demand.size_bytes)}
 
-    def _live(self) -> list[WorkerView]:
-        return [worker for worker in self.workers if not worker.draining]
-
-    @staticmethod
-    def _state(worker: WorkerView, ref: Ref) -> str:
-        engine = worker.engines.get(ref)
-        return "" if engine is None else engine.state
+    def _of(self, owner: str) -> list[WorkerView]:
+        """Return the workers on which versions of an owner may be loaded, now or in a moment."""
+        shared = [worker for worker in self._live if not self._whose.get(worker.id)]
+        own = [worker for worker in self._live if self._whose.get(worker.id) == owner]
+        if not owner:
+            return shared
+        # It gets more of its own as it needs them; one is left to those that share.
+        return [*own, *shared[1:]] if own else shared
 
 
-def _note_failures(known: _Known, found: _Look, now_s: float) -> None:
+def _note_failures(known: _Known, pool: _Pool, takers: Set[str], now_s: float) -> None:
     """Remember who could not load the candidate; trying again is no news, until it is warm."""
-    states = found.states()
-    if "warm" in states.values():
+    if pool.warm[known.candidate]:
         known.failures.clear()
         known.failed_since_s = None
         return
-    there = {worker.id for worker in found.takers()}
-    known.failures = {name: why for name, why in known.failures.items() if name in there}
-    for name, state in states.items():
-        if state == "failed":
-            known.failures[name] = found.detail(name)
-    trying = [n for n, state in states.items() if state == "loading" and n not in known.failures]
-    is_tried = len(known.failures) >= TRIES or there <= known.failures.keys()
-    if not known.failures or trying or not is_tried:
+    known.failures = {name: why for name, why in known.failures.items() if name in takers}
+    is_tried_anew = False
+    for name, engine in pool.engines(known.candidate).items():
+        if engine.state == "failed":
+            known.failures[name] = engine.detail
+        is_tried_anew |= engine.state == "loading" and name not in known.failures
+    is_tried = len(known.failures) >= TRIES or takers <= known.failures.keys()
+    if not known.failures or is_tried_anew or not is_tried:
         known.failed_since_s = None
     elif known.failed_since_s is None:
         known.failed_since_s = now_s
 
 
-def _warmth(known: _Known, found: _Look, weight: float, most: int, now_s: float) -> Warmth:
-    """Return how far the candidate is for `weight`, as it is kept for the baseline's replicas."""
-    baseline = min(known.most[known.baseline], most)
-    takers = found.takers()
-    wanted = max(1, min(math.ceil(baseline * weight / 100 - 1e-9), most, len(takers)))
-    warm = found.warm(found.candidate)
+def _warmth(known: _Known, pool: _Pool, weight: float, most: int, now_s: float) -> Warmth:
+    """Return how far the candidate is for `weight`: its share of the baseline's replicas.
+
+    Args:
+        most: so many it can have; 0: no worker has room.
+    """
+    wanted = max(1, min(math.ceil(known.most[known.baseline] * weight / 100 - 1e-9), most))
+    warm = pool.warm[known.candidate]
     why = next(iter(known.failures.values()), "")
     waits_for = ""
     if warm < wanted:
-        model, version = found.candidate
+        model, version = known.candidate
         waits_for = f"{warm} of {wanted} replicas of {model} version {version} are warm"
         if why:
             waits_for += f"; a worker could not load it: {why}"
-        elif not takers:
+        elif not most:
             waits_for += "; no worker has room for it"
     if known.failed_since_s is None:
         return Warmth(warm, wanted, waits_for=waits_for)

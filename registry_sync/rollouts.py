@@ -182,10 +182,13 @@ def check_replaced(
     were reached with one version must not hold for another.
 
     Raises:
-        RolloutLive: a rollout runs, and `new` has other arms, another rollout or none.
+        RolloutLive: a rollout runs, and `new` has other arms, another rollout or none; or goes on
+            with it among other units.
         RolloutUnfit: `new` has the id of a rollout that was about something else.
     """
     if is_same_rollout(current, new):
+        if is_live(current, state):
+            _check_units(current, new)
         return
     if is_live(current, state) and not may_abort:
         raise _live(current)
@@ -223,6 +226,16 @@ def check_returned(
             f"revision {revision} of {name!r} would begin its rollout anew, or go on with it at "
             f"once; set what is to be with `tidepool endpoint set {name}`"
         )
+
+
+def _check_units(current: EndpointSpec, new: EndpointSpec) -> None:
+    """Guards count each unit once; to deal them anew is to compare something else."""
+    for name in ("by", "salt"):
+        if getattr(current.assign, name) != getattr(new.assign, name):
+            raise RolloutLive(
+                f"$.assign.{name}: a rollout of {current.endpoint!r} runs, and this would deal its "
+                f"units anew; wait for its end, or leave `rollout` out and use --abort-rollout"
+            )
 
 
 def is_same_rollout(one: EndpointSpec, other: EndpointSpec) -> bool:

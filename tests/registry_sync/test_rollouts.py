@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from registry_sync.documents import EndpointSpec, EndpointState, Variant, check_spec
+from registry_sync.documents import Assign, EndpointSpec, EndpointState, Variant, check_spec
 from registry_sync.rollout_terms import (
     Guard,
     Phase,
@@ -240,6 +240,15 @@ def test_a_live_rollout_keeps_its_arms_and_terms() -> None:
         assert check(other_steps, found, may_abort=True) is RolloutUnfit
     assert check(ONE, state("promoted", 100)) is None
     assert check(another, state("rolled_back")) is None
+
+
+def test_a_live_rollout_keeps_its_units() -> None:
+    for assign in (Assign(by=("key",), salt="m"), Assign(salt="other")):
+        new = replace(RUNS, assign=assign)
+        assert check(new, state("running", 25), may_abort=True) is RolloutLive
+        assert check(new, state("promoted", 100)) is None
+    shown = replace(RUNS, assign=Assign(salt="m", header_may_pick=True, exposure="plain"))
+    assert check(shown, state("running", 25)) is None
 
 
 def test_an_id_that_has_been_here_is_not_taken_for_a_new_rollout() -> None:

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 import msgspec
 
 from pool.arrays import BadTensor, to_array
+from pool.copy_guard import DIED, CopyGuard
 from pool.engine_queue import EngineQueue
 from pool.engines.base import Array, Tensors, reason_of
 from pool.loaded import Loaded
@@ -77,6 +78,7 @@ class Shadows:
         slot_of: finds the place of a version that somebody has asked for before.
         is_idle: tells whether nothing waits, runs or loads in the worker.
         arrivals: how many calls have ever come.
+        guard: remembers whose copy this process dies of; None: nobody does.
         runner: where answers are compared; a thread by default.
     """
 
@@ -86,12 +88,14 @@ class Shadows:
         is_idle: Callable[[], bool],
         arrivals: Callable[[], int],
         *,
+        guard: CopyGuard | None = None,
         clock: Callable[[], float] = time.monotonic,
         runner: Runner | None = None,
     ) -> None:
         self._slot_of = slot_of
         self._is_idle = is_idle
         self._arrivals = arrivals
+        self._guard = guard
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         # The whole mutable state.  What was found, and whether the controller is to hear of it:
@@ -137,6 +141,12 @@ class Shadows:
             count = self._count_of(mark, loaded, now_s)
             count.offered += 1
             self._is_news = True
+            if self._guard is not None and candidate in self._guard.deadly:
+                if count.failed:
+                    count.dropped += 1
+                else:  # so that it is seen
+                    count.add(Found(Comparison(), DIED))
+                continue
             slot = self._slot_of(candidate)
             if slot is None or slot.state != "warm":
                 count.absent += 1
@@ -187,6 +197,8 @@ class Shadows:
             self._timer = None
         while self._waiting:
             self._end(self._waiting.popleft(), None)
+        if self._guard is not None:  # who is told to end does not die of it
+            self._guard.end()
         if self._runner is not None and self._running is None:
             self._runner.close()
 
@@ -247,6 +259,8 @@ class Shadows:
         except BadTensor:  # cannot be: the baseline has answered
             self._end(copy, None)
             return
+        if self._guard is not None:
+            self._guard.begin(copy.candidate)
         call, tensors = copy.call, copy.tensors
         is_batched = loaded.manifest.rows_max > 1 and bool(tensors) and bool(tensors[0].shape)
         slot.queue.submit(
@@ -265,6 +279,10 @@ class Shadows:
         )
 
     def _ran(self, copy: _Copy, loaded: Loaded, outcome: Outcome) -> None:
+        if self._guard is not None:
+            if isinstance(outcome, Failed) and outcome.status == 502:  # it has lost the device
+                self._guard.blame()
+            self._guard.end()
         if isinstance(outcome, Answer):
             copy.count.run_s = outcome.infer_s
         elif not isinstance(outcome, Failed):

@@ -22,6 +22,7 @@ import uvloop
 from pool.assembly import make_upgrades
 from pool.config import WorkerConfig
 from pool.controller_address import finder
+from pool.copy_guard import CopyGuard
 from pool.engine_queue import EngineQueue
 from pool.engines import device
 from pool.engines.base import Engine, PlanEngine
@@ -80,9 +81,6 @@ class Worker:
         self.peers: set[EdgePeer] = set()
         self.inside = Inside(config.queue_bytes_max)
         self.turn = Turn()
-        self.shadows = Shadows(
-            lambda ref: self._slots.get(ref), self.is_idle, lambda: self.inside.arrivals
-        )
         self.is_draining = False
         self._slots: dict[tuple[str, str], EngineSlot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,6 +90,12 @@ class Worker:
         self.up_s: float | None = None  # of a process that is started for a call, until that comes
         folder = guard_folder(Path(config.data), config.id)
         self.guard = LoadGuard(folder, self.incarnation)
+        self.shadows = Shadows(
+            lambda ref: self._slots.get(ref),
+            self.is_idle,
+            lambda: self.inside.arrivals,
+            guard=CopyGuard(folder, self.incarnation),
+        )
         self._wakes = WakeBook(folder)
         self.parking = Parking((*engines, *plan_engines))
         self._loader = Loader(config, engines, self.guard, self.parking)

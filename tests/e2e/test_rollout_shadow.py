@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
+from pool.copy_guard import DIED
 from tests.support import models
+from tests.support.counting_engine import MAGIC_VALUE
 from tests.support.stack import Stack, until
 
 CLIENTS = 4
@@ -147,3 +149,41 @@ def test_figure_shadow_of_everything_costs_the_edge_little(
     )
     assert found["offered"] >= 0.9 * ROUNDS * calls
     assert ratio <= 1.1
+
+
+@pytest.mark.slow
+def test_candidate_whose_copy_kills_a_worker_kills_one_and_no_caller_notices(stack: Stack) -> None:
+    signature = [[("x", "INT64", [-1])], [("y", "INT64", [-1])]]
+    stack.publish_engine("sure", "sleeper", *signature, rows_max=8)
+    stack.publish_engine("deadly", "dying", *signature, rows_max=8)
+    stack.set_endpoint(
+        {
+            "endpoint": "sure",
+            "variants": [
+                {"name": "stable", "model": "sure", "version": "1", "weight": 100},
+                {"name": "canary", "model": "deadly", "version": "1", "weight": 0},
+            ],
+            "rollout": {
+                "steps": [{"weight": 0.001, "hold_s": 3600}, {"weight": 100}],
+                "shadow": {"sample": 1.0},
+            },
+        }
+    )
+    until(lambda: [one["state"] for one in stack.engine("deadly")] == ["warm"])
+    pids = {stack.pids()["worker-0"]}
+
+    def call(value: int) -> None:
+        answer = stack.infer("sure", {"x": ("INT64", [1], [value])})
+        assert (answer.status, answer.output()) == (200, [value])
+
+    call(MAGIC_VALUE)
+    until(lambda: stack.pids().get("worker-0") not in {None, *pids})
+    until(lambda: [one["state"] for one in stack.engine("deadly")] == ["warm"])
+    pids.add(stack.pids()["worker-0"])
+    for value in (MAGIC_VALUE, 1, MAGIC_VALUE, 2):
+        call(value)
+    until(lambda: shadow_of(stack, "sure").get("failed") == 1)
+    found = shadow_of(stack, "sure")
+    assert (found["compared"], found["last_failure"]) == (0, DIED)
+    assert stack.pids()["worker-0"] in pids
+    assert len(pids) == 2

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pool.copy_guard import CopyGuard
 from pool.engine_queue import EngineQueue
 from pool.engines.base import EngineError, Tensors
 from pool.loaded import Loaded
@@ -113,6 +114,7 @@ class Bench:
         rows_max: int = 8,
         change: Callable[[Tensors], Tensors] = dict,
         duration_s: Callable[[int], float] = lambda rows: 0.004 + 0.001 * rows,
+        guard: CopyGuard | None = None,
         candidate_s: float = 0.0,  # that each of its runs takes; 0: as long as the baseline's
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -129,6 +131,7 @@ class Bench:
             self.replicas.get,
             lambda: all(one.queue is None or one.queue.is_idle for one in self.replicas.values()),
             lambda: self.arrivals,
+            guard=guard,
             clock=self.loop.time,
             runner=SoonRunner(),
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from infra.client import ask
+from infra.client import NoController, ask
 from infra.commands.options import controller_address, node_of, poke
 from infra.rollout_view import LIVE, shown_state
 from infra.stack import CannotStart
@@ -37,28 +37,36 @@ def carry_out(
     Raises:
         CannotStart: the rollout has ended otherwise, or nothing came of it in time; it is written
             all the same.
-        NoController: the controller that was told is gone.
     """
     if not poke(data, store, says_if_nobody=True):
         return
     spec = ordered.spec
-    assert spec.rollout is not None
     end_s = time.monotonic() + CARRIED_OUT_S_MAX
     while True:
-        document = _status(data, store, spec.endpoint)
-        if document["id"] != spec.rollout.id:
-            raise CannotStart(f"written, but {spec.endpoint} has another rollout by now")
-        if is_done(document):
+        try:
+            document = _status(data, store, spec.endpoint)
+            why = document["waits_for"] or "see `tidepool rollout status`"
+        except NoController as error:  # one that is started again carries it out
+            document, why = {}, str(error)
+        if document and _is_at_end(document, ordered, is_done):
             poke(data, store)  # what the controller has decided, every live edge goes by as well
             return
-        # One that is promoted can be aborted still.
-        if document["state"] not in LIVE and spec.rollout.wish != "abort":
-            why = document["reason"] or "see `tidepool rollout status`"
-            raise CannotStart(f"written, but it is {shown_state(document['state'])}: {why}")
         if time.monotonic() > end_s:
-            why = document["waits_for"] or "see `tidepool rollout status`"
             raise CannotStart(f"written, but not carried out after {CARRIED_OUT_S_MAX:g} s: {why}")
         time.sleep(LOOK_S)
+
+
+def _is_at_end(document: Document, ordered: Ordered, is_done: Callable[[Document], bool]) -> bool:
+    rollout = ordered.spec.rollout
+    if rollout is None or document["id"] != rollout.id:
+        raise CannotStart(f"written, but {ordered.spec.endpoint} has another rollout by now")
+    if is_done(document):
+        return True
+    # One that is promoted can be aborted still.
+    if document["state"] not in LIVE and rollout.wish != "abort":
+        why = document["reason"] or "see `tidepool rollout status`"
+        raise CannotStart(f"written, but it is {shown_state(document['state'])}: {why}")
+    return False
 
 
 def _status(data: Path, store: Store, endpoint: str) -> Document:

@@ -56,8 +56,8 @@ def start_command(
         typer.Option(help="Copy this share of the calls (0 to 1) to it, for nobody."),
     ] = None,
     shadow_calls_per_s_max: Annotated[
-        float, typer.Option(help="At most so many copies at one worker.")
-    ] = Shadow().calls_per_s_max,
+        float | None, typer.Option(help="At most so many copies at one worker; default: 50.")
+    ] = None,
     errors: Annotated[
         bool, typer.Option("--errors/--no-errors", help="Watch the share of failed calls.")
     ] = Guard().errors,
@@ -89,6 +89,7 @@ def start_command(
     Returns once the running stack has begun; without one, the next that starts does.
     """
     shares, hold_s = _shares(steps), _seconds(hold)
+    copies = _shadow(shadow, shadow_calls_per_s_max)
     with said():
         store = store_of(data, registry)
         ordered = recorded(
@@ -99,7 +100,7 @@ def start_command(
                 to,
                 steps=shares,
                 hold_s=hold_s,
-                shadow=None if shadow is None else Shadow(shadow, shadow_calls_per_s_max),
+                shadow=copies,
                 guard=Guard(
                     errors=errors,
                     slower_than_ms=slower_than_ms,
@@ -186,6 +187,14 @@ def _wish(
 
 def _moved(ordered: Ordered) -> tuple[str, str]:
     return ordered.moved
+
+
+def _shadow(sample: float | None, calls_per_s_max: float | None) -> Shadow | None:
+    if sample is None:
+        if calls_per_s_max is not None:
+            raise typer.BadParameter("--shadow-calls-per-s-max: nothing is copied without --shadow")
+        return None
+    return Shadow(sample) if calls_per_s_max is None else Shadow(sample, calls_per_s_max)
 
 
 def _shares(text: str) -> list[float]:

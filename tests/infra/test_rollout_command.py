@@ -85,6 +85,7 @@ def test_start_takes_every_term(cli: Cli) -> None:
         ("--hold soon", "expected a time like 60s, 5m or 1h"),
         ("--hold -5s", "expected a time like"),
         ("--then panic", "panic"),
+        ("--shadow-calls-per-s-max 5", "nothing is copied without --shadow"),
     ],
 )
 def test_start_tells_how_its_options_are_written(cli: Cli, words: str, why: str) -> None:

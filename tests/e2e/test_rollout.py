@@ -101,13 +101,17 @@ def evidence_s(outcomes: list[Outcome], share: float, steps: int) -> float:
     raise AssertionError(f"never: {calls}")
 
 
-def restart_edges(stack: Stack, number: int) -> None:
-    """End each edge process once, and wait until another is there in its place."""
-    for name in ("edge-0", "edge-1"):
-        pid = stack.pids()[name]
-        os.kill(pid, number)
-        until(lambda name=name, pid=pid: stack.pids().get(name, pid) != pid, END_S_MAX, "another")
-        until(lambda: len(stack.status()["edges"]) == 2, END_S_MAX, "both are known", 0.1)
+def restart(stack: Stack, name: str, number: int) -> None:
+    """End a process, and wait until another is there in its place and knows of both edges."""
+    pid = stack.pids()[name]
+    os.kill(pid, number)
+    until(lambda: stack.pids().get(name, pid) != pid, END_S_MAX, "another")
+    until(lambda: knows_both(stack), END_S_MAX, "both edges are known", 0.1)
+
+
+def knows_both(stack: Stack) -> bool:
+    answer = stack.request("GET", "/admin/pool", admin=True)
+    return answer.status == 200 and len(answer.json()["edges"]) == 2
 
 
 @pytest.mark.slow
@@ -144,7 +148,7 @@ def test_version_that_fails_a_fifth_of_its_inputs_is_rolled_back_soon(
 
 
 @pytest.mark.slow
-def test_good_version_is_promoted_through_all_steps_while_edges_restart(
+def test_good_version_is_promoted_though_the_controller_is_killed_and_edges_restart(
     stack: Stack, tmp_path: Path
 ) -> None:
     good = stack.publish(NAME, identity(tmp_path / "good.onnx", shape=SHAPE), labels={"v": "good"})
@@ -154,7 +158,9 @@ def test_good_version_is_promoted_through_all_steps_while_edges_restart(
         rollout_orders.start(stack.store, NAME, good, steps=(10, 50), hold_s=3.0)
         stack.poke()
         until(lambda: any(o.arm == "canary" for o in load.outcomes), END_S_MAX, "it has begun")
-        restart_edges(stack, signal.SIGTERM)
+        restart(stack, "controller", signal.SIGKILL)
+        for name in ("edge-0", "edge-1"):
+            restart(stack, name, signal.SIGTERM)
         until(lambda: has_ended(stack), END_S_MAX, "it has ended")
         took_s = time.monotonic() - began_s
         time.sleep(1.5)

@@ -257,7 +257,8 @@ async def worker_dies(scene: Scene) -> None:
         scene.fleet.worker(f"w{at_step - 1}", controller=None)
 
 
-@seeds(3)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_worker_that_dies_at_a_step_rolls_nothing_back(seed: int) -> None:
     play(worker_dies, seed=seed)
 
@@ -311,6 +312,7 @@ async def promoted_by_request(scene: Scene) -> None:
     scene.wish("promote")
 
 
+@pytest.mark.slow
 def test_promotion_by_request_skips_the_steps() -> None:
     play(promoted_by_request)
 
@@ -320,12 +322,13 @@ async def paused_and_resumed(scene: Scene) -> None:
     scene.wish("pause")
     await until(lambda: scene.phase == "paused", 10.0, 0.1)
     weights = scene.history[-1].state.weights
-    await asyncio.sleep(5 * HOLD_S)
+    await asyncio.sleep(2 * HOLD_S)
     assert (scene.phase, scene.step) == ("paused", 1)
     assert scene.history[-1].state.weights == weights
     scene.wish("run")
 
 
+@pytest.mark.slow
 def test_pause_keeps_the_weights() -> None:
     play(paused_and_resumed)
 

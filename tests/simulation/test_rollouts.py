@@ -227,8 +227,14 @@ def test_candidate_is_rolled_back_once_the_registry_is_back() -> None:
 
 
 async def clocks_apart(scene: Scene) -> None:
+    async def wall_s() -> float:
+        return time.time()
+
+    shown_s = []
     for at, process in enumerate(scene.fleet.world.loop.processes.values()):
         process.wall_s = (-1) ** at * 3 * HOUR_S
+        shown_s.append(await process.spawn(wall_s()))
+    assert max(shown_s) - min(shown_s) > 5 * HOUR_S
 
 
 def test_processes_whose_clocks_are_hours_apart_agree() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import signal
@@ -16,6 +17,25 @@ from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
 
 WORKERS = 3  # of a run of everything, on two cores too: many tests wait for processes
+SLOW_WORKERS = 2
+# Slow tests that come to the same end however busy the machine is: these run beside each other, all
+# other slow ones alone, as what they measure is time.
+UNHURRIED = (
+    "tests/edge/test_leases.py",
+    "tests/infra/test_autoscaler_figures.py",
+    "tests/infra/test_simulate_keepalive_figure.py",
+    "tests/infra/test_simulate_traces_real.py",
+    "tests/pool/test_batching_simulation.py",
+    "tests/pool/test_build_desk_simulation.py",
+    "tests/pool/test_converted_plans.py",
+    "tests/pool/test_rollout_figures.py",
+    "tests/pool/test_session_contract.py",
+    "tests/pool/test_torch_engine.py",
+    "tests/registry_sync/",
+    "tests/simulation/test_chaos.py",
+    "tests/simulation/test_fleet.py",
+    "tests/simulation/test_rollouts.py",
+)
 WAITING = ("tests/e2e/", "tests/infra/")  # more than they compute
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")
 
@@ -31,12 +51,18 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run everything in three processes; single files and figures (`-m slow`) in this one."""
-    is_everything = config.args_source is not pytest.Config.ArgsSource.ARGS
-    return WORKERS if is_everything and "not slow" in config.option.markexpr else 0
+    """Run everything in three processes, figures in two, and single files in this one."""
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        return 0
+    return SLOW_WORKERS if is_for_figures(config) else WORKERS
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def is_for_figures(config: pytest.Config) -> bool:
+    """Tell whether this is `pytest -m slow`."""
+    return "slow" in config.option.markexpr and "not slow" not in config.option.markexpr
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give tests of real processes and sockets another try.
 
     They wait for events and not for the clock, but a shared machine may stand still for seconds.
@@ -47,7 +73,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.startswith(REAL_PROCESSES) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items[:] = _taking_turns(items)
+        # Of figures those that run beside each other come first; then one process waits for the
+        # other.
+        ordered = sorted(items, key=lambda item: not item.nodeid.startswith(UNHURRIED))
+        items[:] = ordered if is_for_figures(config) else _taking_turns(items)
 
 
 def _taking_turns(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -62,6 +91,17 @@ def _taking_turns(items: list[pytest.Item]) -> list[pytest.Item]:
     computing = [name for name in files if not name.startswith(WAITING)]
     turns = itertools.chain.from_iterable(itertools.zip_longest(waiting, computing))
     return [item for name in turns if name is not None for item in files[name]]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a slow test wait for its turn, before its time begins to count."""
+    if "PYTEST_XDIST_WORKER" not in os.environ or item.get_closest_marker("slow") is None:
+        return (yield)
+    with open(__file__) as shared:
+        is_unhurried = item.nodeid.startswith(UNHURRIED)
+        fcntl.flock(shared, fcntl.LOCK_SH if is_unhurried else fcntl.LOCK_EX)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from tests.support.stack import running_stack, until
 
 CLIENTS = 8
 QUIET_S = 10.0
-BUSY_S = 60.0
 BUILT_S_MAX = 240.0
 RATIO_MAX = 2.0
 
@@ -26,8 +25,14 @@ def p99_ms(latencies_s: list[float]) -> float:
 
 
 @pytest.mark.slow  # minutes, and a compiler
-@pytest.mark.parametrize("pause_s", [0.0, 0.02], ids=["full", "light"])  # between a client's calls
-def test_p99_while_a_plan_is_built_and_swapped(tmp_path: Path, pause_s: float) -> None:
+@pytest.mark.parametrize(
+    ("pause_s", "busy_s"),  # between a client's calls; that are looked at, at least
+    [(0.0, 20.0), (0.02, 60.0)],
+    ids=["full", "light"],
+)
+def test_p99_while_a_plan_is_built_and_swapped(
+    tmp_path: Path, pause_s: float, busy_s: float
+) -> None:
     with running_stack(tmp_path / "stack") as stack:
         stack.publish("same", pt2.save(tmp_path / "same.pt2", Same(), torch.ones(3, FEATURES)))
         stack.edit_endpoint("same", cache=None)
@@ -40,7 +45,7 @@ def test_p99_while_a_plan_is_built_and_swapped(tmp_path: Path, pause_s: float) -
             stack.edit_endpoint("same", cache=None, engine=WISH)
             until(lambda: plan_of(stack, "same"), BUILT_S_MAX, "the plan serves", 0.5)
             swapped_s = time.monotonic() - began_s
-            time.sleep(max(5.0, BUSY_S - swapped_s))
+            time.sleep(max(5.0, busy_s - swapped_s))
             busy = load.answered
             time.sleep(QUIET_S)
         load.assert_clean()

@@ -60,6 +60,8 @@ PURE = (
     "pool.placement",
     "pool.wanted",
     "registry_sync.engine_wishes",
+    "registry_sync.rollouts",
+    "registry_sync.spec_diff",
     "pool.rollouts.evidence",
     "pool.rollouts.policy",
     "pool.rollouts.report",

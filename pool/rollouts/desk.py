@@ -56,6 +56,7 @@ class _Watched:
     guards: Guards | None  # None: there is nothing to compare
     counts: Mapping[str, ArmCounts]
     verdict: Verdict
+    mismatch_log_e: float = 0.0
     held_from_s: float | None = None  # since when every live edge goes by these weights
 
     @property
@@ -138,6 +139,7 @@ class RolloutDesk:
         self._book.follow(spec.endpoint, *new.segment)
         if old is not None and _watches(old) == _watches(new):
             new.guards, new.counts, new.verdict = old.guards, old.counts, old.verdict
+            new.mismatch_log_e = old.mismatch_log_e
         elif state.step:
             new.guards = _guards(new, state)
             new.verdict = new.guards.verdict()
@@ -215,11 +217,12 @@ class RolloutDesk:
         rollout, counts = watched.rollout, self._book.counts(name)
         if counts == watched.counts or watched.guards is None:
             return
+        watched.mismatch_log_e = mismatch_log_e(self._book.assigned(name), watched.weights)
         watched.guards.look(
             asyncio.get_running_loop().time(),
             counts.get(rollout.baseline, ArmCounts()),
             counts.get(rollout.candidate, ArmCounts()),
-            mismatch_log_e(self._book.assigned(name), watched.weights),
+            watched.mismatch_log_e,
         )
         watched.counts, watched.verdict = counts, watched.guards.verdict()
 
@@ -316,6 +319,8 @@ class RolloutDesk:
         return report(
             look,
             is_held=watched.held_from_s is not None,
+            mismatch_log_e=watched.mismatch_log_e,
+            fires_at={} if watched.guards is None else watched.guards.fires_at(),
             figures=found,
             shadow=self._shadows.seen(name, rollout.id) if rollout.shadow is not None else None,
         )

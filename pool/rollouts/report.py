@@ -33,6 +33,8 @@ def report(
     look: Look,
     *,
     is_held: bool,
+    mismatch_log_e: float,
+    fires_at: Mapping[str, float],
     figures: Mapping[str, ArmFigures],
     shadow: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def report(
     Args:
         look: the last one.
         is_held: whether every live edge goes by the current weights.
+        mismatch_log_e: of the split of units in this segment.
+        fires_at: the e-values that are evidence, by guard.
         figures: by arm.
         shadow: how the candidate's answers to copies compare.
     """
@@ -72,7 +76,11 @@ def report(
         "worse": verdict.worse,
         "mismatch": verdict.mismatch,
         "verdict": verdict_line(look),
-        "e_values": {name: e_value(log_e) for name, log_e in verdict.log_e.items()},
+        "e_values": {
+            name: e_value(log_e)
+            for name, log_e in {**verdict.log_e, "mismatch": mismatch_log_e}.items()
+        },
+        "fires_at": dict(fires_at),
         "variants": [
             _arm(look, rollout, variant, state, units, figures.get(variant.name, ArmFigures()))
             for variant in _in_order(spec.variants, rollout)

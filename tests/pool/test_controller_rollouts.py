@@ -87,7 +87,8 @@ async def test_answer_is_what_the_command_prints(stack: Stack) -> None:
     assert (found["step"], found["segment"], found["live"]) == (1, 1, True)
     assert found["waits_for"].startswith("it holds for ")
     assert 0 < found["hold_left_s"] <= 60
-    assert found["e_values"].keys() == {"errors"}
+    assert found["e_values"].keys() == {"errors", "mismatch"}
+    assert found["e_values"]["errors"] < found["fires_at"]["errors"]
     stable, canary = found["variants"]
     assert (stable["role"], stable["version"], stable["weight"]) == ("baseline", "1", 50.0)
     assert (stable["requests"], stable["errors"], stable["calls"]) == (50, 2, 30)

@@ -19,8 +19,9 @@ def test_incarnations_add_up_and_reports_are_cumulative() -> None:
     assert found.report("e1/i1", [row("canary", 5, 1)]) == {"e"}
     found.report("e1/i1", [row("canary", 9, 2)])
     found.report("e1/i1", [row("canary", 9, 2)])  # once more
-    found.report("e2/i1", [row("canary", 4), row("stable", 7)])
+    found.report("e2/i1", [row("canary", 4, late=3), row("stable", 7)])
     counts = found.counts("e")
+    assert counts["canary"].late == 3.0
     assert (counts["canary"].seen.calls, counts["canary"].errors) == (13, 2)
     assert (counts["stable"].seen.calls, counts["stable"].units) == (7, 7.0)
 

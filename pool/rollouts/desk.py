@@ -34,8 +34,7 @@ from registry_sync.rollouts import effective_weights, is_live, state_of
 from registry_sync.stores import Store, StoreError
 
 GATHER_S: Final = 0.1  # evidence of so long is looked at together
-AGAIN_S: Final = 1.0  # after the registry did not take a decision
-BUG_S: Final = 10.0
+AGAIN_S: Final = 1.0  # after a decision could not be made, or was not seen to hold
 
 _log = structlog.get_logger()
 
@@ -185,7 +184,7 @@ class RolloutDesk:
             move = policy.move(self._look(name))
         except Exception:
             _log.exception("bug")  # in one rollout, which must not end the rounds of all
-            self._again_s[name] = now_s + BUG_S
+            self._again_s[name] = now_s + AGAIN_S
             return
         if move is not None:
             work = self._carry_out(name, watched, move)
@@ -227,16 +226,12 @@ class RolloutDesk:
         watched.counts, watched.verdict = counts, watched.guards.verdict()
 
     async def _carry_out(self, name: str, watched: _Watched, move: Move) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            self._again_s.pop(name, None)
             await asyncio.to_thread(self._write, name, watched, move)
         except StoreError as error:
             _log.warning("rollout_not_written", endpoint=name, error=str(error))
-            self._again_s[name] = loop.time() + AGAIN_S
         except Exception:
             _log.exception("bug")  # which must not end the rounds
-            self._again_s[name] = loop.time() + BUG_S
         else:
             await self._poll()
         finally:
@@ -246,7 +241,7 @@ class RolloutDesk:
         if self._watched[name] is not watched:
             self._act(name)  # the next one may be due at once
         else:
-            self._again_s.setdefault(name, loop.time() + AGAIN_S)  # it was not seen to hold
+            self._again_s[name] = asyncio.get_running_loop().time() + AGAIN_S
 
     def _write(self, name: str, watched: _Watched, move: Move) -> None:
         """Make a decision hold, unless something else holds already than what it is based on.
@@ -310,9 +305,10 @@ class RolloutDesk:
         watched = self._watched.get(name)
         if watched is None:
             return None
+        given = figures(watched.spec)
         found = {
-            arm: replace(one, shown=self._book.shown(name, arm))
-            for arm, one in figures(watched.spec).items()
+            arm: replace(given.get(arm, ArmFigures()), shown=self._book.shown(name, arm))
+            for arm in watched.weights
         }
         self._compare(name, watched)
         look, rollout = self._look(name), watched.rollout

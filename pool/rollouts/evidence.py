@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from pool.rollouts.signals import ArmCounts
+from pool.rollouts.signals import ArmCounts, added_seen
 from pool.wire.control import ArmEvidence
 from pool.wire.histogram import BUCKETS, added
 from registry_sync.rollout_terms import ArmSeen
@@ -32,6 +32,7 @@ _SUMS: Final = (
 class Shown(msgspec.Struct, frozen=True):
     """What people are shown of one arm over all segments that were heard of, besides its counts."""
 
+    seen: ArmSeen = ArmSeen()  # in segments that have ended, as far as they were heard of
     seconds: tuple[int, ...] = ()  # by `histogram.BOUNDS_S`
     scores: int = 0
     score_sum: float = 0.0
@@ -100,7 +101,7 @@ class EvidenceBook:
         if found is None or found.id != rollout or segment < found.segment:
             self._rollouts[endpoint] = _Rollout(rollout, segment)
         elif segment > found.segment:
-            found.shown = {arm: _shown(found, arm) for arm in _arms(found)}
+            found.shown = {arm: _ended(found, arm) for arm in _arms(found)}
             found.segment = segment
             found.rows, found.folded = {}, set()
             found.errors.end_segment()
@@ -125,7 +126,7 @@ class EvidenceBook:
                 been counted; those of other rollouts, and of segments to come, nothing.
         """
         news = set()
-        for row in sorted(rows, key=lambda row: row.segment):
+        for row in rows:
             found = self._rollouts.get(row.endpoint)
             if found is None or row.rollout != found.id or row.segment > found.segment:
                 continue
@@ -220,10 +221,17 @@ def _both(one: ArmEvidence, other: ArmEvidence) -> ArmEvidence:
     )
 
 
+def _ended(rollout: _Rollout, arm: str) -> Shown:
+    """Return what is shown of an arm once the current segment has ended."""
+    shown = _shown(rollout, arm)
+    return replace(shown, seen=added_seen(shown.seen, _counts(rollout, arm).seen))
+
+
 def _shown(rollout: _Rollout, arm: str) -> Shown:
     total = rollout.shown.get(arm, Shown())
     for row in _rows(rollout, arm):
         total = Shown(
+            total.seen,
             _seconds(total.seconds, row.seconds),
             total.scores + row.scores,
             total.score_sum + row.score_sum,

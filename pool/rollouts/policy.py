@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from pool.rollouts.signals import Look, Move
+from pool.rollouts.signals import Look, Move, added_seen
 from registry_sync.rollout_terms import (
     SEGMENTS_MAX,
     ArmSeen,
@@ -201,17 +201,12 @@ def _ended(look: Look, state: RolloutState) -> tuple[Segment, ...]:
 
 def _together(one: Segment, other: Segment) -> Segment:
     arms = {
-        name: added(one.arms.get(name, ArmSeen()), other.arms.get(name, ArmSeen()))
+        name: added_seen(one.arms.get(name, ArmSeen()), other.arms.get(name, ArmSeen()))
         for name in {**one.arms, **other.arms}
     }
     names = {**one.log_e, **other.log_e}
     log_e = {n: finite(one.log_e.get(n, 0.0) + other.log_e.get(n, 0.0)) for n in names}
     return Segment(other.step, other.weights, arms, log_e)
-
-
-def added(one: ArmSeen, other: ArmSeen) -> ArmSeen:
-    """Return what was counted in both."""
-    return ArmSeen(*(getattr(one, f) + getattr(other, f) for f in ArmSeen.__struct_fields__))
 
 
 def finite(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -9,8 +10,8 @@ from typing import Any, Final
 import msgspec
 
 from pool.rollouts.evidence import Shown
-from pool.rollouts.policy import added, finite, hold_s, waits_for
-from pool.rollouts.signals import ArmCounts, Look, Verdict
+from pool.rollouts.policy import finite, hold_s, waits_for
+from pool.rollouts.signals import ArmCounts, Look, Verdict, added_seen
 from pool.wire.histogram import quantile_s
 from registry_sync.documents import Variant
 from registry_sync.rollout_terms import ArmSeen, Rollout, RolloutState
@@ -125,10 +126,8 @@ def _arm(
     name = variant.name
     roles = {rollout.baseline: "baseline", rollout.candidate: "candidate"}
     counts = look.counts.get(name, ArmCounts())
-    seen = counts.seen
-    for segment in state.segments:
-        seen = added(seen, segment.arms.get(name, ArmSeen()))
     shown = figures.shown
+    seen = added_seen(counts.seen, _more(_written(state, name), shown.seen))
     return {
         "name": name,
         "role": roles.get(name, "other"),
@@ -152,6 +151,20 @@ def _arm(
         **_scores(shown),
         "classes": _classes(shown.classes),
     }
+
+
+def _written(state: RolloutState, name: str) -> ArmSeen:
+    arms = (segment.arms.get(name, ArmSeen()) for segment in state.segments)
+    return functools.reduce(added_seen, arms, ArmSeen())
+
+
+def _more(one: ArmSeen, other: ArmSeen) -> ArmSeen:
+    """Return the larger counts of the same segments.
+
+    What comes in while a decision is written is not in the state; a new controller has heard of
+    nothing that came before it.
+    """
+    return ArmSeen(*(max(getattr(one, f), getattr(other, f)) for f in ArmSeen.__struct_fields__))
 
 
 def _interval(verdict: Verdict, name: str) -> dict[str, float | None]:

@@ -68,3 +68,8 @@ class Move(msgspec.Struct, frozen=True):
     state: RolloutState
     weights: Mapping[str, float]
     reason: str
+
+
+def added_seen(one: ArmSeen, other: ArmSeen) -> ArmSeen:
+    """Return what was counted in both."""
+    return ArmSeen(*(getattr(one, f) + getattr(other, f) for f in ArmSeen.__struct_fields__))

@@ -101,6 +101,18 @@ async def test_answer_is_what_the_command_prints(stack: Stack) -> None:
     assert "segments" not in row_of_status["rollout"]
 
 
+async def test_hold_begins_once_the_edge_has_confirmed_the_weights(stack: Stack) -> None:
+    endpoints.set_spec(stack.store, spec_of(50.0, 100.0, hold_s=60.0, revision=0))
+    await stack.controller.poll()
+    member = await stack.joined(edge())
+    await stack.joined(worker("w1", engine("1"), engine("2")))
+    before = await step(member, 0)
+    documents = await member.hear(control.Documents, lambda found: found.seq > before.seq)
+    assert (await ask(member, "e"))[1]["hold_left_s"] is None
+    member.say(control.Ack(documents.epoch, documents.seq))
+    assert (await ask(member, "e"))[1]["hold_left_s"] > 0
+
+
 async def test_answer_says_what_is_not_there(stack: Stack) -> None:
     stack.put_spec()
     await stack.controller.poll()
@@ -118,6 +130,9 @@ async def test_who_leads_no_more_forgets_what_was_counted(stack: Stack) -> None:
     member = await stack.joined(edge())
     await stack.joined(worker("w1", engine("1"), engine("2")))
     await step(member, 1)
+    member.say(control.Evidence("i1", (row("stable", 5), row("canary", 5))))
+    _, found = await ask(member, "e")
+    assert [arm["calls"] for arm in found["variants"]] == [5, 5]
     stack.leads = False
     stack.controller._stand_down()
     assert stack.controller._rollouts.began() == {}

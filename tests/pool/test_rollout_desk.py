@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from pool.registry_watch import RegistryWatch
 from pool.rollouts import desk as desk_module
@@ -190,6 +191,44 @@ async def test_hold_begins_when_every_edge_goes_by_the_weights(
     assert rollout_of(store).step == 2
 
 
+async def test_hold_goes_on_through_what_leaves_the_weights_as_they_are(
+    store: Faulty, controller: Controller
+) -> None:
+    spec = spec_of(50.0, 100.0, hold_s=3600.0)
+    put(store, spec)
+    await controller.settled()
+    controller.lags = True  # not with what follows
+    await asyncio.to_thread(endpoints.purge, store, "e")
+    put(store, spec_of(50.0, 100.0, hold_s=3600.0, wish="pause"))
+    await controller.settled()
+    assert rollout_of(store).state == "paused"
+    assert controller.view()["hold_left_s"] > 0.0
+
+
+async def test_guards_look_at_what_is_new_and_not_at_every_report(
+    store: Faulty, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fleet reports every second from every edge."""
+    looks: list[float] = []
+    look = desk_module.Guards.look
+
+    def counted(guards: Any, now_s: float, *counts: Any) -> None:
+        looks.append(now_s)
+        look(guards, now_s, *counts)
+
+    monkeypatch.setattr(desk_module.Guards, "look", counted)
+    put(store, spec_of(50.0, 100.0, hold_s=3600.0))
+    await controller.settled()
+    for number in range(50):
+        controller.desk.report(f"e{number}/i", tuple(good(1, calls=1)))
+        controller.desk.round()
+    assert looks == []
+    await controller.looked()
+    controller.desk.round()
+    assert len(looks) == 1
+    assert controller.view()["variants"][0]["calls"] == 50
+
+
 async def test_of_two_controllers_one_decides(store: Faulty) -> None:
     put(store, spec_of(50.0, 75.0, 100.0))
     both = [Controller(store), Controller(store)]
@@ -261,6 +300,21 @@ async def test_who_dies_after_writing_and_before_telling_has_decided(
     await controller.settled()
     assert controller.view()["step"] == 2
     assert rollout_of(store) == decided
+
+
+async def test_counts_never_fall_for_who_watches(store: Faulty, controller: Controller) -> None:
+    """What is heard while a decision is written is not in it, but was shown already."""
+    put(store, spec_of(50.0, 100.0))
+    await controller.settled()
+    controller.desk.report("e1/i", tuple(good(1)))
+    controller.desk._look_at_news()
+    assert controller.desk._writing
+    controller.desk.report("e1/i", tuple(good(1, calls=500)))
+    assert controller.view()["variants"][1]["calls"] == 500
+    await controller.settled()
+    assert rollout_of(store).segments[0].arms["canary"].calls == 400
+    assert controller.view()["segment"] == 2
+    assert controller.view()["variants"][1]["calls"] == 500
 
 
 async def test_who_leads_no_more_writes_nothing(store: Faulty, controller: Controller) -> None:
@@ -344,11 +398,12 @@ async def test_guard_that_is_changed_looks_again_at_what_was_counted(
 async def test_bug_ends_no_round(
     store: Faulty, controller: Controller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk_module, "BUG_S", 0.05)
-    with monkeypatch.context() as patch:
+    monkeypatch.setattr(desk_module, "AGAIN_S", 0.05)
+    with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(endpoints, "update_state", lambda *args: 1 / 0)
         put(store, spec_of())
         await controller.settled()
+    assert [one["event"] for one in logs if one["log_level"] == "error"] == ["bug"]
     assert endpoints.read_state(store, "e") is None
     await asyncio.sleep(0.06)
     await controller.settled()

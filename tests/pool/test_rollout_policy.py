@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from pool.rollouts.policy import FAILED_S_MAX, move, waits_for
+from pool.rollouts.policy import FAILED_S_MAX, LOG_E_MAX, finite, move, waits_for
 from pool.rollouts.signals import Look, Move, Verdict
 from registry_sync.documents import EndpointState, read_state, write
 from registry_sync.rollout_terms import SEGMENTS_MAX, ArmSeen, Guard, RolloutState, Segment
@@ -249,6 +249,11 @@ def test_every_decision_can_be_written() -> None:
             msgspec.json.encode(found.state), type=RolloutState
         )
         json.dumps(msgspec.to_builtins(found.state), allow_nan=False)
+
+
+def test_what_json_cannot_have_is_no_evidence_or_a_bounded_one() -> None:
+    values = (math.nan, math.inf, -math.inf, 3.0)
+    assert [finite(value) for value in values] == [0.0, LOG_E_MAX, -LOG_E_MAX, 3.0]
 
 
 def test_no_look_makes_a_move_that_changes_nothing() -> None:

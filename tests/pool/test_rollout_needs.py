@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -27,6 +28,10 @@ def spec(scale: Scale | None = None, **rollout: Any) -> EndpointSpec:
     )
 
 
+SPEC = spec()
+
+
+@functools.cache  # documents that have not changed are the same objects
 def state(step: int, phase: Phase = "running", weight: float | None = None) -> EndpointState:
     if weight is None:
         weight = STEPS[step - 1].weight if step else 0.0
@@ -60,7 +65,7 @@ def look(
     wanted: dict[Ref, Demand] | None = None,
 ) -> dict[Ref, int]:
     states = {} if at is None else {"e": at}
-    needs.look({"e": wish or spec()}, states, views, wanted or {}, now_s)
+    needs.look({"e": wish or SPEC}, states, views, wanted or {}, now_s)
     return dict(needs.kept)
 
 
@@ -136,6 +141,8 @@ def test_dedicated_endpoint_counts_its_own_workers_and_those_it_may_get() -> Non
     assert needs.warmth("e").wanted == 4  # of the endpoint, by default
     look(needs, pool(2, 0, of=3), state(3), wanted=wanted)
     assert needs.warmth("e").wanted == 2  # one is left to those that share
+    look(needs, pool(3, 0, of=4), state(3), wanted={OLD: Demand(1, "e"), NEW: Demand(1, "e")})
+    assert needs.warmth("e").wanted == 3
 
 
 # what stays warm afterwards
@@ -179,6 +186,28 @@ def test_promotion_that_is_aborted_finds_the_baseline_as_it_was() -> None:
     assert look(needs, pool(4, 4), back, 2.0 + LEAVE_S) == {OLD: 4}
     assert look(needs, pool(4, 4), back, 1.9 + SETTLE_S) == {OLD: 4}
     assert look(needs, pool(4, 4), back, 2.0 + SETTLE_S) == {}
+
+
+def test_promotion_that_is_aborted_long_after_its_hold_has_its_baseline_back_first() -> None:
+    needs = Needs()
+    look(needs, pool(4, 4), state(3))
+    for now_s in (1.0, 1000.0, 1001.0):
+        look(needs, pool(4, 4), state(3, "promoted"), now_s)
+    assert needs.kept == {}
+    aborting = spec(wish="abort")  # and until that is written down
+    for now_s in (1002.0, 1003.0, 1004.0):
+        assert look(needs, pool(1, 4), state(3, "promoted"), now_s, aborting) == {OLD: 4, NEW: 4}
+    for now_s in (1005.0, 1005.9):
+        back = state(0, "rolled_back")
+        assert look(needs, pool(4, 4), back, now_s, aborting) == {OLD: 4, NEW: 4}
+    assert look(needs, pool(4, 4), back, 1004.9 + SETTLE_S, aborting) == {OLD: 4}
+
+
+def test_rollout_whose_state_is_lost_begins_anew() -> None:
+    needs = Needs()
+    look(needs, pool(4, 0), state(0, "rolled_back"))
+    assert needs.kept == {}
+    assert look(needs, pool(4, 0), None, 1.0) == {OLD: 4, NEW: 1}
 
 
 def test_new_controller_wakes_nothing_for_a_rollout_that_has_ended() -> None:

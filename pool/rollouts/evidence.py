@@ -21,6 +21,7 @@ from registry_sync.rollout_terms import ArmSeen
 
 INCARNATIONS_MAX: Final = 1024  # in one segment; of older ones only the sum stays
 UNITS_MAX: Final = 1 << 17  # of one rollout and kind
+ARMS_MAX: Final = 16  # as in a document
 CLASSES_MAX: Final = 1024
 _FOLDED: Final = ""  # stands for the incarnations that are a sum
 _SUMS: Final = (
@@ -81,6 +82,7 @@ class _Rollout:
 
     id: str
     segment: int
+    arms: set[str] = field(default_factory=set)
     rows: dict[str, dict[str, ArmEvidence]] = field(default_factory=dict)  # incarnation → by arm
     errors: _Units = field(default_factory=_Units)
     slow: _Units = field(default_factory=_Units)
@@ -130,7 +132,8 @@ class EvidenceBook:
             found = self._rollouts.get(row.endpoint)
             if found is None or row.rollout != found.id or row.segment > found.segment:
                 continue
-            if incarnation in found.folded:
+            found.arms.update([row.variant] if len(found.arms) < ARMS_MAX else [])
+            if incarnation in found.folded or row.variant not in found.arms:
                 continue
             found.errors.take(incarnation, row, row.error_units, found.segment)
             found.slow.take(incarnation, row, row.slow_units, found.segment)

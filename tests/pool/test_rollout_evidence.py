@@ -109,6 +109,13 @@ def test_new_controller_hears_who_was_counted_in_ended_segments() -> None:
     assert "stable" not in found.counts("e")
 
 
+def test_arms_are_bounded() -> None:
+    found = book()
+    found.report("e1/i1", [row("stable", 1), row("canary", 1)])
+    found.report("e2/i1", [row(f"arm{number}", 1) for number in range(100)])
+    assert len(found.counts("e")) == evidence.ARMS_MAX
+
+
 def test_units_are_bounded() -> None:
     found = book()
     for number in range(40):

@@ -13,23 +13,22 @@ from registry_sync import rollout_orders
 from tests.support.models import identity
 from tests.support.stack import Stack, until
 
-NAME = "counted"
 INPUTS = {"x": ("FP32", [1, 4], [1.0, 2.0, 3.0, 4.0])}
 WAIT_S_MAX = 60.0
 
 
 def test_every_call_counts_once_although_an_edge_ends(wide_stack: Stack, tmp_path: Path) -> None:
     """The last second is told before the end; whoever comes after counts as somebody else."""
-    stack = wide_stack
+    stack, name = wide_stack, f"counted-{os.urandom(3).hex()}"  # a retry begins anew
     for version in ("1", "2"):
-        stack.publish(NAME, identity(tmp_path / f"{version}.onnx"), labels={"v": version})
-    stack.edit_endpoint(NAME, cache=None)
-    rollout_orders.start(stack.store, NAME, "2", steps=(50,), hold_s=3600.0)
+        stack.publish(name, identity(tmp_path / f"{version}.onnx"), labels={"v": version})
+    stack.edit_endpoint(name, cache=None)
+    rollout_orders.start(stack.store, name, "2", steps=(50,), hold_s=3600.0)
     stack.poke()
 
     def shown() -> dict[str, Any]:
         found: dict[str, Any] = stack.request(
-            "GET", f"/admin/endpoints/{NAME}/rollout", admin=True
+            "GET", f"/admin/endpoints/{name}/rollout", admin=True
         ).json()
         return found
 
@@ -43,7 +42,7 @@ def test_every_call_counts_once_although_an_edge_ends(wide_stack: Stack, tmp_pat
 
     def call(count: int) -> None:
         for _ in range(count):
-            answer = stack.infer(NAME, INPUTS)
+            answer = stack.infer(name, INPUTS)
             assert answer.status == 200, answer.body
             sent[answer.headers["x-tidepool-variant"]] += 1
             edges.add(answer.headers["x-request-id"].partition("-")[0])
@@ -58,6 +57,6 @@ def test_every_call_counts_once_although_an_edge_ends(wide_stack: Stack, tmp_pat
     time.sleep(1.2)  # one more report of each edge
     assert counted() == sent
     assert len(edges) >= 2
-    rollout_orders.wish(stack.store, NAME, "abort")
+    rollout_orders.wish(stack.store, name, "abort")
     stack.poke()
     until(lambda: shown()["state"] == "rolled_back", WAIT_S_MAX, "it is over", 0.1)

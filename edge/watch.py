@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
+from edge.arm_metrics import ROWS_MAX, Histogram
 from edge.output_metrics import OutputMetrics
 from pool.wire.control import ArmEvidence
 from pool.wire.data import TensorLike
-from pool.wire.histogram import BOUNDS_S, BUCKETS
 
 LOOK_S: Final = 10.0
 WINDOW_UNITS_MAX: Final = 32_768  # told apart in one look window; then the next one begins
@@ -34,8 +35,8 @@ EVENT_UNITS_MAX: Final = 65_536  # told apart in one rollout
 # what is told of a rollout fits one.
 TOLD_UNITS_MAX: Final = 4000
 SEGMENTS_KEPT: Final = 16  # of which is still told
-LOOKS_FREE: Final = 64  # so many answers of an arm are looked into first,
-LOOK_EACH: Final = 64  # and then one of so many: a look costs a third of all that a request does
+LOOKS_FREE: Final = 256  # so many answers of an arm are looked into first,
+LOOK_EACH: Final = 256  # and then one of so many: a look costs more than all of a request
 
 _HASH_BYTES = 7
 _HASH_SHIFT = 4  # 52 bits: whole numbers that a double holds as well
@@ -135,9 +136,9 @@ class ArmWatch:
     """
 
     __slots__ = (
-        "_segment", "assigned", "calls", "error_units", "errors", "late", "log_squares",
-        "log_sum", "lone_errors", "lone_slow", "outputs", "seconds", "slow", "slow_units",
-        "units", "variant",
+        "_log_squares", "_log_sum", "_seconds", "_segment", "_unlogged", "_unsorted", "assigned",
+        "calls", "error_units", "errors", "late", "lone_errors", "lone_slow", "outputs", "slow",
+        "slow_units", "units", "variant",
     )  # fmt: skip
 
     def __init__(self, segment: SegmentWatch, variant: str) -> None:
@@ -153,9 +154,12 @@ class ArmWatch:
         self.lone_slow = 0
         self.slow_units: list[int] = []
         self.late = 0
-        self.seconds = [0] * BUCKETS
-        self.log_sum = 0.0
-        self.log_squares = 0.0
+        self._seconds = Histogram()
+        self._log_sum = 0.0
+        self._log_squares = 0.0
+        # Of calls, and of those that were their unit's first in a window: not added up yet.
+        self._unsorted: list[float] = []
+        self._unlogged: list[float] = []
         self.outputs = OutputMetrics()
 
     def observe(
@@ -183,7 +187,7 @@ class ArmWatch:
         if status != 200 and status != 500 and status != 502:
             return
         self.calls += 1
-        self.seconds[bisect_left(BOUNDS_S, seconds)] += 1
+        self._unsorted.append(seconds)
         is_new = True
         if unit is not None:
             hashed = hash(unit)
@@ -197,15 +201,15 @@ class ArmWatch:
                     self.late -= 1
         if is_new:
             self.units += 1
-            log = math.log1p(seconds * 1e6)
-            self.log_sum += log
-            self.log_squares += log * log
+            self._unlogged.append(seconds)
         if seconds > segment.slow_s:
             self._slow(unit)
         if status != 200:
             self.fail(unit)
         elif self.calls <= LOOKS_FREE or not self.calls % LOOK_EACH:
             self.outputs.look(outputs)
+        if len(self._unsorted) >= ROWS_MAX:
+            self._sort()
 
     def fail(self, unit: bytes | None) -> None:
         """Count an error of a call that is counted already: its answer was none."""
@@ -239,8 +243,18 @@ class ArmWatch:
                 self.late += 1
         self._slow(unit)
 
+    def _sort(self) -> None:
+        """Add up the durations that were taken."""
+        seconds, self._unsorted = self._unsorted, []
+        self._seconds.observe_all(np.array(seconds))
+        logs = np.log1p(np.array(self._unlogged) * 1e6)
+        self._unlogged = []
+        self._log_sum += float(logs.sum())
+        self._log_squares += float(logs @ logs)
+
     def evidence(self) -> ArmEvidence:
         """Return what is told to the controller."""
+        self._sort()
         segment = self._segment
         outputs = self.outputs
         return ArmEvidence(
@@ -257,10 +271,10 @@ class ArmWatch:
             slow=self.slow,
             lone_slow=self.lone_slow,
             slow_units=tuple(self.slow_units),
-            seconds=tuple(self.seconds),
+            seconds=tuple(self._seconds.counts),
             log_calls=self.units,
-            log_sum=self.log_sum,
-            log_squares=self.log_squares,
+            log_sum=self._log_sum,
+            log_squares=self._log_squares,
             scores=outputs.scores,
             score_sum=outputs.score_sum,
             score_squares=outputs.score_squares,

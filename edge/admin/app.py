@@ -33,6 +33,7 @@ from edge.exposition import native_text, triton_text
 from edge.guard import Lookup, Reply
 from edge.infer import Service
 from edge.pool_metrics import pool_text
+from pool.wire.control import Answer
 from pool.wire.handshake import Secrets
 
 POOL_S_MAX = 3.0  # for the controller to say how the pool is; a scrape waits no longer
@@ -70,7 +71,7 @@ class Admin:
             Route("/admin/endpoints/{name}/why", self.why),
             *Endpoints(self._desk).routes(),
             *ApiKeys(self._desk).routes(),
-            *Rollouts(self._desk, self._service.world.ask).routes(),
+            *Rollouts(self._desk, self._ask).routes(),
             *Models(self._desk).routes(),
             *Engines(self._desk, self._secrets).routes(),
             *Trail(self._desk).routes(),
@@ -131,6 +132,9 @@ class Admin:
             case _:
                 raise BadRequest("view: there is no such view of the metrics; use triton or pool")
         return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    async def _ask(self, what: str, argument: str) -> Answer:
+        return await self._service.world.ask(what, argument)
 
     async def pool(self, request: Request) -> Response:
         """What `tidepool status --json` prints."""

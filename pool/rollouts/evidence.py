@@ -49,30 +49,35 @@ class _Units:
     by_arm: dict[str, set[int]] = field(default_factory=dict)  # in this one
     # (incarnation, segment, arm) → so many were told; they only ever become more
     told: dict[tuple[str, int, str], int] = field(default_factory=dict)
-    is_full: bool = False
+    beyond: dict[str, int] = field(default_factory=dict)  # by arm; told apart by each edge alone
 
     def take(self, incarnation: str, row: ArmEvidence, units: tuple[int, ...], now: int) -> None:
         """Count those units of a row that are new, if it is of the segment `now`.
 
-        Once this is full no arm gets more: one that went on alone would look worse for it.
+        Once this is full, what an edge takes for new is.
         """
         key = (incarnation, row.segment, row.variant)
-        if self.is_full or len(units) == self.told.get(key, 0):
+        more = len(units) - self.told.get(key, 0)
+        if more <= 0:
             return
         self.told[key] = len(units)
+        if len(self.before) + sum(map(len, self.by_arm.values())) >= UNITS_MAX:
+            if row.segment == now:
+                self.beyond[row.variant] = self.beyond.get(row.variant, 0) + more
+            return
         new = set(units)
         for found in (self.before, *self.by_arm.values()):
             new = new - found  # costs as much as the smaller one, which -= does not
         into = self.by_arm.setdefault(row.variant, set()) if row.segment == now else self.before
         into.update(new)
-        self.is_full = len(self.before) + sum(map(len, self.by_arm.values())) >= UNITS_MAX
 
     def count(self, arm: str) -> int:
-        return len(self.by_arm.get(arm, ()))
+        return len(self.by_arm.get(arm, ())) + self.beyond.get(arm, 0)
 
     def end_segment(self) -> None:
         self.before.update(*self.by_arm.values())
         self.by_arm.clear()
+        self.beyond.clear()
         self.told.clear()
 
 
@@ -88,6 +93,7 @@ class _Rollout:
     slow: _Units = field(default_factory=_Units)
     folded: set[str] = field(default_factory=set)  # incarnations that are in the sum
     shown: dict[str, Shown] = field(default_factory=dict)  # of ended segments
+    is_over: bool = False
 
 
 class EvidenceBook:
@@ -103,6 +109,7 @@ class EvidenceBook:
         if found is None or found.id != rollout or segment < found.segment:
             self._rollouts[endpoint] = _Rollout(rollout, segment)
         elif segment > found.segment:
+            found.is_over = False
             found.shown = {arm: _ended(found, arm) for arm in _arms(found)}
             found.segment = segment
             found.rows, found.folded = {}, set()
@@ -110,10 +117,10 @@ class EvidenceBook:
             found.slow.end_segment()
 
     def settle(self, endpoint: str) -> None:
-        """Tell units apart no longer: the rollout has ended, and only people look at it still."""
+        """Count nothing more: the rollout has ended, and only people look at it still."""
         found = self._rollouts.get(endpoint)
         if found is not None:
-            found.errors, found.slow = _Units(is_full=True), _Units(is_full=True)
+            found.errors, found.slow, found.is_over = _Units(), _Units(), True
 
     def forget(self, endpoint: str) -> None:
         """Follow an endpoint no longer."""
@@ -131,6 +138,8 @@ class EvidenceBook:
         for row in rows:
             found = self._rollouts.get(row.endpoint)
             if found is None or row.rollout != found.id or row.segment > found.segment:
+                continue
+            if found.is_over:
                 continue
             found.arms.update([row.variant] if len(found.arms) < ARMS_MAX else [])
             if incarnation in found.folded or row.variant not in found.arms:

@@ -116,11 +116,26 @@ def test_arms_are_bounded() -> None:
     assert len(found.counts("e")) == evidence.ARMS_MAX
 
 
-def test_units_are_bounded() -> None:
+def test_units_are_bounded_and_told_apart_by_edges_alone_then() -> None:
+    found, edges = book(), 40
+    for number in range(edges):
+        units = range(4000 * number, 4000 * (number + 1))
+        found.report(f"e{number}/i", [row("stable", 4000, units=units)])
+    assert found.counts("e")["stable"].errors == 4000 * edges
+    assert len(found._rollouts["e"].errors.by_arm["stable"]) < evidence.UNITS_MAX + 4000
+    for units in ([1, 10**9], [1, 10**9], [1, 10**9, 10**9 + 1]):  # a bad candidate is still seen
+        found.report("e50/i", [row("canary", 5, units=units)])
+    assert found.counts("e")["canary"].errors == 3
+
+
+def test_rollout_that_has_ended_counts_nothing_more() -> None:
     found = book()
-    for number in range(40):
-        first = 4000 * number
-        found.report(f"e{number}/i", [row("stable", 4000, units=range(first, first + 4000))])
-    assert evidence.UNITS_MAX <= found.counts("e")["stable"].errors < evidence.UNITS_MAX + 4000
-    found.report("e50/i", [row("canary", 5, units=[10**9])])
-    assert found.counts("e")["canary"].errors == 0
+    found.report("e1/i1", [row("stable", 10, units=[1, 2])])
+    found.follow("e", ROLLOUT, 2)
+    found.settle("e")
+    assert (
+        found.report("e1/i1", [row("stable", 10, units=[1, 2]), row("canary", 5, segment=2)])
+        == set()
+    )
+    assert found._rollouts["e"].errors.before == set()
+    assert found.shown("e", "stable").seen.failed_units == 2

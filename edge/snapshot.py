@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -29,7 +29,6 @@ from registry_sync.documents import (
     EndpointState,
     KeyRecord,
     Manifest,
-    Variant,
     read_keys,
     read_manifest,
     read_spec,
@@ -190,8 +189,7 @@ def _endpoint(
     old: Endpoint | None,
 ) -> Endpoint:
     weights = effective_weights(spec, state)
-    rollout, watched = _watched(spec, state, old)
-    firsts = _firsts(spec, weights, watched, old)
+    assignment = Arms([Arm(v.name, weights[v.name]) for v in spec.variants], spec.assign.salt)
     arms = tuple(
         ArmOf(
             v.name,
@@ -200,18 +198,28 @@ def _endpoint(
             precision_of(versions[v.model, v.version].manifest, spec.engine),
             _purged(state, v.version),
             sample_of(spec, state, v.name),
-            watched.arms.get(v.name) if watched is not None else None,
-            _exposure(spec, v, watched) if firsts is not None else None,
         )
         for v in spec.variants
     )
+    # From here on the documents fit, so that counters which are in use may go by them.
+    rollout, watched = _watched(spec, state, old)
+    firsts = _firsts(spec, weights, watched, old)
+    if watched is not None or firsts is not None:
+        arms = tuple(
+            replace(
+                arm,
+                watch=watched.arms.get(arm.name) if watched is not None else None,
+                exposure=_exposure(spec, arm, watched) if firsts is not None else None,
+            )
+            for arm in arms
+        )
     cache = spec.cache or Cache()
     stale_s = max(cache.stale_while_revalidate_s, cache.stale_if_error_s)
     return Endpoint(
         name=spec.endpoint,
         revision=spec.revision,
         arms=arms,
-        assignment=Arms([Arm(v.name, weights[v.name]) for v in spec.variants], spec.assign.salt),
+        assignment=assignment,
         spec=spec,
         deadline_s=spec.deadline_ms / 1000,
         cache_ttl_s=spec.cache.ttl_s if spec.cache is not None else 0.0,
@@ -266,9 +274,7 @@ def _firsts(
     return found if found is not None and found.key == key else Firsts(key)
 
 
-def _exposure(
-    spec: EndpointSpec, variant: Variant, watched: SegmentWatch | None
-) -> Exposure | None:
+def _exposure(spec: EndpointSpec, arm: ArmOf, watched: SegmentWatch | None) -> Exposure | None:
     if spec.assign.exposure == "off":
         return None
     return Exposure(
@@ -276,9 +282,8 @@ def _exposure(
         spec.revision,
         watched.rollout.id if watched is not None else "",
         watched.number if watched is not None else 0,
-        variant.name,
-        variant.model,
-        variant.version,
+        arm.name,
+        *arm.version.ref,
         spec.assign.salt,
         spec.assign.exposure,
     )

@@ -237,6 +237,12 @@ def test_another_rollout_of_the_endpoint_counts_from_nothing(metrics: Metrics) -
 
 def test_documents_that_do_not_fit_leave_the_counters_alone(metrics: Metrics) -> None:
     old = compile_snapshot(rolling(1), Snapshot(), metrics)
+    watch = old.endpoints["e"].watch
+    assert watch is not None
+    rows = watch.evidence()
+    unknown = replace(rolling(2), manifests={"m/1": MANIFESTS["m/1"]})
+    assert compile_snapshot(unknown, Snapshot(old.endpoints), metrics).rejected
+    assert watch.evidence() == rows
     broken = compile_snapshot(replace(rolling(1), specs={"e": b"{"}), old, metrics)
     again = compile_snapshot(rolling(1), broken, metrics)
     assert again.endpoints["e"].arms[1].watch is old.endpoints["e"].arms[1].watch

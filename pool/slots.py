@@ -93,6 +93,7 @@ class EngineSlot:
         # The whole mutable state.
         self.state = "cold"
         self.detail = ""
+        self.passes = False  # failed, and not by the version's fault
         self.loads = 0
         self.arrived = 0  # calls ever, and the rows in them as far as they were known
         self.arrived_rows = 0
@@ -399,7 +400,7 @@ class EngineSlot:
         pause_s = min(BACKOFF_S_MIN * 2**doublings, longest_s)
         self._retry_at_s = time.monotonic() + pause_s
         self._waking = None
-        self.detail = detail
+        self.detail, self.passes = detail, passes
         _log.error("engine_failed", model=self.model, version=self.version, error=detail)
         self._set("failed")
         self._settle_waiting(Failed(503, f"the model cannot be loaded: {detail}"))
@@ -439,5 +440,5 @@ class EngineSlot:
     def _set(self, state: str) -> None:
         self.state = state
         if state != "failed":
-            self.detail = ""
+            self.detail, self.passes = "", False
         self._on_change()

@@ -202,6 +202,7 @@ class Worker:
                 slot.queue.rows_per_s_max if slot.queue else 0.0,
                 int(slot.wake_s * 1e6),
                 slot.phases,
+                slot.passes,
             )
             for slot in self._slots.values()
             if slot.state != "cold"

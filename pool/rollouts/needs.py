@@ -236,7 +236,10 @@ class _Pool:
 
 
 def _note_failures(known: _Known, pool: _Pool, takers: Set[str], now_s: float) -> None:
-    """Remember who could not load the candidate; trying again is no news, until it is warm."""
+    """Remember who could not load the candidate; trying again is no news, until it is warm.
+
+    What is not the version's fault, such as a registry that is away, is a try that goes on.
+    """
     if pool.warm[known.candidate]:
         known.failures.clear()
         known.failed_since_s = None
@@ -244,9 +247,10 @@ def _note_failures(known: _Known, pool: _Pool, takers: Set[str], now_s: float) -
     known.failures = {name: why for name, why in known.failures.items() if name in takers}
     is_tried_anew = False
     for name, engine in pool.engines(known.candidate).items():
-        if engine.state == "failed":
+        if engine.state == "failed" and not engine.passes:
             known.failures[name] = engine.detail
-        is_tried_anew |= engine.state == "loading" and name not in known.failures
+        elif engine.state == "failed" or engine.state == "loading":
+            is_tried_anew |= name not in known.failures
     is_tried = len(known.failures) >= TRIES or takers <= known.failures.keys()
     if not known.failures or is_tried_anew or not is_tried:
         known.failed_since_s = None
@@ -262,13 +266,16 @@ def _warmth(known: _Known, pool: _Pool, weight: float, most: int, now_s: float) 
     """
     wanted = max(1, min(math.ceil(known.most[known.baseline] * weight / 100 - 1e-9), most))
     warm = pool.warm[known.candidate]
+    engines = pool.engines(known.candidate).values()
+    passing = (engine.detail for engine in engines if engine.state == "failed")
     why = next(iter(known.failures.values()), "")
     waits_for = ""
     if warm < wanted:
         model, version = known.candidate
         waits_for = f"{warm} of {wanted} replicas of {model} version {version} are warm"
-        if why:
-            waits_for += f"; a worker could not load it: {why}"
+        hindered = why or next(passing, "")
+        if hindered:
+            waits_for += f"; a worker could not load it: {hindered}"
         elif not most:
             waits_for += "; no worker has room for it"
     if known.failed_since_s is None:

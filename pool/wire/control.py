@@ -66,6 +66,7 @@ class EngineState(msgspec.Struct, array_like=True, frozen=True):
     wake_us: _Count = 0  # learned: how long a call would wait if it slept; 0: not known yet
     # The phases of its last load, in order; they add up to the time that the first call waited.
     phases: _Phases = {}
+    passes: bool = False  # failed: not by the version's fault, and it may be over any moment
 
 
 class RegisterWorker(msgspec.Struct, array_like=True, frozen=True, tag=1):

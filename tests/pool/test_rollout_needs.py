@@ -39,8 +39,8 @@ def state(step: int, phase: Phase = "running", weight: float | None = None) -> E
     return EndpointState("e", 1, weights, rollout=RolloutState("r", phase, step))
 
 
-def engine(ref: Ref, state: str = "warm", size: int = 0) -> EngineState:
-    return EngineState(*ref, "test", state, bytes=size, detail=f"{state}!")
+def engine(ref: Ref, state: str = "warm", size: int = 0, *, passes: bool = False) -> EngineState:
+    return EngineState(*ref, "test", state, bytes=size, detail=f"{state}!", passes=passes)
 
 
 def worker(name: str, *engines: EngineState, room: int = 0, cold: bool = False) -> WorkerView:
@@ -257,6 +257,19 @@ def test_candidate_is_broken_once_every_worker_that_tries_has_failed() -> None:
     assert needs.warmth("e").failed == ""
     look(needs, [worker("a", engine(NEW, "loading")), broken[1]], now_s=12.0)
     assert needs.warmth("e").failed == ""
+
+
+def test_candidate_is_not_broken_while_the_registry_is_away() -> None:
+    needs = Needs()
+    away = worker("a", engine(NEW, "failed", passes=True))
+    look(needs, [away])
+    look(needs, [away], now_s=1000.0)
+    assert needs.warmth("e").failed == ""
+    assert needs.warmth("e").waits_for.endswith("; a worker could not load it: failed!")
+    look(needs, [away, worker("b", engine(NEW, "failed"))], now_s=1001.0)
+    assert needs.warmth("e").failed == ""  # the one may still prove the other wrong
+    look(needs, [worker("a", engine(NEW, "failed"))], now_s=1002.0)
+    assert needs.warmth("e").failed == "failed!"
 
 
 def test_broken_candidate_is_not_tried_on_every_worker_of_a_fleet() -> None:

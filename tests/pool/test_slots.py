@@ -213,7 +213,13 @@ async def test_pause_stays_short_where_the_version_is_not_to_blame(
         place.slot.ensure()
         await place.until("failed")
         assert place.loader.loads == before + 1
+        assert place.slot.passes
         now_s += pause_s
+    place.loader.error = CannotLoad("no")
+    place.slot.ensure()
+    assert not place.slot.passes
+    await place.until("failed")
+    assert not place.slot.passes
 
 
 async def test_engine_that_fails_for_a_day_may_still_come_back(

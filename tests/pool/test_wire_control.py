@@ -72,6 +72,7 @@ ENGINE = EngineState(
     1500.5,
     80_000,
     {"fetch": 70_000},
+    True,
 )
 ARM_EVIDENCE = ArmEvidence(
     *("digits", "r1", 2, "canary", 90, 80, 70, 9, 1, (5, 2**53 - 1), 4, 2, (7,)),
@@ -109,6 +110,7 @@ ENGINE_ARRAY = [
     1500.5,
     80_000,
     {"fetch": 70_000},
+    True,
 ]
 COUNT = VariantCount("digits", 7, "main", "3", 100, 1, 40, 2, (0, 98, 4))
 COUNT_ARRAY = ["digits", 7, "main", "3", 100, 1, 40, 2, [0, 98, 4]]
@@ -243,7 +245,7 @@ FIELDS = {
     Resolved: "model version found detail",
     Answer: "ok detail data id",
     EngineState: "model version engine state bytes calls idle_s detail loads "
-    "waiting runs rows run_us plan arrived arrived_rows rows_per_s wake_us phases",
+    "waiting runs rows run_us plan arrived arrived_rows rows_per_s wake_us phases passes",
     VariantCount: "endpoint revision variant version requests errors hits failed seconds",
     QuotaDemand: "demands",
     QuotaAck: "epoch seq",

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pool import serving, worker
+from pool import loading, serving, worker
 from pool.config import WorkerConfig
 from pool.engines.base import Engine, Tensors
 from pool.engines.registry import find_engines
@@ -791,6 +791,16 @@ async def test_load_that_failed_is_said_with_its_reason(node: Node, member: Memb
         control.Heartbeat, lambda b: states_of(b) == {"unloadable": "failed"}
     )
     assert "cannot be loaded" in failed.engines[0].detail
+    assert not failed.engines[0].passes
+
+
+async def test_load_that_failed_by_nobodys_fault_says_so(
+    node: Node, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "SYNC_BACK_S_MAX", 0.0)
+    member.say(control.Command(1, "load", "elsewhere", "1"))  # nobody is there to bring it
+    failed = await member.hear(control.Heartbeat, lambda b: states_of(b) == {"elsewhere": "failed"})
+    assert failed.engines[0].passes
 
 
 async def test_worker_that_drains_says_so_and_answers_what_it_has(

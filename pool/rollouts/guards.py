@@ -7,7 +7,7 @@ done about it is decided elsewhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -140,8 +140,10 @@ class Guards:
             segment_log_e["latency"] = self._latency_log_e()
             log_es = [*self._past_log_es("latency"), segment_log_e["latency"]]
             log_e["latency"] = float(chained(log_es, self._steps))
-            is_harm = log_e["latency"] >= -math.log(self._alpha)
-            (harms if is_harm else worse).extend(self._longer())
+            worse += (longer := list(self._longer()))
+            if log_e["latency"] >= -math.log(self._alpha):
+                evidence = f"e-value {_shown(log_e['latency'])}, {1 / self._alpha:.0f} needed"
+                harms += [f"{text} ({evidence})" for text in longer]
         waits_for = "; ".join(self._missing())
         return Verdict(
             harms=tuple(harms),
@@ -337,30 +339,43 @@ class RateGuard:
 def _stratum(kind: str, share: float, baseline: ArmCounts, candidate: ArmCounts) -> Stratum:
     """Return what is counted now of one kind of event."""
     arms = (baseline, candidate)
-    found = _seen_stratum(kind, share, baseline.seen, candidate.seen)
+    seen = _seen_stratum(kind, share, baseline.seen, candidate.seen)
     if kind == "errors":
-        units, events = [arm.units for arm in arms], [arm.errors for arm in arms]
-    else:
-        units, events = [arm.units + arm.late for arm in arms], [arm.slow for arm in arms]
-    return msgspec.structs.replace(found, units=(units[0], units[1]), events=(events[0], events[1]))
+        return msgspec.structs.replace(
+            seen, units=_pair(a.units for a in arms), events=_pair(a.errors for a in arms)
+        )
+    return msgspec.structs.replace(
+        seen,
+        # A call that was never answered is no outcome, but it is slow.
+        units=_pair(max(a.units + a.late, a.slow) for a in arms),
+        calls=_pair(max(a.seen.calls + a.late, a.seen.slow) for a in arms),
+        events=_pair(a.slow for a in arms),
+    )
 
 
 def _seen_stratum(kind: str, share: float, baseline: ArmSeen, candidate: ArmSeen) -> Stratum:
     """Return what a segment's record says of one kind of event."""
     arms = (baseline, candidate)
     if kind == "errors":
-        events = [arm.failed_units for arm in arms]
-        calls = [arm.errors for arm in arms]
-    else:
-        events = [arm.slow_units for arm in arms]
-        calls = [arm.slow for arm in arms]
+        return Stratum(
+            share,
+            units=_pair(a.units for a in arms),
+            calls=_pair(a.calls for a in arms),
+            events=_pair(a.failed_units for a in arms),
+            event_calls=_pair(a.errors for a in arms),
+        )
     return Stratum(
         share,
-        units=(baseline.units, candidate.units),
-        calls=(baseline.calls, candidate.calls),
-        events=(events[0], events[1]),
-        event_calls=(calls[0], calls[1]),
+        units=_pair(max(a.units, a.slow_units) for a in arms),
+        calls=_pair(max(a.calls, a.slow) for a in arms),
+        events=_pair(a.slow_units for a in arms),
+        event_calls=_pair(a.slow for a in arms),
     )
+
+
+def _pair(numbers: Iterable[float]) -> tuple[float, float]:
+    baseline, candidate = numbers
+    return baseline, candidate
 
 
 def _logs(arm: ArmCounts) -> tuple[float, float, float]:

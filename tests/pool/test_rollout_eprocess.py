@@ -163,7 +163,7 @@ def test_a_right_split_is_not_taken_for_wrong(weight: float) -> None:
     assert np.isfinite(_split_alarms(weight / 100, weight, runs=50, units=10_000)).sum() == 0
 
 
-@pytest.mark.parametrize(("split", "weight", "units"), [(0.08, 5.0, 3000), (0.55, 50.0, 5000)])
+@pytest.mark.parametrize(("split", "weight", "units"), [(0.08, 5.0, 1500), (0.55, 50.0, 2000)])
 def test_a_wrong_split_is_found(split: float, weight: float, units: int) -> None:
     median = float(np.median(_split_alarms(split, weight, runs=40, units=20_000)))
     print(f"\n{split:.0%} of the units where {weight:g} % are configured: {median:.0f} units")
@@ -245,3 +245,10 @@ def test_a_few_calls_are_no_ground_for_a_mean() -> None:
     slow = (49.0, 490.0, 4901.0)
     assert mean_log_e((1000.0, 0.0, 10.0), slow) == 0.0
     assert mean_log_e((1000.0, 0.0, 10.0), (50.0, 500.0, 5001.0)) > 100.0
+
+
+def test_only_a_candidate_that_is_slower_is_evidence() -> None:
+    quick, slow = (1000.0, 0.0, 10.0), (1000.0, 100.0, 20.0)
+    assert mean_log_e(quick, slow) > 10.0
+    assert mean_log_e(slow, quick) < -1.0
+    assert mean_log_e(quick, quick) == pytest.approx(-0.5 * math.log(11.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from msgspec.structs import replace
 
 from pool.rollouts.guards import Guards
 from pool.rollouts.signals import ArmCounts, Verdict
@@ -37,8 +38,10 @@ def _verdict(
     share: float = 0.5,
     past: tuple[Segment, ...] = (),
     mismatch_log_e: float = 0.0,
+    sticky: bool = False,
+    cached: bool = False,
 ) -> Verdict:
-    guards = Guards(guard or Guard(), share=share, past=past, steps=5)
+    guards = Guards(guard or Guard(), share=share, past=past, steps=5, sticky=sticky, cached=cached)
     guards.look(0.0, baseline, candidate, mismatch_log_e)
     return guards.verdict()
 
@@ -105,6 +108,7 @@ def test_a_good_past_hides_no_candidate_that_begins_to_fail() -> None:
 
 def test_at_full_weight_the_past_of_the_baseline_is_the_measure() -> None:
     assert not _verdict(_arm(0), _arm(5000, 60), share=1.0, past=_past(50)).harms
+    assert not _verdict(_arm(0), _arm(5000, 100), share=1.0, past=_past(50)).harms  # it may be 2 %
     verdict = _verdict(_arm(0), _arm(5000, 200), share=1.0, past=_past(50))
     assert verdict.harms
     assert verdict.log_e["errors_full"] > math.log(400)
@@ -148,3 +152,42 @@ def test_intervals_are_of_all_segments() -> None:
     low, rate, high = _verdict(_arm(100, 1), _arm(100), past=_past(50)).intervals["stable"]
     assert rate == pytest.approx(51 / 5100)
     assert 0.004 < low < rate < high < 0.02
+
+
+def test_an_interval_is_of_units_that_may_fail_again_and_again() -> None:
+    seen = ArmSeen(calls=1000, units=1000, errors=100, failed_units=5)
+    low, rate, high = _verdict(ArmCounts(seen), _arm(0)).intervals["stable"]
+    assert rate == 0.1
+    assert low < 0.05
+    assert high > 0.2
+
+
+def test_what_looked_worse_in_an_earlier_segment_still_does() -> None:
+    arms = {"stable": _seen(400, 4), "canary": _seen(400, 12)}
+    past = (Segment(1, {"stable": 50, "canary": 50}, arms, {"errors": 0.5}),)
+    assert not _verdict(_arm(400, 4), _arm(400, 4)).worse
+    assert _verdict(_arm(400, 4), _arm(400, 4), past=past).worse
+
+
+def test_calls_that_were_never_answered_in_time_are_slow() -> None:
+    silent = ArmCounts(ArmSeen(slow=400, slow_units=400), late=400.0, slow=400)
+    assert _verdict(_arm(400, slow=4), silent, Guard(slower_than_ms=100)).harms
+
+
+def _with_calls(calls: int, errors: int) -> ArmCounts:
+    seen = ArmSeen(calls=calls, units=1000, errors=errors, failed_units=errors)
+    return ArmCounts(seen, units=1000.0, errors=errors)
+
+
+def test_an_arm_with_a_colder_cache_may_fail_more_units() -> None:
+    arms = _with_calls(2000, 30), _with_calls(8000, 120)
+    assert _verdict(*arms, sticky=True).harms
+    assert _verdict(*arms, cached=True).harms
+    assert not _verdict(*arms, sticky=True, cached=True).harms
+
+
+def test_few_units_with_many_calls_are_few_when_it_comes_to_latency() -> None:
+    guard = Guard(errors=False, latency_ratio_max=1.01)
+    arms = [replace(_arm(4000, ms=ms), assigned=20) for ms in (10.0, 11.0)]
+    assert _verdict(arms[0], arms[1], guard).harms
+    assert not _verdict(arms[0], arms[1], guard, sticky=True).harms

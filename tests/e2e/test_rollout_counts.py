@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from registry_sync import rollout_orders
 from tests.support.models import identity
 from tests.support.stack import Stack, until
@@ -17,6 +19,7 @@ INPUTS = {"x": ("FP32", [1, 4], [1.0, 2.0, 3.0, 4.0])}
 WAIT_S_MAX = 60.0
 
 
+@pytest.mark.slow
 def test_every_call_counts_once_although_an_edge_ends(wide_stack: Stack, tmp_path: Path) -> None:
     """The last second is told before the end; whoever comes after counts as somebody else."""
     stack, name = wide_stack, f"counted-{os.urandom(3).hex()}"  # a retry begins anew

@@ -3,8 +3,9 @@
     DATA/loading/<worker>/<incarnation>.copy   "model/version", or nothing; locked by its process
 
 A candidate may crash the process on some input, or hang until somebody ends it.  Callers are sent
-elsewhere then, but once is enough: a sample is not owed to anybody.  What is noted lies in memory
-that the file keeps, so that noting it costs nothing and survives the process; not the machine.
+elsewhere then, but a sample is not owed to anybody: after the second time that is over.  The first
+may have been a process that was killed for another reason.  What is noted lies in memory that the
+file keeps, so that noting it costs nothing and survives the process; not the machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +21,9 @@ import structlog
 
 Ref = tuple[str, str]  # model, version
 
+DEATHS_MAX: Final = 2  # of processes of one worker, by the copies of one candidate
 NOTE_BYTES: Final = 512  # names are far shorter
-DIED: Final = "a worker died while it was running a copy of a call"
+DIED: Final = "a worker died twice while it was running a copy of a call"
 
 _log = structlog.get_logger()
 
@@ -36,17 +39,18 @@ class CopyGuard:
     """
 
     def __init__(self, folder: Path, incarnation: str) -> None:
-        # The whole mutable state: what has killed a process of this worker, and the note.
+        # The whole mutable state: what has killed too many processes of this worker, and the note.
         self.deadly: frozenset[Ref] = frozenset()
         self._note: mmap.mmap | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.deadly = frozenset(_left_behind(folder))
+            deaths = Counter(_left_behind(folder))
+            self.deadly = frozenset(ref for ref in deaths if deaths[ref] >= DEATHS_MAX)
             self._note = _create(folder / f"{incarnation}.copy")
         except OSError as error:
             _log.warning("copies_not_guarded", error=error.strerror or str(error))
         for model, version in self.deadly:
-            _log.error("died_of_a_copy", model=model, version=version)
+            _log.error("copies_are_deadly", model=model, version=version)
 
     def begin(self, ref: Ref) -> None:
         """Note that a copy is about to run."""

@@ -131,6 +131,7 @@ class _Place(msgspec.Struct, frozen=True):
     """Where one version is to be, and what has to happen for that."""
 
     at: list[WorkerView]  # the workers that may have it
+    keep: list[str]  # those that are to
     loads: list[str]
     unloads: list[Unload]
     leaving: set[str]  # workers that have it and are asked no more
@@ -142,6 +143,7 @@ def _place(
     workers: Sequence[WorkerView],
     whose: Mapping[str, str],
     planned_bytes: Mapping[str, int],
+    companions: Collection[str] = (),  # workers that are to have what it is to be beside
 ) -> _Place:
     live = [worker for worker in workers if not worker.draining]
     own = [worker for worker in live if whose.get(worker.id, "") == demand.owner]
@@ -168,6 +170,8 @@ def _place(
         }
         tried = {*having, *failed}
         others = [name for name in order if name in fitting and name not in tried]
+        if companions:
+            others.sort(key=lambda name: name not in companions)
         others += [name for name in failed if name not in having]
         keep += others[: demand.replicas - len(keep)]
     is_warm = any(states[name] == "warm" for name in keep)
@@ -179,6 +183,7 @@ def _place(
     ]
     return _Place(
         own,
+        keep,
         [name for name in keep if states[name] in ("", "draining", "failed")],
         [
             Unload(worker.id, ref, is_warm and states[worker.id] == "warm")
@@ -221,8 +226,12 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
     steps: list[Load | Unload] = []
     unloads: list[Unload] = []
     planned_bytes: dict[str, int] = {}  # by the loads that are decided
-    for ref, demand in wanted.items():
-        place = _place(ref, demand, workers, whose, planned_bytes)
+    kept: dict[Ref, list[str]] = {}
+    # Who is to be beside another comes last: it may be that both are to be loaded now.
+    for ref, demand in sorted(wanted.items(), key=lambda item: item[1].beside is not None):
+        beside = () if demand.beside is None else kept.get(demand.beside, ())
+        place = _place(ref, demand, workers, whose, planned_bytes, beside)
+        kept[ref] = place.keep
         steps += [Load(worker_id, ref) for worker_id in place.loads]
         for worker_id in place.loads:
             planned_bytes[worker_id] = planned_bytes.get(worker_id, 0) + demand.size_bytes

@@ -33,6 +33,9 @@ def die(folder: Path, incarnation: str, code: str = DIES, status: int = -signal.
 
 def test_whose_copy_a_process_has_died_of_is_known_to_all_that_follow(tmp_path: Path) -> None:
     die(tmp_path, "dead")
+    assert CopyGuard(tmp_path, "between").deadly == set()  # it may have been killed for anything
+    (tmp_path / "another.copy").write_bytes(b"m/3\n")
+    die(tmp_path, "dead-too")
     for incarnation in ("first", "second"):
         guard = CopyGuard(tmp_path, incarnation)
         assert guard.deadly == {CANDIDATE}
@@ -47,6 +50,7 @@ def test_process_that_ends_otherwise_blames_nobody(tmp_path: Path) -> None:
 
 
 def test_process_that_gives_up_because_of_a_copy_blames_it(tmp_path: Path) -> None:
+    (tmp_path / "before.copy").write_bytes(b"m/2\n")
     gives_up = DIES.replace("os.kill(os.getpid(), signal.SIGKILL)", "guard.blame(); guard.end()")
     die(tmp_path, "dead", gives_up, 0)
     assert CopyGuard(tmp_path, "live").deadly == {CANDIDATE}
@@ -62,6 +66,7 @@ def test_process_that_runs_a_copy_is_not_dead(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"\n", b"/\n", b"m\n", b"\xff\xfe\n", bytes(512)])
 def test_note_that_cannot_be_read_blames_nobody(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "old.copy").write_bytes(damage)
+    (tmp_path / "older.copy").write_bytes(damage)
     assert CopyGuard(tmp_path, "new").deadly == set()
 
 
@@ -76,7 +81,8 @@ def test_folder_that_cannot_be_written_keeps_no_copy_from_running(tmp_path: Path
 def test_candidate_that_has_killed_a_worker_is_given_no_copy_and_shown_as_failed(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "dead.copy").write_bytes(b"m/2\n")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.copy").write_bytes(b"m/2\n")
 
     async def main() -> None:
         bench = Bench(guard=CopyGuard(tmp_path, "live"))

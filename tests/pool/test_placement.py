@@ -101,6 +101,16 @@ def test_version_goes_first_to_where_its_companion_is_warm() -> None:
         assert {step.worker for step in plan(kept, views)} == {*"abcd"} - {name}
 
 
+def test_version_goes_to_where_its_companion_is_about_to_be() -> None:
+    wanted = {M1: Demand(1, beside=M2), M2: ONE}
+    for name in "abcd":
+        views = [worker(one, *[engine(M2, "loading")] * (one == name)) for one in "abcd"]
+        assert plan(wanted, views) == [Load(name, M1)]
+    nothing = [worker(name) for name in "abcd"]
+    first = first_of(M2, *"abcd")
+    assert plan(wanted, nothing) == [Load(first, M2), Load(first, M1)]
+
+
 def test_engine_that_failed_and_nobody_wants_shows_it_for_a_while() -> None:
     def failed(idle_s: float) -> list[WorkerView]:
         return [worker("a", engine(state="failed", idle_s=idle_s))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,10 +108,8 @@ def requests_of(
     traffic: Traffic, steps: Sequence[tuple[float, int]], rng: np.random.Generator
 ) -> Requests:
     """Return what one run's users ask for; a user moves to the candidate once and stays there."""
-    popularity = np.cumsum(1.0 / np.arange(1, traffic.users + 1))
     count = sum(size for _, size in steps)
-    table = np.searchsorted(popularity, (np.arange(1 << 16) + 0.5) / (1 << 16) * popularity[-1])
-    users = table[rng.integers(0, 1 << 16, count)]
+    users = _by_popularity(traffic.users)[rng.integers(0, 1 << 16, count)]
     place = rng.random(traffic.users)  # of every user, in [0, 1): below the share is the candidate
     is_prone = rng.random(traffic.users) < traffic.prone
     share = np.repeat([share for share, _ in steps], [size for _, size in steps])
@@ -121,9 +120,16 @@ def requests_of(
     return Requests(users, is_given, is_call, is_call & (rng.random(count) < errors))
 
 
+@cache
+def _by_popularity(users: int) -> NDArray[np.int64]:
+    """Return a user for each of 65,536 equal chances, by Zipf's law."""
+    popularity = np.cumsum(1.0 / np.arange(1, users + 1))
+    return np.searchsorted(popularity, (np.arange(1 << 16) + 0.5) / (1 << 16) * popularity[-1])
+
+
 def sticky_run(
     traffic: Traffic, steps: Sequence[tuple[float, int]], rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
+) -> Iterator[NDArray[np.uint8]]:
     """Yield every segment's counts of one run, by kind (see `Segments`), arm and look."""
     asked = requests_of(traffic, steps, rng)
     windows = np.arange(len(asked.users)) // int(traffic.requests_per_s * LOOK_S)
@@ -135,17 +141,11 @@ def sticky_run(
         calls = begin + np.flatnonzero(asked.is_call[part])
         names = windows[calls] * traffic.users + asked.users[calls]
         is_unit = _is_first(calls, names, len(asked.users))
-        marks = (np.ones_like(is_unit), asked.is_failed, asked.is_call, is_unit, firsts)
-        looks = np.arange(size) // REQUESTS_PER_LOOK
-        yield np.stack(
-            [
-                [
-                    np.bincount(looks, mark[part] & (asked.is_given[part] == arm))
-                    for arm in (False, True)
-                ]
-                for mark in marks
-            ]
-        ).astype(np.int64)
+        marks = np.stack((np.ones_like(is_unit), asked.is_failed, asked.is_call, is_unit, firsts))
+        is_given = asked.is_given[part]
+        arms = np.stack((marks[:, part] & ~is_given, marks[:, part] & is_given), axis=1)
+        by_look = arms.view(np.uint8).reshape(len(marks), 2, -1, REQUESTS_PER_LOOK)
+        yield np.add.reduce([by_look[..., place] for place in range(REQUESTS_PER_LOOK)])
         begin += size
 
 

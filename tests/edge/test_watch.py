@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edge import watch as watch_module
+from edge.arm_metrics import ROWS_MAX
 from edge.watch import LOOK_S, ArmWatch, Firsts, RolloutWatch, SegmentWatch, UnitHash
 from pool.wire import control
 from pool.wire.data import Tensor
@@ -148,6 +149,16 @@ def test_latencies_are_counted_by_the_buckets_of_every_process() -> None:
     logs = np.log1p(np.array([3000.0, 3000.0, 300_000.0]))
     assert found.log_sum == pytest.approx(logs.sum())
     assert found.log_squares == pytest.approx((logs**2).sum())
+
+
+def test_durations_of_many_calls_are_not_kept() -> None:
+    arm = canary()
+    for number in range(3 * ROWS_MAX + 1):
+        arm.observe(None, 200, number * 1e-4, 1.0)
+        assert len(arm._unsorted) < ROWS_MAX
+    found = arm.evidence()
+    assert sum(found.seconds) == found.log_calls == 3 * ROWS_MAX + 1
+    assert found.log_sum == pytest.approx(np.log1p(np.arange(3 * ROWS_MAX + 1) * 100.0).sum())
 
 
 def test_late_answers_of_an_ended_segment_stay_there() -> None:

@@ -366,7 +366,10 @@ async def test_answer_that_cannot_be_given_is_an_error(edge: Edge) -> None:
 async def test_bug_of_the_edge_is_no_error_of_the_model(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.infer.render_infer", None)
+    def broken(*_: object) -> None:
+        raise Refusal("internal error")
+
+    monkeypatch.setattr("edge.infer.render_infer", broken)
     assert (await edge.ask("u")).status == 500
     assert edge.counted() == (1, 0, 0)
 

@@ -88,6 +88,8 @@ def test_copies_of_calls_are_compared_and_the_worst_are_kept(
         for number in range(1, next(numbers))
     }
     assert worst["inputs"] in inputs
+    done = stack.request("POST", f"/admin/endpoints/{name}/rollout/abort", admin=True)
+    assert done.status == 200, done.body
 
 
 def cpu_s(pid: int) -> float:

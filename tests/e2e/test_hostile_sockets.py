@@ -23,6 +23,7 @@ from tests.support.stack import Stack, tensors
 MODEL = "besieged"
 PATH = f"/v2/models/{MODEL}/infer"
 BODY = json.dumps({"inputs": tensors({"x": ("FP32", [1, 16], [0.5] * 16)})}).encode()
+SOCKETS, ROUNDS = 2000, 3
 CLOSED_S_MAX = 15.0
 BATCH = 100  # healthy requests between two looks at the hostile sockets
 BASELINE = 1500
@@ -127,11 +128,9 @@ def _p99(took_s: list[float]) -> float:
     return sorted(took_s)[int(len(took_s) * 0.99)]
 
 
-@pytest.mark.parametrize(
-    ("count", "rounds"), [(200, 1), pytest.param(2000, 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
 def test_hostile_sockets_cost_a_healthy_client_nothing(
-    start_stack: Callable[..., Stack], tmp_path: Path, count: int, rounds: int
+    start_stack: Callable[..., Stack], tmp_path: Path
 ) -> None:
     with _few_files():
         stack = start_stack()
@@ -141,10 +140,10 @@ def test_hostile_sockets_cost_a_healthy_client_nothing(
     quiet: list[float] = []
     besieged: list[float] = []
     closed_s: list[float] = []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         quiet += _ask(stack, lambda sent: sent < BASELINE)
-        with closing(Hostile(stack, count)) as hostile:
-            assert len(hostile) == count
+        with closing(Hostile(stack, SOCKETS)) as hostile:
+            assert len(hostile) == SOCKETS
 
             goes_on = functools.partial(_are_left, hostile, time.monotonic() + 2 * CLOSED_S_MAX)
             besieged += _ask(stack, goes_on)
@@ -152,7 +151,7 @@ def test_hostile_sockets_cost_a_healthy_client_nothing(
             closed_s.append(hostile.closed_s)
         quiet += _ask(stack, lambda sent: sent < BASELINE)
     print(
-        f"{count} sockets: p99 {_p99(quiet) * 1e3:.2f} ms without, {_p99(besieged) * 1e3:.2f} ms "
+        f"{SOCKETS} sockets: p99 {_p99(quiet) * 1e3:.2f} ms without, {_p99(besieged) * 1e3:.2f} ms "
         f"with; all closed after {max(closed_s):.1f} s; {len(besieged)} requests"
     )
     assert max(closed_s) <= CLOSED_S_MAX

@@ -356,7 +356,7 @@ def test_write_that_landed_unseen_does_not_undo_its_successor(
     assert [old.variants[0].version for old in endpoints.history(store, "m")] == ["1", "3", "2"]
 
 
-def count_up(url: str, times: int) -> int:
+def count_up(url: str, times: int, writers: int) -> int:
     """Raise the deadline by 1 ms so often, as a script with `--if-revision` would."""
     store = open_store(url)
     conflicts = 0
@@ -374,7 +374,7 @@ def count_up(url: str, times: int) -> int:
                 conflicts += 1
                 # Longer each time, or most of what fifty do on a slow store is to be too late.
                 time.sleep(random.uniform(0, pause_s))
-                pause_s = min(2 * pause_s, 2.0)
+                pause_s = min(2 * pause_s, max(0.1, 0.04 * writers))
     store.close()
     return conflicts
 
@@ -384,7 +384,7 @@ def check_count(url: str, processes: int, times: int) -> None:
     endpoints.set_spec(store, spec(deadline_ms=1000))
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
-        pool.starmap(count_up, [(url, times)] * processes, chunksize=1)
+        pool.starmap(count_up, [(url, times, processes)] * processes, chunksize=1)
         pool.close()
         pool.join()
     current, _ = endpoints.get_spec(store, "m")
@@ -418,7 +418,7 @@ def test_threads_that_count_up_on_s3_lose_nothing(s3_url: str) -> None:
     publish(store, "1")
     endpoints.set_spec(store, spec(deadline_ms=1000))
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: count_up(s3_url, 4), range(4)))
+        list(pool.map(lambda _: count_up(s3_url, 4, 4), range(4)))
     assert endpoints.get_spec(store, "m")[0].deadline_ms == 1016
     assert revisions(store) == list(range(1, 18))
     store.close()
@@ -496,7 +496,7 @@ def epochs(state: EndpointState) -> tuple[int, dict[str, int]]:
 
 def test_purge_raises_the_epoch_and_leaves_the_rest_of_the_state(store: DirectoryStore) -> None:
     endpoints.set_spec(store, spec())
-    state = replace(STATE, weights={"stable": 5.0}, step=3, verdict="running", reason="why")
+    state = replace(STATE, weights={"stable": 100.0}, step=3, verdict="running", reason="why")
     endpoints.write_state(store, state, None)
     assert endpoints.purge(store, "m") == replace(state, cache_epoch=1)
     assert endpoints.purge(store, "m") == replace(state, cache_epoch=2)

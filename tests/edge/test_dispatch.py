@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from edge import dispatch
-from edge.dispatch import Answer, Call, Pool, refusal_of
+from edge import dispatch, worker_conn
+from edge.calls import Answer, Call, refusal_of
+from edge.dispatch import Pool
 from edge.errors import (
     ClientGone,
     DeadlineExceeded,
@@ -177,7 +178,7 @@ async def outcome(call: Call) -> Answer | Refusal:
 @pytest.fixture
 def redial_s(monkeypatch: pytest.MonkeyPatch) -> float:
     """Redial often; returns how long it takes to see that nobody is redialled."""
-    monkeypatch.setattr(dispatch, "REDIAL_S_MAX", 0.03)
+    monkeypatch.setattr(worker_conn, "REDIAL_S_MAX", 0.03)
     return 0.1
 
 
@@ -606,7 +607,7 @@ async def test_call_that_everybody_gives_back_is_503_in_the_end(fleet: Fleet) ->
     fleet.route("a")
     await fleet.connected(1)
     assert isinstance(await outcome(fleet.call()), Unavailable)
-    assert len(fleet["a"].calls) == dispatch.RETURNS_MAX + 1
+    assert len(fleet["a"].calls) == worker_conn.RETURNS_MAX + 1
 
 
 async def test_call_that_was_given_back_goes_to_another_and_insists_only_when_there_is_none(
@@ -822,7 +823,7 @@ async def test_worker_that_rests_is_not_dialled_again(fleet: Fleet) -> None:
     fleet.route(wake_at="a", cold="a")
     fleet["a"].peers[0].send(data.encode(data.Load(0, 0, draining=True)))
     await fleet.connected(0)
-    await asyncio.sleep(2 * dispatch.REDIAL_S_MAX)
+    await asyncio.sleep(2 * worker_conn.REDIAL_S_MAX)
     assert len(fleet["a"].peers) == 1
     assert isinstance(await outcome(fleet.call()), Answer)
 
@@ -914,8 +915,8 @@ async def test_worker_that_was_lost_for_long_is_dialled_for_a_call_or_by_newer_r
         dialled.append(str(address))
         return await real_dial(address, *others, **options)
 
-    real_dial = dispatch.dial
-    monkeypatch.setattr(dispatch, "dial", dial)
+    real_dial = worker_conn.dial
+    monkeypatch.setattr(worker_conn, "dial", dial)
 
     async def lost() -> None:
         await fleet["a"].down()

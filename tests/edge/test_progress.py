@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from edge import progress
-from edge.dispatch import Call, Pool
+from edge.calls import Call
+from edge.dispatch import Pool
 from edge.progress import Waits, first_parts
 from edge.stream import Parts
 from pool.wire.control import EngineRoute, Routes, WorkerRoute

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edge import dispatch
-from edge.dispatch import Call, Pool
+from edge import worker_conn
+from edge.calls import Call
+from edge.dispatch import Pool
 from edge.errors import ClientGone
 from infra.stack import Node, worker_processes
 from infra.supervisor import Supervisor
@@ -64,7 +65,7 @@ class Place:
 
 @pytest.fixture
 async def place(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
-    monkeypatch.setattr(dispatch, "REDIAL_S_MAX", 0.05)
+    monkeypatch.setattr(worker_conn, "REDIAL_S_MAX", 0.05)
     folder = Path(tempfile.mkdtemp(prefix="tp"))
     made = Place(folder)
     sweeper = asyncio.get_running_loop().create_task(made.pool.sweep_forever())

@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge.dispatch import Answer, Call, Pool
+from edge.calls import Answer, Call
+from edge.dispatch import Pool
 from edge.errors import Refusal
 from pool import placement
 from pool.placement import WorkerView

@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 
 from edge import __main__ as edge_main
-from edge import dispatch
+from edge.calls import Call
 from edge.config import EdgeConfig
 from edge.dispatch import Pool
 from edge.errors import Refusal
@@ -106,7 +106,7 @@ class Edge:
             return self._end(asked, 404, "no such endpoint")
         version = found.arms[0].version
         data = np.array([asked.value], np.int64).tobytes()
-        call = dispatch.Call(
+        call = Call(
             ref=version.ref,
             digest=version.digest,
             request_id=f"r{asked.value}",

@@ -77,6 +77,7 @@ PURE = (
     "pool.recent",
     "pool.rollouts.eprocess",
     "pool.rollouts.guards",
+    "pool.rollouts.rate_guard",
     "pool.deaths",
     "pool.inline",
     "pool.recycling",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,6 @@ from tests.simulation.world import World, simulate, until
 from tests.support.stack import Stack
 
 PART_MAX = 0.10  # the figure
-
-Played = tuple[Row, float]  # what was seen, and how long a wake took
 
 
 def limits_of(idle_s: object) -> Limits:
@@ -108,26 +106,15 @@ def test_shells_learn_for_a_day_when_to_sleep_as_the_simulator_says(seed: int) -
     compare(seen, simulated(played, limits_of("auto"), wake_s), wake_s)
 
 
-def real_stack(played: Mapping[object, Trace], stack: Stack, journal: Path) -> dict[object, Played]:
-    """Play traces to a real `tidepool up`, over HTTP, all at once.
-
-    Args:
-        played: the traces by their models' `idle_s`; no two have a model of the same name.
-        stack: what is called.
-        journal: where its workers say what is warm.
-    """
+def real_stack(played: Trace, stack: Stack, journal: Path, **scale: Any) -> tuple[Row, float]:
+    """Play a trace to a real `tidepool up`, over HTTP."""
     costs = msgspec.structs.replace(COSTS, journal=str(journal))
-    for idle_s, one in played.items():
-        for model in one.arrivals_s:
-            put_model(stack.store, model, costs)
-            put_endpoint(stack.store, model, replicas_max=1, idle_s=idle_s)
+    for model in played.arrivals_s:
+        put_model(stack.store, model, costs)
+        put_endpoint(stack.store, model, replicas_max=1, **scale)
     stack.poke()
-    arrivals_s = {
-        model: times for one in played.values() for model, times in one.arrivals_s.items()
-    }
-    calls = sorted((at_s, model) for model, times in arrivals_s.items() for at_s in times)
-    end_s = max(one.end_s for one in played.values())
-    sent_s: dict[str, list[float]] = {model: [] for model in arrivals_s}
+    calls = sorted((at_s, model) for model, times in played.arrivals_s.items() for at_s in times)
+    sent_s: dict[str, list[float]] = {model: [] for model in played.arrivals_s}
     begin_s = time.monotonic()
 
     def call(model: str) -> int:
@@ -140,23 +127,28 @@ def real_stack(played: Mapping[object, Trace], stack: Stack, journal: Path) -> d
             sent_s[model].append(time.monotonic())
             answers.append(threads.submit(call, model))
         assert {answer.result() for answer in answers} == {200}
-    time.sleep(max(0.0, begin_s + end_s / SCALE - time.monotonic()))
-    found = {}
-    for idle_s, one in played.items():
-        until_s = begin_s + one.end_s / SCALE
-        changes = [change for change in read_journal(journal) if change.at_s < until_s]
-        sent = {model: sent_s[model] for model in one.arrivals_s}
-        found[idle_s] = measured(sent, changes, until_s)
-    return found
+    time.sleep(max(0.0, begin_s + played.end_s / SCALE - time.monotonic()))
+    return measured(sent_s, read_journal(journal), begin_s + played.end_s / SCALE)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_real_stack_does_what_the_simulator_says(
+def test_real_stacks_do_what_the_simulator_says(
     start_stack: Callable[..., Stack], tmp_path: Path
 ) -> None:
+    """Both at once, in stacks of their own: endpoints of one learn from each other."""
     played = {600: trace(7, models=8, hours=3.0), "auto": habits(1, hours=8.0, of_each=6)}
-    stack = start_stack(engines=[ENGINE], arguments=["--time-scale", str(SCALE)])
-    for idle_s, (seen, wake_s) in real_stack(played, stack, tmp_path / "journal").items():
+
+    def seen_of(idle_s: object) -> tuple[Row, float]:
+        return real_stack(played[idle_s], stacks[idle_s], tmp_path / f"{idle_s}", idle_s=idle_s)
+
+    arguments = ["--time-scale", str(SCALE)]
+    stacks = {
+        idle_s: start_stack(f"stack-{idle_s}", engines=[ENGINE], arguments=arguments)
+        for idle_s in played
+    }
+    with ThreadPoolExecutor(len(played)) as threads:
+        seen = dict(zip(played, threads.map(seen_of, played), strict=True))
+    for idle_s, (row, wake_s) in seen.items():
         said = simulated(played[idle_s], limits_of(idle_s), wake_s)
-        compare(seen, said, wake_s, calls_off_max=2 if idle_s == "auto" else 0)
+        compare(row, said, wake_s, calls_off_max=2 if idle_s == "auto" else 0)

@@ -82,7 +82,7 @@ async def killed_then_aborted(scene: Scene) -> None:
     await until(lambda: scene.step == 2, 60.0, 0.1)
     scene.fleet.named("c1").kill()
     scene.fleet.controller("c1")
-    await asyncio.sleep(20.0)
+    await asyncio.sleep(12.0)
     scene.wish("abort")
 
 
@@ -94,7 +94,7 @@ def test_unit_that_failed_counts_once_in_a_rollout_also_for_the_next_controller(
         "rolled_back",
         candidate=fails,
         baseline=fails,
-        hold_s=20.0,
+        hold_s=12.0,
         guard=replace(GUARD, margin_points=100.0),
         by=("header:x-user-id",),
     )
@@ -218,6 +218,7 @@ def registry_away(*steps: int) -> Trouble:
     return trouble
 
 
+@pytest.mark.slow
 def test_registry_that_is_away_holds_a_rollout_and_loses_nothing_of_it() -> None:
     play(registry_away(1, 2))
 

@@ -49,6 +49,7 @@ def choose(
     watch, firsts = arm.watch, endpoint.firsts
     if watch is not None:
         trace.watch, trace.unit = watch, unit
+        watch.requests += 1
     if unit is None or firsts is None:
         if watch is not None:
             watch.assigned += 1

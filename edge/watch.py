@@ -2,14 +2,14 @@
 
 Counts only calls that a worker was given.  A hit of the cache, an answer that somebody else's call
 brought, a refusal, and a caller that left say nothing of a candidate; nor does a caller that picked
-its arm.  A unit's own bad luck counts once: it is part of the traffic once in a look window, and
-part of what failed, or was slow, once in a rollout.
+its arm.  Calls of one unit may all be alike, so a unit is part of the traffic once in a look
+window; and of each unit that an error or a slow call has happened to, it is told how many of its
+calls that were.
 
 A call belongs to the segment in which its arm was chosen, however late it ends.
 
     200             an outcome
-    500, 502        an outcome, and an error
-    504             slow, where the guard has a limit; no outcome, as nobody knows how it would end
+    500, 502, 504   an outcome, and an error; a 504 is slow as well, where the guard has a limit
     anything else   nothing
 """
 
@@ -24,17 +24,14 @@ import numpy as np
 
 from edge.arm_metrics import ROWS_MAX, Histogram
 from edge.output_metrics import OutputMetrics
-from pool.wire.control import ArmEvidence
+from pool.wire.control import UNIT_HASHES, ArmEvidence, UnitSeen
 from pool.wire.data import TensorLike
 
 LOOK_S: Final = 10.0
 WINDOW_UNITS_MAX: Final = 32_768  # told apart in one look window; then the next one begins
 FIRST_UNITS_MAX: Final = 65_536  # told apart in one segment
-EVENT_UNITS_MAX: Final = 65_536  # told apart in one rollout
-# Told to the controller, of both arms and all segments together: half of what a message takes, as
-# what is told of a rollout fits one.
-TOLD_UNITS_MAX: Final = 4000
-SEGMENTS_KEPT: Final = 16  # of which is still told
+TOLD_UNITS_MAX: Final = 1024  # of both arms of a segment together
+SEGMENTS_KEPT: Final = 2  # of which is still told: the controller may not be as far as this edge
 LOOKS_FREE: Final = 256  # so many answers of an arm are looked into first,
 LOOK_EACH: Final = 256  # and then one of so many: a look costs more than all of a request
 
@@ -99,61 +96,43 @@ class Firsts:
         self.is_whole = False
 
 
-class _Once:
-    """The units that something has happened to in a rollout; both arms share the bounds.
+class _Told:
+    """A unit, from the first error or slow call on that it had in a segment."""
 
-    Shared, because an arm that were told of for longer than the other would seem to be worse.
-    """
+    __slots__ = ("calls", "errors", "number", "slow")
 
-    __slots__ = ("_known", "_told")
-
-    def __init__(self) -> None:
-        self._known: set[int] = set()
-        self._told = 0
-
-    def take(self, hashed: int, told: list[int]) -> bool:
-        """Take note of a unit, and put it with those that are told if there is room.
-
-        Returns:
-            True if it must be counted without its name: it is new, and there is no room.
-        """
-        if hashed in self._known:
-            return False
-        if len(self._known) >= EVENT_UNITS_MAX:
-            self._known.clear()
-        self._known.add(hashed)
-        if self._told >= TOLD_UNITS_MAX:
-            return True
-        self._told += 1
-        told.append(hashed)
-        return False
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.calls = 1
+        self.errors = 0
+        self.slow = 0
 
 
 class ArmWatch:
-    """What one arm did in one segment; only ever grows, but for `late`.
+    """What one arm did in one segment; only ever grows, but for the units that are told.
 
     Held by the snapshot, so that the request's way looks nothing up.
     """
 
     __slots__ = (
         "_log_squares", "_log_sum", "_seconds", "_segment", "_unlogged", "_unsorted", "assigned",
-        "calls", "error_units", "errors", "late", "lone_errors", "lone_slow", "outputs", "slow",
-        "slow_units", "units", "variant",
+        "calls", "errors", "lone_calls", "lone_errors", "lone_slow", "outputs", "requests", "slow",
+        "told", "units", "variant",
     )  # fmt: skip
 
     def __init__(self, segment: SegmentWatch, variant: str) -> None:
         self._segment = segment
         self.variant = variant
+        self.requests = 0
         self.assigned = 0  # units; a request without one is its own
         self.calls = 0
+        self.lone_calls = 0
         self.units = 0
         self.errors = 0
         self.lone_errors = 0
-        self.error_units: list[int] = []
         self.slow = 0
         self.lone_slow = 0
-        self.slow_units: list[int] = []
-        self.late = 0
+        self.told: dict[int, _Told] = {}  # by hashes that hold in this process alone
         self._seconds = Histogram()
         self._log_sum = 0.0
         self._log_squares = 0.0
@@ -179,33 +158,38 @@ class ArmWatch:
             now_s: when it ended, on this process's monotonic clock.
             outputs: the answer's tensors.
         """
+        if status != 200 and status != 500 and status != 502 and status != 504:
+            return
         segment = self._segment
-        if status == 504:
-            if segment.slow_s < math.inf:
-                self._observe_late(unit, now_s)
-            return
-        if status != 200 and status != 500 and status != 502:
-            return
+        is_slow = seconds > segment.slow_s or (status == 504 and segment.slow_s < math.inf)
+        is_new = True
+        told = None
         self.calls += 1
         self._unsorted.append(seconds)
-        is_new = True
-        if unit is not None:
+        if unit is None:
+            self.lone_calls += 1
+        else:
             hashed = hash(unit)
             if now_s >= segment.until_s or len(segment.seen) >= WINDOW_UNITS_MAX:
                 segment.turn(now_s)
             is_new = hashed not in segment.seen
             if is_new:
                 segment.seen.add(hashed)
-                if segment.seen_late and hashed in segment.seen_late:
-                    segment.seen_late.discard(hashed)
-                    self.late -= 1
+            told = self.told.get(hashed)
+            if told is not None:
+                told.calls += 1
+            elif is_slow or status != 200:
+                told = self._tell(unit)
         if is_new:
             self.units += 1
             self._unlogged.append(seconds)
-        if seconds > segment.slow_s:
-            self._slow(unit)
+        if is_slow:
+            self.slow += 1
+            self.lone_slow += unit is None
+            if told is not None:
+                told.slow += 1
         if status != 200:
-            self.fail(unit)
+            self._fail(unit, told)
         elif self.calls <= LOOKS_FREE or not self.calls % LOOK_EACH:
             self.outputs.look(outputs)
         if len(self._unsorted) >= ROWS_MAX:
@@ -213,35 +197,25 @@ class ArmWatch:
 
     def fail(self, unit: bytes | None) -> None:
         """Count an error of a call that is counted already: its answer was none."""
+        told = None if unit is None else self.told.get(hash(unit)) or self._tell(unit)
+        self._fail(unit, told)
+
+    def _fail(self, unit: bytes | None, told: _Told | None) -> None:
         self.errors += 1
-        if unit is None:
-            self.lone_errors += 1
-        else:
-            rollout = self._segment.rollout
-            hashed = rollout.hashed.number_of(unit)
-            self.lone_errors += rollout.errors.take(hashed, self.error_units)
+        self.lone_errors += unit is None
+        if told is not None:
+            told.errors += 1
 
-    def _slow(self, unit: bytes | None) -> None:
-        self.slow += 1
-        if unit is None:
-            self.lone_slow += 1
-        else:
-            rollout = self._segment.rollout
-            hashed = rollout.hashed.number_of(unit)
-            self.lone_slow += rollout.slow.take(hashed, self.slow_units)
-
-    def _observe_late(self, unit: bytes | None, now_s: float) -> None:
+    def _tell(self, unit: bytes) -> _Told | None:
+        """Begin to keep count of a unit, with one call; None: it is not in the sample."""
         segment = self._segment
-        if unit is None:
-            self.late += 1
-        else:
-            hashed = hash(unit)
-            if now_s >= segment.until_s or len(segment.seen_late) >= WINDOW_UNITS_MAX:
-                segment.turn(now_s)
-            if hashed not in segment.seen and hashed not in segment.seen_late:
-                segment.seen_late.add(hashed)
-                self.late += 1
-        self._slow(unit)
+        number = segment.rollout.hashed.number_of(unit)
+        while number < segment.units_below and segment.told_units() >= TOLD_UNITS_MAX:
+            segment.halve()
+        if number >= segment.units_below:
+            return None
+        told = self.told[hash(unit)] = _Told(number)
+        return told
 
     def _sort(self) -> None:
         """Add up the durations that were taken."""
@@ -262,15 +236,20 @@ class ArmWatch:
             rollout=segment.rollout.id,
             segment=segment.number,
             variant=self.variant,
+            requests=self.requests,
             assigned=self.assigned,
             calls=self.calls,
+            lone_calls=self.lone_calls,
             units=self.units,
             errors=self.errors,
             lone_errors=self.lone_errors,
-            error_units=tuple(self.error_units),
             slow=self.slow,
             lone_slow=self.lone_slow,
-            slow_units=tuple(self.slow_units),
+            told=tuple(
+                UnitSeen(told.number, told.calls, told.errors, told.slow)
+                for told in self.told.values()
+            ),
+            units_below=segment.units_below,
             seconds=tuple(self._seconds.counts),
             log_calls=self.units,
             log_sum=self._log_sum,
@@ -279,7 +258,6 @@ class ArmWatch:
             score_sum=outputs.score_sum,
             score_squares=outputs.score_squares,
             classes=dict(outputs.classes),
-            late=self.late,
         )
 
 
@@ -292,10 +270,11 @@ class SegmentWatch:
         slow_s: what takes longer is slow; `math.inf`: the guard has no limit.
         until_s: when the window ends.
         seen: units of the window with an outcome; hashes that hold in this process alone.
-        seen_late: units of the window whose calls have all been late.
+        units_below: only units whose number is less are told of.  Every edge takes the same ones
+            away when there are too many, so that what several have seen of a unit adds up.
     """
 
-    __slots__ = ("arms", "number", "rollout", "seen", "seen_late", "slow_s", "until_s")
+    __slots__ = ("arms", "number", "rollout", "seen", "slow_s", "units_below", "until_s")
 
     def __init__(
         self, rollout: RolloutWatch, number: int, variants: Sequence[str], slow_s: float
@@ -305,7 +284,7 @@ class SegmentWatch:
         self.slow_s = slow_s
         self.until_s = -math.inf
         self.seen: set[int] = set()
-        self.seen_late: set[int] = set()
+        self.units_below = UNIT_HASHES
         self.arms: Mapping[str, ArmWatch] = {name: ArmWatch(self, name) for name in variants}
 
     def turn(self, now_s: float) -> None:
@@ -317,7 +296,17 @@ class SegmentWatch:
         """End the look window; who was in it is forgotten."""
         self.until_s = -math.inf
         self.seen.clear()
-        self.seen_late.clear()
+
+    def told_units(self) -> int:
+        """Return how many units are told of."""
+        return sum(len(arm.told) for arm in self.arms.values())
+
+    def halve(self) -> None:
+        """Tell of half as many units from now on."""
+        self.units_below //= 2
+        for arm in self.arms.values():
+            kept = {key: t for key, t in arm.told.items() if t.number < self.units_below}
+            arm.told = kept
 
 
 class RolloutWatch:
@@ -329,15 +318,13 @@ class RolloutWatch:
         salt: of the endpoint's assignment.
     """
 
-    __slots__ = ("_segments", "endpoint", "errors", "hashed", "id", "slow")
+    __slots__ = ("_segments", "endpoint", "hashed", "id")
 
     def __init__(self, endpoint: str, rollout: str, salt: str) -> None:
         self.endpoint = endpoint
         self.id = rollout
         self.hashed = UnitHash(salt)
-        # The whole mutable state: who failed or was slow so far, and the segments.
-        self.errors = _Once()
-        self.slow = _Once()
+        # The whole mutable state, by number.
         self._segments: dict[int, SegmentWatch] = {}
 
     def segment(
@@ -361,10 +348,7 @@ class RolloutWatch:
         return found
 
     def evidence(self) -> tuple[ArmEvidence, ...]:
-        """Return what is told to the controller: the segments of the rollout, also ended ones.
-
-        Those have the units that count no more; a new controller knows them from nobody else.
-        """
+        """Return what is told to the controller: the last segments of the rollout."""
         return tuple(
             arm.evidence() for segment in self._segments.values() for arm in segment.arms.values()
         )

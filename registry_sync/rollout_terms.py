@@ -88,10 +88,11 @@ class ArmSeen(msgspec.Struct, frozen=True):
 
     calls: _Count = 0  # dispatched, with an outcome
     units: _Count = 0  # dispatched, each once in a look window
-    errors: _Count = 0  # calls that the model failed
-    failed_units: _Count = 0  # each once
+    errors: _Count = 0  # calls that the model failed, or did not answer in time
+    failed_units: _Count = 0  # each once; estimated where they are many
     slow: _Count = 0  # calls over the guard's limit
-    slow_units: _Count = 0  # each once
+    slow_units: _Count = 0  # each once; estimated where they are many
+    requests: _Count = 0  # that were given this arm; dispatched or not
 
 
 class Segment(msgspec.Struct, frozen=True):

@@ -1,8 +1,8 @@
 """What all edges together have seen of each rollout: their reports, merged and bounded.
 
 An edge reports cumulative counts of one incarnation, so a lost report loses nothing and one that
-comes twice adds nothing.  Counts of incarnations add up; units that failed are told apart by their
-hashes: whoever fails at two edges, or again in a later segment, is one unit that failed once.
+comes twice adds nothing.  Counts of incarnations add up, and so do those of a unit, which goes by
+its hash: whoever calls two edges is one unit.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import msgspec
 from msgspec.structs import replace
 
 from pool.rollouts.signals import ArmCounts, added_seen
-from pool.wire.control import ArmEvidence
+from pool.wire.control import UNIT_HASHES, ArmEvidence
 from pool.wire.histogram import BUCKETS, added
 from registry_sync.rollout_terms import ArmSeen
 
 INCARNATIONS_MAX: Final = 1024  # in one segment; of older ones only the sum stays
-UNITS_MAX: Final = 1 << 17  # of one rollout and kind
+UNITS_MAX: Final = 4096  # with an event, of all arms of a segment; above it is a sample
 ARMS_MAX: Final = 16  # as in a document
 CLASSES_MAX: Final = 1024
 _FOLDED: Final = ""  # stands for the incarnations that are a sum
 _SUMS: Final = (
-    "assigned", "calls", "units", "errors", "lone_errors", "slow", "lone_slow", "log_calls",
-    "log_sum", "log_squares", "late", "scores", "score_sum", "score_squares",
+    "requests", "assigned", "calls", "lone_calls", "units", "errors", "lone_errors", "slow",
+    "lone_slow", "log_calls", "log_sum", "log_squares", "scores", "score_sum", "score_squares",
 )  # fmt: skip
 
 
@@ -43,42 +43,42 @@ class Shown(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Units:
-    """The units that one kind of event has happened to, each once in a rollout."""
+    """The units with an event, in one segment: a sample by their hash, all edges' together."""
 
-    before: set[int] = field(default_factory=set)  # in segments that have ended
-    by_arm: dict[str, set[int]] = field(default_factory=dict)  # in this one
-    # (incarnation, segment, arm) → so many were told; they only ever become more
-    told: dict[tuple[str, int, str], int] = field(default_factory=dict)
-    beyond: dict[str, int] = field(default_factory=dict)  # by arm; told apart by each edge alone
+    below: int = UNIT_HASHES  # who is in the sample: the least that any edge has said
+    # By arm and hash: calls, errors and slow calls of all edges.
+    by_arm: dict[str, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
 
-    def take(self, incarnation: str, row: ArmEvidence, units: tuple[int, ...], now: int) -> None:
-        """Count those units of a row that are new, if it is of the segment `now`.
+    def take(self, old: ArmEvidence | None, new: ArmEvidence) -> None:
+        """Add what an edge tells now, and has not told before in `old`."""
+        self.narrow(new.units_below)
+        before = {unit.hash: unit for unit in (old.told if old is not None else ())}
+        arm = self.by_arm.setdefault(new.variant, {})
+        for unit in new.told:
+            was = before.get(unit.hash)
+            if unit.hash >= self.below or unit == was:
+                continue
+            calls, errors, slow = arm.get(unit.hash, (0, 0, 0))
+            if was is not None:
+                calls, errors, slow = calls - was.calls, errors - was.errors, slow - was.slow
+            arm[unit.hash] = (calls + unit.calls, errors + unit.errors, slow + unit.slow)
+        while sum(map(len, self.by_arm.values())) > UNITS_MAX:
+            self.narrow(self.below // 2)
 
-        Once this is full, what an edge takes for new is.
-        """
-        key = (incarnation, row.segment, row.variant)
-        more = len(units) - self.told.get(key, 0)
-        if more <= 0:
-            return
-        self.told[key] = len(units)
-        if len(self.before) + sum(map(len, self.by_arm.values())) >= UNITS_MAX:
-            if row.segment == now:
-                self.beyond[row.variant] = self.beyond.get(row.variant, 0) + more
-            return
-        new = set(units)
-        for found in (self.before, *self.by_arm.values()):
-            new = new - found  # costs as much as the smaller one, which -= does not
-        into = self.by_arm.setdefault(row.variant, set()) if row.segment == now else self.before
-        into.update(new)
+    def narrow(self, below: int) -> None:
+        """Keep only whose hash is less."""
+        if below < self.below:
+            self.below = below
+            self.by_arm = {
+                arm: {hashed: seen for hashed, seen in units.items() if hashed < below}
+                for arm, units in self.by_arm.items()
+            }
 
-    def count(self, arm: str) -> int:
-        return len(self.by_arm.get(arm, ())) + self.beyond.get(arm, 0)
-
-    def end_segment(self) -> None:
-        self.before.update(*self.by_arm.values())
-        self.by_arm.clear()
-        self.beyond.clear()
-        self.told.clear()
+    def shares(self, arm: str, kind: str) -> tuple[float, ...]:
+        """Return of every unit with such an event which part of its calls they are."""
+        place = {"errors": 1, "slow": 2}[kind]
+        found = self.by_arm.get(arm, {}).values()
+        return tuple(seen[place] / max(seen[0], seen[place]) for seen in found if seen[place])
 
 
 @dataclass(slots=True)
@@ -89,8 +89,7 @@ class _Rollout:
     segment: int
     arms: set[str] = field(default_factory=set)
     rows: dict[str, dict[str, ArmEvidence]] = field(default_factory=dict)  # incarnation → by arm
-    errors: _Units = field(default_factory=_Units)
-    slow: _Units = field(default_factory=_Units)
+    units: _Units = field(default_factory=_Units)
     folded: set[str] = field(default_factory=set)  # incarnations that are in the sum
     shown: dict[str, Shown] = field(default_factory=dict)  # of ended segments
     is_over: bool = False
@@ -112,15 +111,13 @@ class EvidenceBook:
             found.is_over = False
             found.shown = {arm: _ended(found, arm) for arm in _arms(found)}
             found.segment = segment
-            found.rows, found.folded = {}, set()
-            found.errors.end_segment()
-            found.slow.end_segment()
+            found.rows, found.folded, found.units = {}, set(), _Units()
 
     def settle(self, endpoint: str) -> None:
         """Count nothing more: the rollout has ended, and only people look at it still."""
         found = self._rollouts.get(endpoint)
         if found is not None:
-            found.errors, found.slow, found.is_over = _Units(), _Units(), True
+            found.is_over = True
 
     def forget(self, endpoint: str) -> None:
         """Follow an endpoint no longer."""
@@ -131,25 +128,22 @@ class EvidenceBook:
 
         Args:
             incarnation: of the edge; no other edge has the same.
-            rows: cumulative since it began.  Those of ended segments only say which units have
-                been counted; those of other rollouts, and of segments to come, nothing.
+            rows: cumulative since it began; those of other rollouts, and of other segments, say
+                nothing.
         """
         news = set()
         for row in rows:
             found = self._rollouts.get(row.endpoint)
-            if found is None or row.rollout != found.id or row.segment > found.segment:
+            if found is None or row.rollout != found.id or row.segment != found.segment:
                 continue
             if found.is_over:
                 continue
             found.arms.update([row.variant] if len(found.arms) < ARMS_MAX else [])
             if incarnation in found.folded or row.variant not in found.arms:
                 continue
-            found.errors.take(incarnation, row, row.error_units, found.segment)
-            found.slow.take(incarnation, row, row.slow_units, found.segment)
-            if row.segment < found.segment:
-                continue
             arms = found.rows.pop(incarnation, {})
-            arms[row.variant] = replace(row, error_units=(), slow_units=())
+            found.units.take(arms.get(row.variant), row)
+            arms[row.variant] = row
             found.rows[incarnation] = arms  # the last one heard of is the last one in order
             if len(found.rows) > INCARNATIONS_MAX:
                 _fold(found)
@@ -192,16 +186,20 @@ def _rows(rollout: _Rollout, arm: str) -> list[ArmEvidence]:
 def _counts(rollout: _Rollout, arm: str) -> ArmCounts:
     rows = _rows(rollout, arm)
     units = sum(row.units for row in rows)
-    errors = sum(row.lone_errors for row in rows) + rollout.errors.count(arm)
-    slow = sum(row.lone_slow for row in rows) + rollout.slow.count(arm)
+    calls, lone = sum(row.calls for row in rows), sum(row.lone_calls for row in rows)
+    errors, slow = sum(row.lone_errors for row in rows), sum(row.lone_slow for row in rows)
+    told_share = max(1, rollout.units.below) / UNIT_HASHES
+    shares = {kind: rollout.units.shares(arm, kind) for kind in ("errors", "slow")}
+    requests = sum(row.requests for row in rows)
     return ArmCounts(
         ArmSeen(
-            calls=sum(row.calls for row in rows),
+            calls=calls,
             units=units,
             errors=sum(row.errors for row in rows),
-            failed_units=errors,
+            failed_units=errors + round(len(shares["errors"]) / told_share),
             slow=sum(row.slow for row in rows),
-            slow_units=slow,
+            slow_units=slow + round(len(shares["slow"]) / told_share),
+            requests=requests,
         ),
         units=float(units),
         errors=errors,
@@ -209,8 +207,11 @@ def _counts(rollout: _Rollout, arm: str) -> ArmCounts:
         log_calls=sum(row.log_calls for row in rows),
         log_sum=sum(row.log_sum for row in rows),
         log_squares=sum(row.log_squares for row in rows),
-        late=float(sum(row.late for row in rows)),
         assigned=max((row.assigned for row in rows), default=0),
+        requests=requests,
+        lone_calls=lone,
+        unit_events=shares,
+        told_share=told_share,
     )
 
 
@@ -228,6 +229,7 @@ def _both(one: ArmEvidence, other: ArmEvidence) -> ArmEvidence:
     return replace(
         one,
         **{name: getattr(one, name) + getattr(other, name) for name in _SUMS},
+        told=(),  # of those that are in the sum nothing is subtracted any more
         seconds=_seconds(one.seconds, other.seconds),
         classes=_classes(one.classes, other.classes),
     )

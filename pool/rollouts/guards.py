@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from pool.rollouts.eprocess import chained, mean_log_e, rate_bounds
 from pool.rollouts.rate_guard import RateGuard, Stratum, seen_stratum, shown, stratum
 from pool.rollouts.signals import ArmCounts, Verdict
@@ -83,6 +85,8 @@ class Guards:
         """
         self._counts = (baseline, candidate)
         self._mismatch_log_e = mismatch_log_e
+        if self._is_sticky:
+            baseline, candidate = (replace(a, units=a.lone_calls) for a in (baseline, candidate))
         for kind in self._kinds:
             kind.look(stratum(kind.name, self._share, baseline, candidate))
 

@@ -161,9 +161,8 @@ def stratum(kind: str, share: float, baseline: ArmCounts, candidate: ArmCounts) 
         )
     return msgspec.structs.replace(
         seen,
-        # A call that was never answered is no outcome, but it is slow.
-        units=_pair(max(a.units + a.late, a.slow) for a in arms),
-        calls=_pair(max(a.seen.calls + a.late, a.seen.slow) for a in arms),
+        units=_pair(max(a.units, a.slow) for a in arms),
+        calls=_pair(max(a.seen.calls, a.seen.slow) for a in arms),
         events=_pair(a.slow for a in arms),
     )
 

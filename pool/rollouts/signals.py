@@ -14,21 +14,22 @@ from registry_sync.rollout_terms import ArmSeen, RolloutState
 
 
 class ArmCounts(msgspec.Struct, frozen=True):
-    """One arm in one segment, over all edges: cumulative since the segment began.
-
-    An event (a failed call, a slow one) of a unit counts once in a rollout; of a call without a
-    unit, always.
-    """
+    """One arm in one segment, over all edges: cumulative since the segment began."""
 
     seen: ArmSeen = ArmSeen()  # calls, units and events as people are shown them
-    units: float = 0.0  # dispatched, each once in a look window: what the split is taken from
-    errors: int = 0  # events
-    slow: int = 0  # events
+    units: float = 0.0  # dispatched, each once in a look window
+    errors: int = 0  # of calls without a unit, each of which is its own
+    slow: int = 0  # the same
     log_calls: int = 0
     log_sum: float = 0.0
     log_squares: float = 0.0
     assigned: int = 0  # units that got this arm, as many as one edge alone has told apart
-    late: float = 0.0  # units of a look window none of whose calls was answered in time
+    requests: int = 0  # that got this arm, dispatched or not
+    lone_calls: int = 0  # dispatched calls without a unit
+    # By kind, "errors" or "slow": of every unit with such events which part of its calls they are,
+    # from its first event on.  Of many units a sample by their hash, of both arms alike.
+    unit_events: Mapping[str, tuple[float, ...]] = {}
+    told_share: float = 1.0  # of all units, how many are in this sample
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ are full snapshots, so that a lost or doubled message changes nothing.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -368,10 +368,23 @@ class Places(msgspec.Struct, array_like=True, frozen=True, tag=23):
     silent: _Ids = ()  # of those others; they end even if the node has fewer than its minimum then
 
 
-_Hash = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]  # of a unit
-_Hashes = Annotated[tuple[_Hash, ...], msgspec.Meta(max_length=4096)]
+UNIT_HASHES: Final = 1 << 52  # as many as there are
+
+_Hash = Annotated[int, msgspec.Meta(ge=0, le=UNIT_HASHES)]  # of a unit
 _Number = Annotated[float, msgspec.Meta(ge=-(2**53), le=2**53)]  # not NaN either
 _Classes = Annotated[dict[_Short, _Count], msgspec.Meta(max_length=1024)]
+
+
+class UnitSeen(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a unit did in a segment, from its first error or slow call there on."""
+
+    hash: _Hash
+    calls: _Count
+    errors: _Count
+    slow: _Count  # over the guard's limit
+
+
+_Told = Annotated[tuple[UnitSeen, ...], msgspec.Meta(max_length=4096)]
 
 
 class ArmEvidence(msgspec.Struct, array_like=True, frozen=True):
@@ -385,15 +398,17 @@ class ArmEvidence(msgspec.Struct, array_like=True, frozen=True):
     rollout: _Short  # its id
     segment: _Count
     variant: _Short
+    requests: _Count = 0  # that were given this arm; dispatched or not
     assigned: _Count = 0  # units that were given this arm, each once; dispatched or not
     calls: _Count = 0
-    units: _Count = 0  # of these calls, each once in a look window; a call without one is its own
-    errors: _Count = 0  # calls that the model failed
+    lone_calls: _Count = 0  # of these, those without a unit
+    units: _Count = 0  # of all, each once in a look window; a call without one is its own
+    errors: _Count = 0  # calls that the model failed, or did not answer in time
     lone_errors: _Count = 0  # of these, those without a unit
-    error_units: _Hashes = ()  # of the others, each once; beyond a bound new ones are lone, once
     slow: _Count = 0  # calls over the guard's limit
     lone_slow: _Count = 0
-    slow_units: _Hashes = ()
+    told: _Told = ()  # units with an error or a slow call, if their hash is below `units_below`
+    units_below: _Hash = UNIT_HASHES  # of both arms; falls when there are too many
     # Of the calls, from being dispatched to the answer; counts by `histogram.BOUNDS_S`
     seconds: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=64)] = ()
     log_calls: _Count = 0  # each unit once in a look window
@@ -403,8 +418,6 @@ class ArmEvidence(msgspec.Struct, array_like=True, frozen=True):
     score_sum: _Number = 0.0
     score_squares: _Seconds = 0.0
     classes: _Classes = {}  # where that value was
-    # Units all of whose calls in a look window ran out of time, so that they are not in `units`.
-    late: _Count = 0
 
 
 class Evidence(msgspec.Struct, array_like=True, frozen=True, tag=24):

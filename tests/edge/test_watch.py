@@ -29,14 +29,14 @@ def unit(number: int) -> bytes:
     return b"%d" % number
 
 
-@pytest.mark.parametrize(("status", "errors"), [(200, 0), (500, 1), (502, 1)])
-def test_answers_and_failures_of_model_or_worker_are_outcomes(status: int, errors: int) -> None:
+@pytest.mark.parametrize(("status", "errors"), [(200, 0), (500, 1), (502, 1), (504, 1)])
+def test_answers_failures_and_late_calls_are_outcomes(status: int, errors: int) -> None:
     arm = canary()
     arm.observe(None, status, 0.01, 1.0)
     assert (arm.calls, arm.units, arm.errors) == (1, 1, errors)
 
 
-@pytest.mark.parametrize("status", [400, 404, 422, 429, 499, 503, 504])
+@pytest.mark.parametrize("status", [400, 404, 422, 429, 499, 503])
 def test_other_ends_are_none(status: int) -> None:
     arm = canary()
     arm.observe(b"u", status, 0.01, 1.0)
@@ -54,19 +54,32 @@ def test_call_without_a_unit_is_its_own() -> None:
     arm = canary()
     for _ in range(3):
         arm.observe(None, 500, 0.01, 1.0)
-    assert (arm.units, arm.errors, arm.lone_errors, arm.error_units) == (3, 3, 3, [])
+    assert (arm.units, arm.lone_calls, arm.errors, arm.lone_errors, arm.told) == (3, 3, 3, 3, {})
 
 
-def test_unit_fails_once_in_a_rollout() -> None:
+def test_unit_is_told_of_from_its_first_event_in_a_segment_on() -> None:
     rollout = RolloutWatch("e", "r", "salt")
     first, second = (rollout.segment(number, ARMS).arms["canary"] for number in (1, 2))
-    for now_s in (1.0, 2.0, 2 * LOOK_S):
-        first.observe(b"u", 500, 0.01, now_s)
-    second.observe(b"u", 500, 0.01, 3 * LOOK_S)
-    second.observe(b"v", 500, 0.01, 3 * LOOK_S)
+    for status in (200, 200, 500, 200, 504, 404, 200):
+        first.observe(b"u", status, 0.01, 1.0)
+        first.observe(b"v", 200, 0.01, 1.0)
+    second.observe(b"u", 200, 0.01, 3.0)
+    second.observe(b"v", 500, 0.01, 3.0)
     hashed = UnitHash("salt").number_of
-    assert (first.errors, first.error_units) == (3, [hashed(b"u")])
-    assert (second.errors, second.error_units, second.lone_errors) == (2, [hashed(b"v")], 0)
+    assert first.evidence().told == (control.UnitSeen(hashed(b"u"), 4, 2, 0),)
+    assert second.evidence().told == (control.UnitSeen(hashed(b"v"), 1, 1, 0),)
+    assert (first.errors, first.lone_errors, first.lone_calls) == (2, 0, 0)
+
+
+def test_answer_that_turns_out_to_be_none_is_an_error_of_a_call_that_is_counted() -> None:
+    arm = canary()
+    for _ in range(2):
+        arm.observe(b"u", 200, 0.01, 1.0)
+        arm.fail(b"u")
+    arm.observe(None, 200, 0.01, 1.0)
+    arm.fail(None)
+    assert (arm.calls, arm.errors, arm.lone_errors) == (3, 3, 1)
+    assert [(u.calls, u.errors) for u in arm.evidence().told] == [(2, 2)]
 
 
 def test_every_process_names_a_unit_alike_and_each_endpoint_otherwise() -> None:
@@ -85,31 +98,37 @@ def test_window_that_is_full_ends_for_both_arms(monkeypatch: pytest.MonkeyPatch)
     assert (arms["stable"].units, arms["canary"].units) == (5, 1)
 
 
-def test_failed_units_beyond_the_bound_count_once_without_their_names(
+def test_of_too_many_units_those_are_told_of_that_every_edge_picks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(watch_module, "TOLD_UNITS_MAX", 3)
-    arms = segment().arms
-    for number in range(3):
-        arms["stable"].observe(unit(number), 500, 0.01, 1.0)
-    for number in (7, 8, 8, 2):  # 2 is known, and 8 comes twice
-        arms["canary"].observe(unit(number), 500, 0.01, 1.0)
-    found = arms["canary"].evidence()
-    assert (found.errors, found.lone_errors, found.error_units) == (4, 2, ())
+    monkeypatch.setattr(watch_module, "TOLD_UNITS_MAX", 64)
+    edges = [segment().arms for _ in range(2)]
+    for number in range(1000):
+        arm = ARMS[number % 2]
+        edges[0][arm].observe(unit(number), 500, 0.01, 1.0)
+        edges[1][arm].observe(unit(999 - number), 500, 0.01, 1.0)  # in another order
+    found = [[edge[arm].evidence() for arm in ARMS] for edge in edges]
+    below = {row.units_below for rows in found for row in rows}
+    assert below == {control.UNIT_HASHES >> 4}
+    told = [{seen.hash for row in rows for seen in row.told} for rows in found]
+    hashed = UnitHash("salt").number_of
+    assert told[0] == told[1] == {h for n in range(1000) if (h := hashed(unit(n))) < min(below)}
+    assert 32 <= len(told[0]) <= 64
 
 
-def test_what_takes_longer_than_the_limit_is_slow_once_a_unit() -> None:
+def test_what_takes_longer_than_the_limit_is_slow() -> None:
     arm = canary(slow_s=0.5)
-    for seconds in (0.4, 0.5, 0.6, 0.7):
+    for seconds in (0.4, 0.5, 0.6, 0.4, 0.7):
         arm.observe(b"u", 200, seconds, 1.0)
     arm.observe(None, 200, 0.9, 1.0)
-    assert (arm.slow, arm.lone_slow, len(arm.slow_units)) == (3, 1, 1)
+    assert (arm.slow, arm.lone_slow) == (3, 1)
+    assert [(u.calls, u.errors, u.slow) for u in arm.evidence().told] == [(3, 0, 2)]
 
 
 def test_unit_that_is_slow_and_fails_is_both() -> None:
     arm = canary(slow_s=0.5)
     arm.observe(b"u", 500, 0.6, 1.0)
-    assert arm.error_units == arm.slow_units == [UnitHash("salt").number_of(b"u")]
+    assert [(u.calls, u.errors, u.slow) for u in arm.evidence().told] == [(1, 1, 1)]
 
 
 def test_answers_are_looked_into_at_first_and_then_now_and_again() -> None:
@@ -120,16 +139,13 @@ def test_answers_are_looked_into_at_first_and_then_now_and_again() -> None:
     assert arm.evidence().scores == watch_module.LOOKS_FREE + 2
 
 
-def test_timeout_is_slow_where_there_is_a_limit_and_never_an_outcome() -> None:
-    arm = canary(slow_s=0.5)
-    for now_s in (1.0, 2.0):
-        arm.observe(b"u", 504, 1.0, now_s)
-    arm.observe(None, 504, 1.0, 2.0)
-    assert (arm.calls, arm.units, arm.slow, arm.late) == (0, 0, 3, 2)
-    arm.observe(b"u", 200, 0.1, 3.0)  # the window has an outcome of it after all
-    assert (arm.units, arm.late) == (1, 1)
-    arm.observe(b"u", 504, 1.0, 4.0)
-    assert (arm.units, arm.late) == (1, 1)
+@pytest.mark.parametrize(("slow_s", "slow"), [(math.inf, 0), (5.0, 2)])
+def test_call_that_ran_out_of_time_is_slow_where_there_is_a_limit(slow_s: float, slow: int) -> None:
+    arm = canary(slow_s)
+    for whose in (b"u", None):
+        arm.observe(whose, 504, 1.0, 1.0)
+    assert (arm.calls, arm.units, arm.errors, arm.slow) == (2, 2, 2, slow)
+    assert sum(arm.evidence().seconds) == arm.evidence().log_calls == 2
 
 
 def test_limit_of_a_segment_under_way_may_change() -> None:
@@ -184,17 +200,17 @@ def test_only_the_last_segments_are_told() -> None:
     rollout = RolloutWatch("e", "r", "salt")
     for number in range(40):
         rollout.segment(number, ARMS)
-    assert {row.segment for row in rollout.evidence()} == set(range(24, 40))
+    assert {row.segment for row in rollout.evidence()} == {38, 39}
 
 
 def test_what_is_told_of_a_rollout_fits_one_message() -> None:
     rollout = RolloutWatch("e" * 64, "r" * 64, "salt")
     for number in range(16):
         for arm in rollout.segment(number, ("a" * 64, "b" * 64), 0.0).arms.values():
-            for i in range(400):
+            for i in range(1100):
                 arm.observe(unit(i + number * 1000), 500, 0.01, 1.0)
     packed = control.pack(control.Evidence("i", rollout.evidence()))
-    assert len(packed) < 200_000
+    assert 10_000 < len(packed) < 50_000
     assert isinstance(control.decode(packed), control.Evidence)
 
 

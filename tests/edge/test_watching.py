@@ -245,7 +245,8 @@ async def test_answered_and_failed_calls_count_for_their_arm(edge: Edge) -> None
     assert edge.counted() == (40, 10, 0)
     assert stable.calls == stable.units == stable.assigned > 8
     assert canary.calls == canary.units == canary.assigned > 8
-    assert len(stable.error_units) + len(canary.error_units) == 10
+    assert len(stable.told) + len(canary.told) == 10
+    assert stable.requests + canary.requests == 40
     assert stable.outputs.classes == {"1": stable.calls - stable.errors}
     evidence = stable.evidence()
     assert sum(evidence.seconds) == stable.calls
@@ -265,14 +266,14 @@ async def test_refusals_of_a_worker_are_no_outcomes(edge: Edge, status: int) -> 
     assert (edge.counted(), edge.assigned()) == ((0, 0, 0), 1)
 
 
-async def test_call_that_ran_out_of_time_at_a_worker_is_slow(edge: Edge) -> None:
+async def test_call_that_ran_out_of_time_at_a_worker_is_an_error_and_slow(edge: Edge) -> None:
     edge.answers = [refuse(504)]
     assert (await edge.ask("u")).status == 504
     edge.answers = [keep]
     sweeping = asyncio.create_task(edge.pool.sweep_forever())
     assert (await edge.ask("v", x_request_timeout_seconds="0.05")).status == 504
     sweeping.cancel()
-    assert edge.counted() == (0, 0, 2)
+    assert edge.counted() == (2, 2, 2)
 
 
 async def test_call_that_no_worker_was_given_is_nothing(edge: Edge) -> None:

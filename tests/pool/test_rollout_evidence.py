@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+from msgspec.structs import replace
+
 from pool.rollouts import evidence
 from pool.rollouts.evidence import EvidenceBook
+from pool.wire.control import UNIT_HASHES, ArmEvidence, UnitSeen
 from pool.wire.histogram import BUCKETS
 from tests.support.rollouts import ROLLOUT, row
 
@@ -19,9 +23,10 @@ def test_incarnations_add_up_and_reports_are_cumulative() -> None:
     assert found.report("e1/i1", [row("canary", 5, 1)]) == {"e"}
     found.report("e1/i1", [row("canary", 9, 2)])
     found.report("e1/i1", [row("canary", 9, 2)])  # once more
-    found.report("e2/i1", [row("canary", 4, late=3), row("stable", 7)])
+    found.report("e2/i1", [row("canary", 4, requests=6, lone_calls=3), row("stable", 7)])
     counts = found.counts("e")
-    assert counts["canary"].late == 3.0
+    assert (counts["canary"].requests, counts["canary"].lone_calls) == (6, 3)
+    assert counts["canary"].seen.requests == 6
     assert (counts["canary"].seen.calls, counts["canary"].errors) == (13, 2)
     assert (counts["stable"].seen.calls, counts["stable"].units) == (7, 7.0)
 
@@ -34,14 +39,38 @@ def test_edge_that_restarts_counts_nothing_twice() -> None:
     assert (seen.calls, seen.errors, seen.failed_units) == (13, 4, 3)
 
 
-def test_unit_that_failed_counts_once_in_a_rollout() -> None:
+def told(*units: UnitSeen) -> ArmEvidence:
+    return replace(row("canary", 10), told=units)
+
+
+def test_what_edges_have_seen_of_a_unit_adds_up() -> None:
     found = book()
-    found.report("e1/i1", [row("stable", 10, units=[1, 2], slow_units=[7])])
-    found.follow("e", ROLLOUT, 2)
-    assert found.counts("e")["stable"].errors == 0
-    found.report("e1/i1", [row("canary", 9, 1, units=[2, 3], slow_units=[7, 2], segment=2)])
+    found.report("e1/i1", [told(UnitSeen(1, 2, 1, 0), UnitSeen(2, 4, 4, 1))])
+    found.report("e2/i1", [told(UnitSeen(1, 6, 1, 3))])
+    found.report("e1/i1", [told(UnitSeen(1, 4, 2, 0), UnitSeen(2, 8, 4, 1), UnitSeen(3, 1, 1, 0))])
     counts = found.counts("e")["canary"]
-    assert (counts.errors, counts.slow) == (2, 1)  # one without a unit, and 3; 2 was new as slow
+    assert counts.unit_events == {"errors": (0.3, 0.5, 1.0), "slow": (0.3, 0.125)}
+    assert (counts.seen.failed_units, counts.seen.slow_units, counts.told_share) == (3, 2, 1.0)
+    found.follow("e", ROLLOUT, 2)
+    found.report("e1/i1", [row("canary", 9, 1, units=[2, 3], segment=2)])
+    counts = found.counts("e")["canary"]
+    assert counts.unit_events["errors"] == (1.0, 1.0)
+    assert (counts.errors, counts.seen.failed_units) == (1, 3)
+
+
+def test_units_are_told_apart_by_the_least_sample_of_all_edges() -> None:
+    found, quarter = book(), UNIT_HASHES // 4
+    units = [1, quarter - 1, quarter, UNIT_HASHES - 1]
+    found.report("e1/i1", [row("stable", 10, units=units), row("canary", 5, units=[2, quarter])])
+    assert found.counts("e")["stable"].seen.failed_units == 4
+    found.report("e2/i1", [row("canary", 1, units_below=quarter)])
+    found.report("e1/i1", [row("stable", 10, units=units), row("canary", 5, units=[2, quarter])])
+    counts = found.counts("e")
+    assert [len(counts[arm].unit_events["errors"]) for arm in ("stable", "canary")] == [2, 1]
+    assert (counts["stable"].told_share, counts["stable"].seen.failed_units) == (0.25, 8)
+    found.follow("e", ROLLOUT, 2)  # begins anew
+    found.report("e1/i1", [row("stable", 10, units=units, segment=2)])
+    assert found.counts("e")["stable"].seen.failed_units == 4
 
 
 def test_ended_segments_and_other_rollouts_count_nowhere() -> None:
@@ -62,7 +91,7 @@ def test_new_rollout_begins_with_nothing() -> None:
     found.follow("e", "r2", 1)
     assert found.counts("e") == {}
     found.report("e1/i1", [row("canary", 1, units=[1], rollout="r2")])
-    assert found.counts("e")["canary"].errors == 1
+    assert found.counts("e")["canary"].seen.failed_units == 1
     found.forget("e")
     assert found.counts("e") == {}
     assert found.assigned("e") == []
@@ -95,18 +124,9 @@ def test_incarnations_are_bounded_and_their_sum_stays() -> None:
         found.report(f"e{number}/i", [row("canary", 2, 1, units=[number])])
     assert len(found.assigned("e")) <= evidence.INCARNATIONS_MAX
     assert found.counts("e")["canary"].seen.calls == 2 * count
-    assert found.counts("e")["canary"].errors == 2 * count
+    assert found.counts("e")["canary"].seen.failed_units == 2 * count
     found.report("e0/i", [row("canary", 3, 1, units=[0])])  # is in the sum already
     assert found.counts("e")["canary"].seen.calls == 2 * count
-
-
-def test_new_controller_hears_who_was_counted_in_ended_segments() -> None:
-    found = book(segment=2)
-    old = row("stable", 10, units=[1, 2], segment=1)
-    found.report("e1/i1", [row("canary", 4, units=[3], segment=2), old])
-    found.report("e2/i1", [row("canary", 4, units=[2, 4], segment=2)])
-    assert found.counts("e")["canary"].errors == 2  # 3 and 4
-    assert "stable" not in found.counts("e")
 
 
 def test_arms_are_bounded() -> None:
@@ -116,16 +136,16 @@ def test_arms_are_bounded() -> None:
     assert len(found.counts("e")) == evidence.ARMS_MAX
 
 
-def test_units_are_bounded_and_told_apart_by_edges_alone_then() -> None:
-    found, edges = book(), 40
-    for number in range(edges):
-        units = range(4000 * number, 4000 * (number + 1))
-        found.report(f"e{number}/i", [row("stable", 4000, units=units)])
-    assert found.counts("e")["stable"].errors == 4000 * edges
-    assert len(found._rollouts["e"].errors.by_arm["stable"]) < evidence.UNITS_MAX + 4000
-    for units in ([1, 10**9], [1, 10**9], [1, 10**9, 10**9 + 1]):  # a bad candidate is still seen
-        found.report("e50/i", [row("canary", 5, units=units)])
-    assert found.counts("e")["canary"].errors == 3
+def test_units_are_bounded_by_a_smaller_sample() -> None:
+    found, step = book(), UNIT_HASHES // 10_000
+    for number in range(10):
+        units = [(10 * i + number) * step for i in range(1000)]
+        found.report(f"e{number}/i", [row("stable", 2000, units=units)])
+    counts = found.counts("e")["stable"]
+    assert 2048 <= len(counts.unit_events["errors"]) <= evidence.UNITS_MAX
+    assert counts.seen.failed_units == pytest.approx(10_000, rel=0.01)
+    found.report("e50/i", [row("canary", 5, units=[1, 2, 3])])  # a bad candidate is still seen
+    assert len(found.counts("e")["canary"].unit_events["errors"]) == 3
 
 
 def test_rollout_that_has_ended_counts_nothing_more() -> None:
@@ -137,5 +157,4 @@ def test_rollout_that_has_ended_counts_nothing_more() -> None:
         found.report("e1/i1", [row("stable", 10, units=[1, 2]), row("canary", 5, segment=2)])
         == set()
     )
-    assert found._rollouts["e"].errors.before == set()
     assert found.shown("e", "stable").seen.failed_units == 2

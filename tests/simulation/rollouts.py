@@ -42,7 +42,7 @@ STEPS: Final = (20.0, 50.0)
 HOLD_S: Final = 3.0
 GUARD: Final = Guard(outcomes_min=20)
 CALLS_PER_S: Final = 25.0
-OUTCOMES: Final = frozenset({200, 500, 502})
+OUTCOMES: Final = frozenset({200, 500, 502, 504})
 DOCUMENT_S_MAX: Final = 1.0  # from a decision to every live edge
 UNITS: Final = 200
 EDGES: Final = 2
@@ -313,19 +313,16 @@ class Scene:
                 assert front.weights == weights[-1]
 
     def _check_counts(self) -> None:
-        """No call is counted twice, whoever reported it to whom, and no unit fails twice."""
+        """No call is counted twice, whoever reported it to whom."""
         # Whoever was killed may have had an outcome that its caller was never told.
         untold = sum(not told.status for told in self.told)
-        failed_units = 0
         for arm in (BASELINE, CANDIDATE):
             seen = self.seen_of(arm)
             ended = [told for told in self.told if told.arm == arm and told.status in OUTCOMES]
             failed = [told for told in ended if told.status != 200]
             assert seen.calls <= len(ended) + untold, (arm, seen)
             assert seen.errors <= len(failed) + untold, (arm, seen)
-            failed_units += seen.failed_units
-        units = {told.unit or told.value for told in self.told if told.status in (500, 502)}
-        assert failed_units <= len(units) + untold, (failed_units, len(units))
+            assert seen.failed_units <= seen.errors, (arm, seen)
 
     def check_undisturbed(self) -> None:
         """Check what nothing stood in the way of: everybody follows soon, most of it is counted."""

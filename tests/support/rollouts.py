@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pool.rollouts.signals import ArmCounts, Look, Verdict
-from pool.wire.control import ArmEvidence
+from pool.wire.control import ArmEvidence, UnitSeen
 from registry_sync.documents import EndpointSpec, Variant
 from registry_sync.rollout_terms import ArmSeen, Rollout, RolloutState, Step
 
@@ -43,7 +43,7 @@ def look_at(
 def counts(calls: int, errors: int = 0) -> ArmCounts:
     """Counts of calls, each of its own unit."""
     seen = ArmSeen(calls, calls, errors, errors)
-    return ArmCounts(seen, units=float(calls), errors=errors)
+    return ArmCounts(seen, units=float(calls), errors=errors, lone_calls=calls)
 
 
 def row(
@@ -57,16 +57,16 @@ def row(
     **more: Any,
 ) -> ArmEvidence:
     """What an edge reports of one arm: errors of calls without a unit, and units that failed."""
-    failed, slow = tuple(units), tuple(slow_units)
+    failed, slow = set(units), set(slow_units)
     given = {"endpoint": "e", "rollout": ROLLOUT, "assigned": calls, "units": calls, **more}
+    told = [UnitSeen(unit, 1, unit in failed, unit in slow) for unit in sorted(failed | slow)]
     return ArmEvidence(
         segment=segment,
         variant=variant,
         calls=calls,
         errors=errors + len(failed),
         lone_errors=errors,
-        error_units=failed,
         slow=len(slow),
-        slow_units=slow,
+        told=tuple(told),
         **given,
     )

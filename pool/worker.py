@@ -23,7 +23,7 @@ from pool.assembly import make_upgrades
 from pool.config import WorkerConfig
 from pool.controller_address import finder
 from pool.copy_guard import CopyGuard
-from pool.engine_queue import EngineQueue
+from pool.engine_states import state_of
 from pool.engines import device
 from pool.engines.base import Engine, PlanEngine
 from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
@@ -184,27 +184,13 @@ class Worker:
     def _states(self) -> tuple[EngineState, ...]:
         now_s = time.monotonic()
         return tuple(
-            EngineState(
-                slot.model,
-                slot.version,
-                slot.loaded.engine if slot.loaded else "",
-                slot.state,
-                self._room.bytes_of((slot.model, slot.version)),
-                slot.calls,
-                0.0 if slot.calls else now_s - slot.used_s,
-                (slot.detail or self.upgrades.why(slot))[:1000],
-                slot.loads,
-                slot.waiting,
-                *_ran(slot.queue),
-                slot.loaded.plan if slot.loaded else "",
-                slot.arrived,
-                slot.arrived_rows,
-                slot.queue.rows_per_s_max if slot.queue else 0.0,
-                int(slot.wake_s * 1e6),
-                slot.phases,
-                slot.passes,
+            state_of(
+                slot,
+                size_bytes=self._room.bytes_of(ref),
+                why=self.upgrades.why(slot),
+                now_s=now_s,
             )
-            for slot in self._slots.values()
+            for ref, slot in self._slots.items()
             if slot.state != "cold"
         )
 
@@ -312,14 +298,6 @@ class Worker:
                 await asyncio.gather(*(slot.close() for slot in self._slots.values()))
         except TimeoutError:
             _log.warning("run_cut_short", worker=self.config.id)
-
-
-def _ran(queue: EngineQueue | None) -> tuple[int, int, int]:
-    """Return runs, rows and microseconds of an engine."""
-    if queue is None:
-        return (0, 0, 0)
-    counters = queue.counters
-    return (counters.runs, counters.rows_run, int(counters.run_s * 1e6))
 
 
 async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:

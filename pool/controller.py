@@ -91,6 +91,7 @@ class Controller:
         self._rollouts = RolloutDesk(
             watch.store,
             leads=self._is_same_reign,
+            epoch=epoch,
             poll=self.poll,
             is_lagging=lambda seq: bool(self._lagging(seq)),
             warmth=self._scale.warmth,

@@ -6,6 +6,9 @@ Days and times are UTC by the writer's clock, so keys in order are records in ti
 found by listing the days that it spans.  Records are create-only; nothing here removes one, so
 how long they are kept is the bucket's own rule on `audit/`, or whoever removes a day's folder.
 
+Of what a controller decides, key and time follow from the decision, so that whoever finds it can
+write its record, and it is there once.
+
 The change comes first, then its record: a trail that cannot be written must not keep an operator
 from revoking a key, and a record must not claim what did not happen.  What this costs is that a
 process which dies in between leaves a change without a record.  A record that could not be written
@@ -14,6 +17,7 @@ is handed back (`Lost`), for the caller to say aloud with everything that it wou
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -28,7 +32,7 @@ from msgspec.structs import replace
 
 from registry_sync.documents import EndpointState
 from registry_sync.keys import redact
-from registry_sync.stores import NotFound, Store, StoreError, StoreUnavailable
+from registry_sync.stores import Conflict, NotFound, Store, StoreError, StoreUnavailable
 
 SCHEMA: Final = 1
 FOLDER: Final = "audit"
@@ -53,10 +57,11 @@ class Record(msgspec.Struct, frozen=True):
     """One change; readers ignore fields that they do not know."""
 
     at: _Short  # UTC, ISO 8601
-    by: _Short  # api | cli
-    who: _Short  # the key's id; user@host of a command
+    by: _Short  # api | cli | controller
+    who: _Short  # the key's id; user@host of a command; a controller's epoch
     # endpoint.set | .rollback | .purge | .load | .unload, key.create | .rotate | .revoke,
-    # rollout.start | .pause | .resume | .promote | .abort,
+    # rollout.start | .pause | .resume | .promote | .abort; by the controller, which decides,
+    # rollout.begin | .step | .pause | .resume | .promote | .rollback,
     # model.publish, engine.wish | .withdraw | .build | .gc
     what: _Short
     target: _Short  # an endpoint's or model's name, or a key's id
@@ -185,6 +190,27 @@ def note(store: Store, actor: Actor, what: str, target: str) -> Lost | None:
     return _append(store, _record(actor, what, target))
 
 
+def record_at(
+    at: str, actor: Actor, what: str, target: str, *, before: str = "", after: str = ""
+) -> Record:
+    """Return the record of what was done at `at`, ISO 8601 with an offset."""
+    return replace(_record(actor, what, target), at=at, before=before, after=after)
+
+
+def append_once(store: Store, record: Record, tag: str) -> None:
+    """Write a record whose key follows from itself and `tag`: a second time changes nothing.
+
+    Raises:
+        StoreError: it is not known whether the trail has it.
+    """
+    named = "\0".join((record.what, record.target, record.before, record.after, tag))
+    key = _key_of(record, hashlib.sha256(named.encode()).hexdigest()[:12])
+    try:
+        store.put_new(key, msgspec.json.encode(record))
+    except Conflict:
+        return  # it is there
+
+
 def parse_id(text: str) -> str:
     """Return `text` if it is a record's id, or the beginning of one with its whole day.
 
@@ -283,13 +309,15 @@ def _record(actor: Actor, what: str, target: str) -> Record:
 
 
 def _append(store: Store, record: Record) -> Lost | None:
-    at = datetime.fromisoformat(record.at)
-    key = f"{FOLDER}/{_id_of(at, '-' + secrets.token_hex(6))}.json"
     try:
-        store.put_new(key, msgspec.json.encode(record))
+        store.put_new(_key_of(record, secrets.token_hex(6)), msgspec.json.encode(record))
     except StoreError as error:
         return Lost(record, str(error))
     return None
+
+
+def _key_of(record: Record, tag: str) -> str:
+    return f"{FOLDER}/{_id_of(datetime.fromisoformat(record.at), f'-{tag}')}.json"
 
 
 def _id_of(at: datetime, end: str) -> str:

@@ -118,3 +118,4 @@ class RolloutState(msgspec.Struct, frozen=True):
     evidence: dict[str, Any] | None = None  # that the decision was made on; for people only
     harm: _Text = ""  # why a guard has paused it; until the spec overrules that
     revision: _Count = 0  # of the spec that it began with
+    epoch: _Count = 0  # of the controller that made the decision; for people only

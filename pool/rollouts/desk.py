@@ -26,6 +26,7 @@ from pool.rollouts.needs import Warmth
 from pool.rollouts.report import ArmFigures, report
 from pool.rollouts.shadow_view import ShadowView
 from pool.rollouts.signals import ArmCounts, Look, Move, Verdict
+from pool.rollouts.trail import Trail, evidence_line
 from pool.wire.control import ArmEvidence, ShadowReport
 from registry_sync import endpoints
 from registry_sync.documents import EndpointSpec, EndpointState
@@ -81,6 +82,7 @@ class RolloutDesk:
     Args:
         store: the registry.
         leads: whether this controller leads, as it did when it began to act; asked in threads too.
+        epoch: of its reign.
         poll: looks at the registry, and tells all edges what changed.
         is_lagging: whether a live edge does not go yet by the documents of that number.
         warmth: how far the candidate of an endpoint is.
@@ -91,12 +93,14 @@ class RolloutDesk:
         store: Store,
         *,
         leads: Callable[[], bool],
+        epoch: Callable[[], int],
         poll: Callable[[], Awaitable[None]],
         is_lagging: Callable[[int], bool],
         warmth: Callable[[str], Warmth],
     ) -> None:
         self._store = store
         self._leads = leads
+        self._epoch = epoch
         self._poll = poll
         self._is_lagging = is_lagging
         self._warmth = warmth
@@ -104,6 +108,7 @@ class RolloutDesk:
         # are being written, and when one that could not be made or written is tried again.
         self._book = EvidenceBook()
         self._shadows = ShadowView()
+        self._trail = Trail(store, leads)
         self._watched: dict[str, _Watched] = {}
         self._writing: dict[str, asyncio.Task[None]] = {}
         self._again_s: dict[str, float] = {}
@@ -114,6 +119,7 @@ class RolloutDesk:
 
     def on_documents(self, snapshot: Snapshot, seq: int) -> None:
         """Take note of the documents that hold; `seq` is what edges confirm once they have them."""
+        self._trail.on_states(snapshot.states)
         specs = {n: spec for n, spec in snapshot.specs.items() if spec.rollout is not None}
         for name in self._watched.keys() - specs.keys():
             del self._watched[name]
@@ -161,6 +167,7 @@ class RolloutDesk:
 
     def round(self) -> None:
         """Look at every rollout that has not ended."""
+        self._trail.round()
         for name, watched in self._watched.items():
             if watched.is_live:
                 self._act(name)
@@ -251,6 +258,7 @@ class RolloutDesk:
         """
         seen = None if watched.document is None else watched.document.rollout
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        state = replace(move.state, at=at, epoch=self._epoch())
 
         def moved(stored: EndpointState | None) -> EndpointState:
             if (None if stored is None else stored.rollout) != seen or not self._leads():
@@ -259,10 +267,10 @@ class RolloutDesk:
                 stored or EndpointState(name, watched.spec.revision, {}),
                 revision=watched.spec.revision,
                 weights=dict(move.weights),
-                step=move.state.step,
-                verdict=move.state.state,
+                step=state.step,
+                verdict=state.state,
                 reason=move.reason[: policy.REASON_CHARS_MAX],
-                rollout=replace(move.state, at=at),
+                rollout=state,
             )
 
         try:
@@ -273,8 +281,9 @@ class RolloutDesk:
             # Whoever wrote that may have died before anybody could notice; it was us, perhaps.
             endpoints.mark_state(self._store, name)
         else:
-            state = move.state
-            _log.info(
+            # Whoever shows warnings only is to see how a rollout ended, and what a guard found.
+            is_loud = state.harm or state.state in ("promoted", "rolled_back")
+            (_log.warning if is_loud else _log.info)(
                 "rollout_moved",
                 endpoint=name,
                 rollout=state.id,
@@ -282,6 +291,7 @@ class RolloutDesk:
                 step=state.step,
                 segment=state.segment,
                 reason=move.reason,
+                evidence=evidence_line(state),
             )
 
     # questions
@@ -322,14 +332,16 @@ class RolloutDesk:
         )
 
     async def finish(self, s_max: float) -> None:
-        """Wait until decisions that are being written are."""
+        """Wait until decisions that are being written are, and then their records."""
         if self._writing:
             await asyncio.wait(self._writing.values(), timeout=s_max)
+        await self._trail.finish(s_max)
 
     def reset(self) -> None:
         """Forget everything: somebody else leads.  What is being written is not written then."""
         self._book.reset()
         self._shadows.reset()
+        self._trail.reset()
         self._watched.clear()
         self._again_s.clear()
         self._news.clear()

@@ -24,7 +24,9 @@ from registry_sync.rollout_terms import (
 
 FAILED_S_MAX: Final = 15.0  # a candidate that no worker can load for so long is given up
 LOG_E_MAX: Final = 1e6  # JSON has no infinity
+E_MAX: Final = 1e300
 REASON_CHARS_MAX: Final = 4000
+RESUMED: Final = "resumed"  # the first word of why a rollout goes on
 
 
 def move(look: Look) -> Move | None:
@@ -74,6 +76,28 @@ def move(look: Look) -> Move | None:
         return _to(look, state, state.step, "promoted", "every step has held")
     share = f"{rollout.candidate} gets {rollout.steps[step - 1].weight:g} %"
     return _to(look, state, step, "running", f"step {step} of {len(rollout.steps)}: {share}")
+
+
+def decided(state: RolloutState) -> str:
+    """Return which decision a state is the outcome of.
+
+    Returns:
+        One of begin, step, pause, resume, promote and rollback.
+    """
+    if state.state == "rolled_back":
+        return "rollback"
+    if state.state == "promoted":
+        return "promote"
+    if state.evidence is None:
+        return "begin"
+    if state.state == "paused":
+        return "pause"
+    return "resume" if state.reason.startswith(RESUMED) else "step"
+
+
+def e_of(log_e: float) -> float:
+    """Return an e-value by its natural logarithm, as JSON can have it."""
+    return math.exp(min(finite(log_e), math.log(E_MAX)))
 
 
 def waits_for(look: Look) -> str:
@@ -142,12 +166,12 @@ def _begin(look: Look) -> Move:
 
 def _resume(look: Look, state: RolloutState) -> Move | None:
     if not state.harm:
-        return _stay(look, replace(state, state="running"), "resumed by request")
+        return _stay(look, replace(state, state="running"), f"{RESUMED} by request")
     if _rollout(look).overruled < state.segment:
         return None
     # What was seen stays for people to read; the evidence that was overruled counts no more.
     seen = tuple(replace(segment, log_e={}) for segment in _ended(look, state))
-    reason = f"resumed in spite of: {state.harm}"
+    reason = f"{RESUMED} in spite of: {state.harm}"
     onward = replace(state, state="running", harm="", segment=state.segment + 1, segments=seen)
     return Move(_why(look, onward, reason), dict(look.weights), reason)
 

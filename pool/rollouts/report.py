@@ -10,13 +10,12 @@ from typing import Any, Final
 import msgspec
 
 from pool.rollouts.evidence import Shown
-from pool.rollouts.policy import finite, hold_s, waits_for
+from pool.rollouts.policy import e_of, finite, hold_s, waits_for
 from pool.rollouts.signals import ArmCounts, Look, Verdict, added_seen
 from pool.wire.histogram import quantile_s
 from registry_sync.documents import Variant
 from registry_sync.rollout_terms import ArmSeen, Rollout, RolloutState
 
-E_MAX: Final = 1e300
 CLASSES_SHOWN: Final = 10  # the most frequent ones; the others together are "other"
 
 
@@ -78,7 +77,7 @@ def report(
         "mismatch": verdict.mismatch,
         "verdict": verdict_line(look),
         "e_values": {
-            name: e_value(log_e)
+            name: e_of(log_e)
             for name, log_e in {**verdict.log_e, "mismatch": mismatch_log_e}.items()
         },
         "fires_at": dict(fires_at),
@@ -103,11 +102,6 @@ def verdict_line(look: Look) -> str:
         return "; ".join(verdict.harms)
     found = verdict.mismatch or verdict.worse or ("" if verdict.is_enough else verdict.waits_for)
     return f"no evidence of harm; {found}" if found else "no evidence of harm"
-
-
-def e_value(log_e: float) -> float:
-    """Return an e-value by its natural logarithm, as JSON can have it."""
-    return math.exp(min(finite(log_e), math.log(E_MAX)))
 
 
 def _in_order(variants: tuple[Variant, ...], rollout: Rollout) -> list[Variant]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pool.registry_watch import RegistryWatch
 from pool.rollouts import desk as desk_module
 from pool.rollouts.desk import RolloutDesk
 from pool.rollouts.needs import Warmth
-from registry_sync import endpoints
+from registry_sync import audit, endpoints
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import EndpointSpec, EndpointState, write
 from registry_sync.rollout_terms import RolloutState
@@ -39,6 +40,10 @@ class Faulty(DirectoryStore):
             raise StoreUnavailable(f"{key}: away")
         self.written.append(key)
 
+    def of_endpoints(self) -> list[str]:
+        """Return what was written, but for the audit trail."""
+        return [key for key in self.written if not key.startswith("audit/")]
+
     def put_new(self, key: str, data: bytes) -> str:
         self._put(key)
         return super().put_new(key, data)
@@ -57,6 +62,7 @@ class Controller:
         self.desk = RolloutDesk(
             store,
             leads=lambda: self.leads,
+            epoch=lambda: 7,
             poll=self.poll,
             is_lagging=lambda seq: self.lags,
             warmth=lambda name: self.warmth,
@@ -271,14 +277,14 @@ async def test_registry_that_is_away_is_tried_again(
     controller.desk.report("e1/i", (row("stable", 300), row("canary", 300, 60)))
     await controller.settled()
     assert rollout_of(store).state == "running"
-    tried = len(store.written)
+    tried = len(store.of_endpoints())
     controller.desk.round()
     assert not controller.desk._writing  # not at once
     store.is_away = lambda key: False
     await asyncio.sleep(0.06)
     await controller.settled()
     assert rollout_of(store).state == "rolled_back"
-    assert len(store.written) == tried + 2
+    assert len(store.of_endpoints()) == tried + 2
 
 
 async def test_who_dies_after_writing_and_before_telling_has_decided(
@@ -408,3 +414,36 @@ async def test_bug_ends_no_round(
     await asyncio.sleep(0.06)
     await controller.settled()
     assert rollout_of(store).step == 1
+
+
+async def test_decisions_and_their_evidence_outlive_the_next_rollout(
+    store: Faulty, controller: Controller
+) -> None:
+    put(store, spec_of(50.0, 100.0))
+    with capture_logs() as logs:
+        await controller.settled()
+        controller.desk.report("e1/i", (row("stable", 300), row("canary", 300, 60)))
+        await controller.settled()
+    put(store, spec_of(50.0, 100.0, id="r2"))
+    await controller.settled()
+    assert rollout_of(store).id == "r2"
+    now = datetime.now(UTC)
+    found = audit.page(store, audit.Query(now - timedelta(days=1), now), limit=100).found
+    told = [one.record for one in reversed(found) if one.record is not None]
+    assert [one.what.removeprefix("rollout.") for one in told[:3]] == ["begin", "step", "rollback"]
+    assert {(one.by, one.who, one.target) for one in told} == {("controller", "epoch 7", "e")}
+    assert "20.00% of the candidate's calls fail" in told[2].why
+    assert "canary 60 of 300 calls failed" in told[2].why
+    moved = [line["log_level"] for line in logs if line["event"] == "rollout_moved"]
+    assert moved == ["info", "info", "warning"]
+
+
+async def test_trail_that_cannot_be_written_delays_no_decision(
+    store: Faulty, controller: Controller
+) -> None:
+    store.is_away = lambda key: key.startswith("audit/")
+    put(store, spec_of(50.0, 100.0))
+    await controller.settled()
+    controller.desk.report("e1/i", (row("stable", 300), row("canary", 300, 60)))
+    await controller.settled()
+    assert rollout_of(store).state == "rolled_back"

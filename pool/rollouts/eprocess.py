@@ -232,12 +232,10 @@ def mean_log_e(
     calls = 2.0 / (1.0 / counts[0] + 1.0 / counts[1])
     t = calls * 10.0 / MEAN_CALLS_BEST  # 10 = -2 ln α + ln(1 - 2 ln α) at α = 0.02
     shrunk = t / (t + 1.0)
-    return (
-        math.log(2.0) - 0.5 * math.log1p(t) + z * z * shrunk / 2 + _log_phi(z * math.sqrt(shrunk))
-    )
+    return math.log(2.0) - 0.5 * math.log1p(t) + z * z * shrunk / 2 + log_phi(z * math.sqrt(shrunk))
 
 
-def _log_phi(z: float) -> float:
+def log_phi(z: float) -> float:
     """Return the logarithm of the normal distribution function; by its tail where that is 0."""
     if z > -30.0:
         return math.log(0.5 * math.erfc(-z / math.sqrt(2.0)))

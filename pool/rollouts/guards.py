@@ -12,9 +12,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pool.rollouts.eprocess import chained, mean_log_e, rate_bounds
+from pool.rollouts.eprocess import rate_bounds
 from pool.rollouts.rate_guard import RateGuard, Stratum, seen_stratum, shown, stratum
 from pool.rollouts.signals import ArmCounts, Verdict
+from pool.rollouts.window_guard import MeanGuard, Setting, SlowGuard
 from registry_sync.rollout_terms import ArmSeen, Guard, Segment
 
 # The chance that a split that is right is ever taken for wrong, in a whole rollout.
@@ -51,10 +52,11 @@ class Guards:
         self._guard, self._share, self._steps = guard, share, max(1, steps)
         self._names = (baseline, candidate)
         self._past = [segment for segment in past if segment.step > 0]
-        kinds = [*(["errors"] if guard.errors else []), *(["slow"] if guard.slower_than_ms else [])]
-        count = len(kinds) + (guard.latency_ratio_max is not None)
+        kinds = ["errors"] if guard.errors else []
+        limits = (guard.slower_than_ms, guard.latency_ratio_max)
+        count = len(kinds) + sum(limit is not None for limit in limits)
         self._alpha = guard.alpha / max(1, count)
-        self._kinds = [
+        self._rates = [
             RateGuard(
                 kind,
                 alpha=self._alpha,
@@ -67,8 +69,15 @@ class Guards:
             )
             for kind in kinds
         ]
+        now = Setting(share, past, self._names, self._steps, sticky)
+        slower, ratio, margin = *limits, guard.margin_points / 100.0
+        self._windows: list[SlowGuard | MeanGuard] = [
+            *([SlowGuard(now, alpha=self._alpha, margin=margin)] if slower else []),
+            *([MeanGuard(now, alpha=self._alpha, ratio_max=ratio)] if ratio else []),
+        ]
+        self._kinds: list[RateGuard | SlowGuard | MeanGuard] = [*self._rates, *self._windows]
         self._is_sticky = sticky
-        # The whole mutable state, but for what the guards of rates remember.
+        # The whole mutable state, but for what the single guards remember.
         self._counts = (ArmCounts(), ArmCounts())
         self._mismatch_log_e = 0.0
 
@@ -81,13 +90,15 @@ class Guards:
     ) -> None:
         """Take in both arms' counts since the segment began, and see `mismatch_log_e`.
 
-        `now_s` is not needed: what is known depends on how much was seen, not on when.
+        `now_s` is monotonic: latency is compared window by window.
         """
         self._counts = (baseline, candidate)
         self._mismatch_log_e = mismatch_log_e
+        for guard in self._windows:
+            guard.look(now_s, baseline, candidate)
         if self._is_sticky:
             baseline, candidate = (replace(a, units=a.lone_calls) for a in (baseline, candidate))
-        for kind in self._kinds:
+        for kind in self._rates:
             kind.look(stratum(kind.name, self._share, baseline, candidate))
 
     def verdict(self) -> Verdict:
@@ -101,14 +112,6 @@ class Guards:
             segment_log_e |= kind.segment_log_es()
             harms += kind.harms()
             worse += kind.worse()
-        if self._guard.latency_ratio_max is not None:
-            segment_log_e["latency"] = self._latency_log_e()
-            log_es = [*self._past_log_es("latency"), segment_log_e["latency"]]
-            log_e["latency"] = float(chained(log_es, self._steps))
-            worse += (longer := list(self._longer()))
-            if log_e["latency"] >= -math.log(self._alpha):
-                evidence = f"e-value {shown(log_e['latency'])}, {1 / self._alpha:.0f} needed"
-                harms += [f"{text} ({evidence})" for text in longer]
         waits_for = "; ".join(self._missing())
         return Verdict(
             harms=tuple(harms),
@@ -126,8 +129,6 @@ class Guards:
         found = {"mismatch": self._steps / MISMATCH_ALPHA}
         for kind in self._kinds:
             found |= {name: 1.0 / alpha for name, alpha in kind.alphas.items()}
-        if self._guard.latency_ratio_max is not None:
-            found["latency"] = 1.0 / self._alpha
         return found
 
     def _missing(self) -> Iterator[str]:
@@ -151,26 +152,6 @@ class Guards:
             f"(e-value {shown(self._mismatch_log_e)})"
         )
 
-    def _latency_log_e(self) -> float:
-        ratio_max = self._guard.latency_ratio_max
-        if ratio_max is None or not 0.0 < self._share < 1.0:
-            return 0.0
-        baseline, candidate = self._counts
-        units = (baseline.assigned, candidate.assigned) if self._is_sticky else (math.inf, math.inf)
-        return mean_log_e(_logs(baseline), _logs(candidate), math.log(ratio_max), units)
-
-    def _longer(self) -> Iterator[str]:
-        ratio_max = self._guard.latency_ratio_max
-        baseline, candidate = self._counts
-        if ratio_max is None or not (baseline.log_calls and candidate.log_calls):
-            return
-        gap = candidate.log_sum / candidate.log_calls - baseline.log_sum / baseline.log_calls
-        if gap > math.log(ratio_max):
-            yield (
-                f"calls of {self._names[1]} take {math.exp(min(gap, 100.0)):.3g} times as long, "
-                f"{ratio_max:g} times are allowed"
-            )
-
     def _intervals(self) -> Mapping[str, tuple[float, float, float]]:
         """Return every arm's share of failed calls in all segments, with an interval of units."""
         found = {}
@@ -193,7 +174,3 @@ class Guards:
         weights = [segment.weights.get(name, 0.0) for name in self._names]
         share = weights[1] / sum(weights) if sum(weights) else 0.0
         return seen_stratum(kind, share, seen[0], seen[1])
-
-
-def _logs(arm: ArmCounts) -> tuple[float, float, float]:
-    return arm.log_calls, arm.log_sum, arm.log_squares

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from msgspec.structs import replace
 
 from pool.rollouts.guards import Guards
 from pool.rollouts.signals import ArmCounts, Verdict
@@ -118,27 +117,10 @@ def test_at_full_weight_a_baseline_that_nobody_saw_is_no_measure() -> None:
     assert not _verdict(_arm(0), _arm(500, 500), share=1.0).harms
 
 
-def test_slow_calls_are_guarded_by_the_same_test() -> None:
-    guard = Guard(slower_than_ms=100)
-    verdict = _verdict(_arm(400, slow=4), _arm(400, slow=30), guard)
-    assert [harm.split(" (")[0] for harm in verdict.harms] == [
-        "7.50% of the candidate's calls are slow, 1.00% of the baseline's"
-    ]
-
-
 def test_alpha_is_divided_over_the_guards() -> None:
     arms = _arm(400, 4), _arm(400, 17)
     assert _verdict(*arms, Guard(alpha=0.05)).harms
     assert not _verdict(*arms, Guard(alpha=0.05, slower_than_ms=1000, latency_ratio_max=9)).harms
-
-
-def test_a_candidate_that_takes_longer_by_the_mean_is_a_harm() -> None:
-    guard = Guard(latency_ratio_max=1.1)
-    assert not _verdict(_arm(400, ms=10), _arm(400, ms=10.5), guard).harms
-    verdict = _verdict(_arm(400, ms=10), _arm(400, ms=13), guard)
-    assert verdict.harms[0].startswith(
-        "calls of canary take 1.3 times as long, 1.1 times are allowed"
-    )
 
 
 def test_a_mismatch_is_told_apart_from_a_harm() -> None:
@@ -170,13 +152,6 @@ def test_what_looked_worse_in_an_earlier_segment_still_does() -> None:
 
 
 def test_calls_that_were_never_answered_in_time_are_errors_and_slow() -> None:
-    for guard, kind in ((Guard(), "fail"), (Guard(errors=False, slower_than_ms=100), "are slow")):
-        harms = _verdict(_arm(9900), _arm(100, 100, 100), guard, share=0.01).harms
-        assert [kind in harm for harm in harms] == [True]
-
-
-def test_few_units_with_many_calls_are_few_when_it_comes_to_latency() -> None:
-    guard = Guard(errors=False, latency_ratio_max=1.01)
-    arms = [replace(_arm(4000, ms=ms), assigned=20) for ms in (10.0, 11.0)]
-    assert _verdict(arms[0], arms[1], guard).harms
-    assert not _verdict(arms[0], arms[1], guard, sticky=True).harms
+    verdict = _verdict(_arm(9900), _arm(100, 100, 100), Guard(slower_than_ms=100), share=0.01)
+    assert ["fail" in harm for harm in verdict.harms] == [True]
+    assert "100.00% of the candidate's calls are slow" in verdict.worse

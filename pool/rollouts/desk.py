@@ -221,7 +221,10 @@ class RolloutDesk:
     def _compare(self, name: str, watched: _Watched) -> None:
         """Let the guards see what was counted."""
         rollout, counts = watched.rollout, self._book.counts(name)
-        if counts == watched.counts or watched.guards is None:
+        if counts == watched.counts:
+            return
+        if watched.guards is None:
+            watched.counts = counts  # of the baseline, before the first step
             return
         watched.mismatch_log_e = mismatch_log_e(self._book.assigned(name), watched.weights)
         watched.guards.look(

@@ -22,8 +22,8 @@ Floats = NDArray[np.float64]
 # Cells of the prior.  Cubes put most of them where the odds are near even, since that is where a
 # lot of data tells candidates apart.
 CELLS: Final = 128
-# A block ends when both arms have this many units: fewer say too little about how units are split.
-BLOCK_UNITS_MIN: Final = 5
+# A block ends when both arms have this many calls: fewer say too little about how calls are split.
+BLOCK_CALLS_MIN: Final = 5
 # The sequential test of means is tightest at about this many calls of each arm.
 MEAN_CALLS_BEST: Final = 1000
 # Fewer calls of one arm are no ground for a normal distribution.
@@ -74,20 +74,71 @@ class Odds:
         self.log_e[rows] = peaks + np.log(np.exp(terms - peaks[:, None]).sum(axis=1))
 
 
-class SplitTest:
-    """Evidence that events fall on the candidate more often than its share of units explains.
+class Excess:
+    """Evidence that a share of calls is above a limit for longer than a burst lasts.
 
-    Which units have an event is taken as given; what is tested is on which arm they are.  The
-    share is not the configured one but what was dispatched, as answers out of the cache leave
-    fewer units of one arm to fail.  It may change all the time, so that it is taken block by block:
-    given how many units of each arm are in a block, every event is on any of these units with the
-    same chance.  Sampling without replacement varies less than the binomial distribution that the
-    ratio assumes (Hoeffding, 1963), hence each block's factor is at most 1 on average.
+    For every rate above the limit the likelihood ratio of that rate against the limit, where no
+    window has a factor above `log_factor_max`: a factor that is cut is still at most 1 on average.
+    These are mixed over all rates above the limit and, so that a good past hides nothing, over the
+    window in which the trouble begins: the first one has 1 - LATER of the chance, the n-th after it
+    LATER / (n (n + 1)).
     """
 
-    def __init__(self, share: float, runs: int = 1) -> None:
-        self._odds = Odds(share, runs)
-        # The whole mutable state: cumulative counts (baseline's units, candidate's, events of
+    def __init__(self, limit: float, log_factor_max: float) -> None:
+        """Begin without evidence; `limit` in (0, 1)."""
+        assert 0.0 < limit < 1.0, limit
+        edges = np.linspace(0.0, 1.0, CELLS + 1) ** 3
+        above = (1.0 - limit) * (edges[1:] + edges[:-1]) / 2
+        self._with: Floats = np.log1p(above / limit)
+        self._without: Floats = np.log1p(-above / (1.0 - limit))
+        self._log_prior: Floats = np.log(np.diff(edges))
+        self._log_factor_max = log_factor_max
+        # The whole mutable state: by rate, of what has begun so far; and what follows from it.
+        self._windows = 0
+        self._logs: Floats = np.full(CELLS, -math.inf)
+        self.log_e = 0.0
+
+    def add(self, calls: float, events: float) -> None:
+        """Take in a window that has ended."""
+        if calls <= 0.0:
+            return
+        n, self._windows = self._windows, self._windows + 1
+        factors = events * self._with + (calls - events) * self._without
+        begins = math.log(LATER / (n * (n + 1)) if n else 1.0 - LATER)
+        self._logs = np.logaddexp(self._logs, begins) + np.minimum(factors, self._log_factor_max)
+        to_begin = math.log(LATER / self._windows)
+        self.log_e = log_sum([*(self._logs + self._log_prior).tolist(), to_begin])
+
+
+class SplitTest:
+    """Evidence that events fall on the candidate more often than its share of calls explains.
+
+    Which calls have an event is taken as given; what is tested is on which arm they are.  The
+    share is not the configured one but what was dispatched, as answers out of the cache leave
+    fewer calls of one arm to fail.  It may change all the time, so that it is taken block by block:
+    given how many calls of each arm are in a block, every event is on any of these calls with the
+    same chance.  Sampling without replacement varies less than the binomial distribution that the
+    ratio assumes (Hoeffding, 1963), hence each block's factor is at most 1 on average.
+
+    Where there is a cache this holds for errors that may hit any call.  Those that belong to their
+    inputs are never in the cache: they are split as all requests are, which is as configured.
+    Nobody knows of which sort they are, so that the smaller evidence of both counts.  And counts of
+    a long time are no block there: the first look is what others are compared with.
+    """
+
+    def __init__(self, share: float, runs: int = 1, *, cached: bool = False) -> None:
+        """Begin without evidence.
+
+        Args:
+            share: the candidate's, as configured, in (0, 1).
+            runs: how many go through at once.
+            cached: whether a cache answers for calls.
+        """
+        self._share = share
+        self._of_calls = Odds(share, runs)
+        self._of_requests = Odds(share, runs) if cached else None
+        self._is_new = cached
+        # The whole mutable state: cumulative counts (baseline's calls, candidate's, events of
         # both, events of the candidate), up to the last block and up to the last look.
         self._closed: Sequence[Floats] = [np.zeros(runs) for _ in range(4)]
         self._seen: Sequence[Floats] = [np.zeros(runs) for _ in range(4)]
@@ -95,32 +146,31 @@ class SplitTest:
     @property
     def log_e(self) -> Floats:
         """The evidence of all blocks that have ended, shape (runs,)."""
-        return self._odds.log_e
+        if self._of_requests is None:
+            return self._of_calls.log_e
+        return np.minimum(self._of_calls.log_e, self._of_requests.log_e)
 
     def look(
         self,
-        baseline_units: ArrayLike,
-        candidate_units: ArrayLike,
+        baseline_calls: ArrayLike,
+        candidate_calls: ArrayLike,
         baseline_events: ArrayLike,
         candidate_events: ArrayLike,
-        lift: ArrayLike = 1.0,
     ) -> None:
         """Take in cumulative counts, each of shape (runs,) or one number.
 
         A count that is lower than at the last look counts as unchanged.
-
-        Args:
-            lift: how many times as likely to have an event a unit of the candidate is because it
-                was exposed more; see `exposure_lift`.
         """
-        given = (baseline_units, candidate_units, baseline_events, candidate_events)
+        given = (baseline_calls, candidate_calls, baseline_events, candidate_events)
         now = [np.asarray(count, np.float64) for count in given]
         now[2] = now[2] + now[3]
         self._seen = [np.maximum(old, new) for old, new in zip(self._seen, now, strict=True)]
+        if self._is_new:
+            self._closed, self._is_new = self._seen, False
         theirs, ours, events, of_candidate = (
             seen - closed for seen, closed in zip(self._seen, self._closed, strict=True)
         )
-        ends = np.minimum(theirs, ours) >= BLOCK_UNITS_MIN
+        ends = np.minimum(theirs, ours) >= BLOCK_CALLS_MIN
         if not ends.any():
             return
         self._closed = [
@@ -128,9 +178,10 @@ class SplitTest:
             for seen, closed in zip(self._seen, self._closed, strict=True)
         ]
         if events[ends].any():
-            exposed = ours * np.asarray(lift, np.float64)
-            share = exposed / np.maximum(exposed + theirs, 1.0)
-            self._odds.add(np.where(ends, events, 0.0), of_candidate, share)
+            events = np.where(ends, events, 0.0)
+            self._of_calls.add(events, of_candidate, ours / np.maximum(ours + theirs, 1.0))
+            if self._of_requests is not None:
+                self._of_requests.add(events, of_candidate, np.full_like(ours, self._share))
 
 
 def exposure_lift(

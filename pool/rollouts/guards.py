@@ -10,10 +10,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
 from pool.rollouts.eprocess import rate_bounds
-from pool.rollouts.rate_guard import RateGuard, Stratum, seen_stratum, shown, stratum
+from pool.rollouts.rate_guard import RateGuard, Stratum, past_stratum, shown, stratum
 from pool.rollouts.signals import ArmCounts, Verdict
 from pool.rollouts.window_guard import MeanGuard, Setting, SlowGuard
 from registry_sync.rollout_terms import ArmSeen, Guard, Segment
@@ -42,33 +40,31 @@ class Guards:
         Args:
             guard: what is watched.
             share: the candidate's configured share, 0 to 1; at 0 and 1 nothing can be compared.
-            past: the segments that have ended, with their counts and log e-values.
+            past: the segments that have ended, with their counts and log e-values; also the one
+                before the first step, in which nothing was compared.
             candidate: the arm's name.
             baseline: the other's.
             steps: how many steps the rollout has.
             sticky: whether units keep their arm, and so may count for less than their calls.
-            cached: whether a cache may answer, so that arms with as many units have other calls.
+            cached: whether a cache may answer, so that arms with as many requests have other calls.
         """
         self._guard, self._share, self._steps = guard, share, max(1, steps)
         self._names = (baseline, candidate)
         self._past = [segment for segment in past if segment.step > 0]
-        kinds = ["errors"] if guard.errors else []
         limits = (guard.slower_than_ms, guard.latency_ratio_max)
-        count = len(kinds) + sum(limit is not None for limit in limits)
+        count = guard.errors + sum(limit is not None for limit in limits)
         self._alpha = guard.alpha / max(1, count)
-        self._rates = [
-            RateGuard(
-                kind,
-                alpha=self._alpha,
-                margin=guard.margin_points / 100.0,
-                share=share,
-                past=[self._past_stratum(kind, segment) for segment in self._past],
-                past_log_es=self._past_log_es(kind),
-                steps=self._steps,
-                is_uneven=sticky and cached,
-            )
-            for kind in kinds
-        ]
+        errors = RateGuard(
+            "errors",
+            alpha=self._alpha,
+            margin=guard.margin_points / 100.0,
+            share=share,
+            past=[self._past_stratum(segment) for segment in past],
+            past_log_es=[segment.log_e.get("errors", 0.0) for segment in self._past],
+            steps=self._steps,
+            cached=cached,
+        )
+        self._rates = [errors] if guard.errors else []
         now = Setting(share, past, self._names, self._steps, sticky)
         slower, ratio, margin = *limits, guard.margin_points / 100.0
         self._windows: list[SlowGuard | MeanGuard] = [
@@ -90,16 +86,14 @@ class Guards:
     ) -> None:
         """Take in both arms' counts since the segment began, and see `mismatch_log_e`.
 
-        `now_s` is monotonic: latency is compared window by window.
+        `now_s` is monotonic: what lasts for a moment is told apart from what stays.
         """
         self._counts = (baseline, candidate)
         self._mismatch_log_e = mismatch_log_e
         for guard in self._windows:
             guard.look(now_s, baseline, candidate)
-        if self._is_sticky:
-            baseline, candidate = (replace(a, units=a.lone_calls) for a in (baseline, candidate))
-        for kind in self._rates:
-            kind.look(stratum(kind.name, self._share, baseline, candidate))
+        for rate in self._rates:
+            rate.look(now_s, stratum(self._share, baseline, candidate))
 
     def verdict(self) -> Verdict:
         """Say what follows from the last look, and from the segments before."""
@@ -166,11 +160,10 @@ class Guards:
             found[name] = (min(rate, low * scale), rate, max(rate, min(1.0, high * scale)))
         return found
 
-    def _past_log_es(self, kind: str) -> list[float]:
-        return [segment.log_e.get(kind, 0.0) for segment in self._past]
-
-    def _past_stratum(self, kind: str, segment: Segment) -> Stratum:
+    def _past_stratum(self, segment: Segment) -> Stratum:
         seen = [segment.arms.get(name, ArmSeen()) for name in self._names]
         weights = [segment.weights.get(name, 0.0) for name in self._names]
         share = weights[1] / sum(weights) if sum(weights) else 0.0
-        return seen_stratum(kind, share, seen[0], seen[1])
+        # Where a guard was overruled the state keeps what was seen, for people, and no evidence.
+        counts = not segment.step or bool(segment.log_e)
+        return past_stratum(share, seen[0], seen[1], counts=counts)

@@ -6,6 +6,7 @@ is worse the guards decide; who writes the decision down is the desk.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -213,14 +214,20 @@ def _weights(look: Look, candidate: float) -> Mapping[str, float]:
 
 def _ended(look: Look, state: RolloutState) -> tuple[Segment, ...]:
     """Return the ended segments, the current one among them; too many become one."""
-    if not state.step:
-        return state.segments  # nothing was compared
     arms = {name: counts.seen for name, counts in look.counts.items()}
-    log_e = {name: finite(value) for name, value in look.verdict.segment_log_e.items()}
+    if not (state.step or arms):
+        return state.segments
+    # Before the first step nothing was compared, but the baseline was seen.
+    log_es = look.verdict.segment_log_e if state.step else {}
+    log_e = {name: finite(value) for name, value in log_es.items()}
     ended = (*state.segments, Segment(state.step, dict(look.weights), arms, log_e))
     if len(ended) <= SEGMENTS_MAX:
         return ended
-    return (_together(ended[0], ended[1]), *ended[2:])
+    # Those of one sort: with evidence, or overruled, or from before the first step.
+    pairs = itertools.pairwise(ended)
+    sorts = [(bool(a.log_e) == bool(b.log_e), bool(a.step) == bool(b.step)) for a, b in pairs]
+    at = sorts.index((True, True)) if (True, True) in sorts else 0
+    return (*ended[:at], _together(ended[at], ended[at + 1]), *ended[at + 2 :])
 
 
 def _together(one: Segment, other: Segment) -> Segment:

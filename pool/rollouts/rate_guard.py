@@ -1,43 +1,58 @@
-"""Whether a larger share of the candidate's calls fails, or is slow, than of the baseline's."""
+"""Whether a larger share of the candidate's calls fails than of the baseline's.
+
+While both arms have traffic, errors are compared with how calls are split.  At 100 % there is no
+baseline left: what the candidate does then is compared with what all callers saw before.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal
 
 import msgspec
-import numpy as np
 
-from pool.rollouts.eprocess import Odds, SplitTest, chained, exposure_lift, rate_bounds
+from pool.rollouts.eprocess import Excess, SplitTest, chained, rate_bounds
 from pool.rollouts.signals import ArmCounts
 from registry_sync.rollout_terms import ArmSeen
 
 # The part of a guard's α for 100 %, where the baseline is no longer there to compare with.
 FULL_PART: Final = 0.1
+# At 100 % counts are taken so many seconds at a time,
+WINDOW_S: Final = 10.0
+# and evidence has to come from more windows than this: what passes sooner is a burst.
+BURST_WINDOWS: Final = 3
+# How often calls may fail where nobody has seen a baseline, but for the margin.
+UNSEEN_RATE_MAX: Final = 0.5
+
+# What errors are a share of: calls of the model, or requests, of which a cache answers some.
+Basis = Literal["calls", "requests"]
 
 
 class Stratum(msgspec.Struct, frozen=True):
-    """One kind of event in one segment; each field is the baseline's and the candidate's."""
+    """What was counted in one segment; each pair is the baseline's and the candidate's."""
 
     share: float  # the candidate's, as configured
-    units: tuple[float, float]  # each once in a look window
     calls: tuple[float, float]
-    events: tuple[float, float]  # each unit's once
-    event_calls: tuple[float, float]
+    requests: tuple[float, float]  # those that the cache has answered as well
+    errors: tuple[float, float]  # of all calls
+    lone_calls: tuple[float, float]  # without a unit, so that each stands for itself
+    lone_errors: tuple[float, float]
+    # Its evidence still counts, and so does what was seen.  Before the first step there is none.
+    counts: bool = True
 
-    @property
-    def lift(self) -> float:
-        """See `exposure_lift`."""
-        arms = zip(self.units, self.calls, strict=True)
-        return float(exposure_lift(self.share, *arms)) if 0.0 < self.share < 1.0 else 1.0
+    def given(self, basis: Basis) -> tuple[float, float]:
+        """Return what errors are a share of."""
+        return self.calls if basis == "calls" else self.requests
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """Which share of either arm's calls has an event."""
+    """Which share of either arm's calls, or requests, fails."""
 
     baseline: float
     candidate: float
+    basis: Basis = "calls"
+    is_seen: bool = True  # the baseline's; else it is how much is too much for any
 
     @property
     def harm(self) -> float:
@@ -46,7 +61,12 @@ class Rates(msgspec.Struct, frozen=True):
 
 
 class RateGuard:
-    """Watches the share of calls with one kind of event."""
+    """Watches the share of calls that fail.
+
+    A cache changes which share that is: errors that may hit any call are a share of the calls, and
+    errors of inputs, which no cache holds, one of the requests.  Where there is a cache, a
+    candidate is worse only if it is by both.
+    """
 
     def __init__(
         self,
@@ -58,41 +78,47 @@ class RateGuard:
         past: Sequence[Stratum],
         past_log_es: Sequence[float],
         steps: int,
-        is_uneven: bool,
+        cached: bool,
     ) -> None:
+        """Begin a segment.
+
+        Args:
+            name: of its e-value.
+            alpha: the chance that an equal candidate is ever taken for worse.
+            margin: by how much the candidate may be worse, as a share of calls.
+            share: the candidate's, as configured, 0 to 1; at 0 nothing is compared.
+            past: what was seen in the segments before, also before the candidate had any traffic.
+            past_log_es: the e-values of those with traffic.
+            steps: how many steps the rollout has.
+            cached: whether a cache answers requests.
+        """
         self.name = name
-        self._margin, self._steps, self._is_uneven = margin, steps, is_uneven
-        self._past, self._past_log_es = past, past_log_es
-        # Half of the part for 100 % is for the bound of the baseline's rate.
+        self._margin, self._share, self._steps = margin, share, steps
+        self._past, self._past_log_es = [stratum for stratum in past if stratum.counts], past_log_es
+        self._bases: tuple[Basis, ...] = ("calls", "requests") if cached else ("calls",)
+        # Half of the part for 100 % is for the bound of the rate before.
         full = FULL_PART * alpha / 2
         self.alphas = {name: (1.0 - FULL_PART) * alpha, f"{name}_full": full}
-        # How high the candidate's rate may be at 100 %: 1 if the baseline was not seen.
-        self._units = sum(stratum.units[0] for stratum in past)
-        self._events = sum(stratum.events[0] for stratum in past)
-        limit = rate_bounds(self._events, self._units, full)[1] + margin
-        self._limit = np.array([min(1.0, limit)])
         # The whole mutable state: the last look, and the evidence so far.
-        self._now = Stratum(share, (0, 0), (0, 0), (0, 0), (0, 0))
-        self._split = SplitTest(share) if 0.0 < share < 1.0 else None
-        self._full = Odds(limit) if share >= 1.0 and 0.0 < limit < 1.0 else None
+        zeros = (0.0, 0.0)
+        self._now = Stratum(share, zeros, zeros, zeros, zeros, zeros)
+        self._split = SplitTest(share, cached=cached) if 0.0 < share < 1.0 else None
+        self._full = [self._full_test(b, full) for b in self._bases] if share >= 1.0 else []
 
-    def look(self, now: Stratum) -> None:
+    def look(self, now_s: float, now: Stratum) -> None:
         """Take in the counts since the segment began."""
         if self._split is not None:
-            lift = now.lift if self._is_uneven else 1.0
-            self._split.look(*now.units, *now.events, lift)
-        if self._full is not None:
-            events = max(0.0, now.events[1] - self._now.events[1])
-            units = max(events, now.units[1] - self._now.units[1])
-            # Here every unit falls on one of two sides: with an event, or without.
-            self._full.add(np.array([units]), np.array([events]), self._limit)
+            self._split.look(*now.lone_calls, *now.lone_errors)
+        for test in self._full:
+            test.look(now_s, now)
         self._now = now
 
     def segment_log_es(self) -> dict[str, float]:
         """Return the evidence of this segment alone."""
-        split = float(self._split.log_e[0]) if self._split is not None else 0.0
-        full = {f"{self.name}_full": float(self._full.log_e[0])} if self._full is not None else {}
-        return {self.name: split} | full
+        found = {self.name: float(self._split.log_e[0]) if self._split is not None else 0.0}
+        if self._full:
+            found[f"{self.name}_full"] = min(test.log_e for test in self._full)
+        return found
 
     def log_es(self) -> dict[str, float]:
         """Return the evidence of all segments."""
@@ -102,33 +128,28 @@ class RateGuard:
 
     def rates(self) -> Rates:
         """Estimate how bad both arms are: by this segment or by all, whichever is worse."""
-        if self._now.share < 1.0:
-            now, whole = self._rates_of([self._now]), self._rates_of([*self._past, self._now])
+        return min((self._rates_of(basis) for basis in self._bases), key=lambda rates: rates.harm)
+
+    def _rates_of(self, basis: Basis) -> Rates:
+        if self._share < 1.0:
+            now, whole = (
+                compared(strata, basis) for strata in ([self._now], [*self._past, self._now])
+            )
             return max(now, whole, key=lambda rates: rates.harm)
-        candidate = self._now.events[1] / self._now.units[1] if self._now.units[1] else 0.0
-        return Rates(self._events / self._units if self._units else candidate, candidate)
+        errors, given = seen_before(self._past, basis)
+        own = self._now.given(basis)[1]
+        rate = min(1.0, self._now.errors[1] / own) if own else 0.0
+        if not given:
+            return Rates(UNSEEN_RATE_MAX, rate, basis, is_seen=False)
+        return Rates(errors / given, rate, basis)
 
-    def _rates_of(self, strata: Sequence[Stratum]) -> Rates:
-        """Split the calls with an event by the ratio of both rates, each unit's event once.
-
-        The ratio is that of Mantel and Haenszel (1959), which no change of the weights or of the
-        rates from segment to segment misleads.
-        """
-        ours = theirs = 0.0
-        for stratum in strata:
-            units = [stratum.units[0], stratum.units[1]]
-            if self._is_uneven:
-                units[1] *= stratum.lift
-            if min(units) > 0.0:
-                ours += stratum.events[1] * units[0] / sum(units)
-                theirs += stratum.events[0] * units[1] / sum(units)
-        compared = [stratum for stratum in strata if min(stratum.units) > 0.0]
-        failed = float(sum(sum(stratum.event_calls) for stratum in compared))
-        calls = [float(sum(stratum.calls[arm] for stratum in compared)) for arm in (0, 1)]
-        scale = theirs * calls[0] + ours * calls[1]
-        if scale <= 0.0:
-            return Rates(0.0, 0.0)
-        return Rates(min(1.0, failed * theirs / scale), min(1.0, failed * ours / scale))
+    def _full_test(self, basis: Basis, alpha: float) -> _FullTest:
+        errors, given = seen_before(self._past, basis)
+        above = rate_bounds(errors, given, alpha)[1]
+        if errors <= UNSEEN_RATE_MAX * given:
+            above = min(above, UNSEEN_RATE_MAX)  # too little was seen to say more
+        is_based = len(self._bases) > 1
+        return _FullTest(basis, above + self._margin, alpha, is_based=is_based)
 
     def harms(self) -> Iterator[str]:
         """Say what there is evidence of, and that is worse than the margin allows."""
@@ -136,60 +157,108 @@ class RateGuard:
         for name, log_e in log_es.items():
             if log_e >= -math.log(self.alphas[name]) and rates.harm >= self._margin:
                 enough = f"{1 / self.alphas[name]:.0f} needed"
-                yield f"{self._what(rates)} (e-value {shown(log_e)}, {enough})"
+                yield f"{_what(rates)} (e-value {shown(log_e)}, {enough})"
                 return
 
     def worse(self) -> Iterator[str]:
         """Say what looks worse than the margin allows, with evidence or without."""
         rates = self.rates()
         if rates.harm > self._margin:
-            yield self._what(rates)
-
-    def _what(self, rates: Rates) -> str:
-        what = "fail" if self.name == "errors" else "are slow"
-        theirs = f"{rates.baseline:.2%} of the baseline's"
-        return f"{rates.candidate:.2%} of the candidate's calls {what}, {theirs}"
+            yield _what(rates)
 
 
-def stratum(kind: str, share: float, baseline: ArmCounts, candidate: ArmCounts) -> Stratum:
-    """Return what is counted now of one kind of event."""
-    arms = (baseline, candidate)
-    seen = seen_stratum(kind, share, baseline.seen, candidate.seen)
-    if kind == "errors":
-        return msgspec.structs.replace(
-            seen, units=_pair(a.units for a in arms), events=_pair(a.errors for a in arms)
-        )
+class _FullTest:
+    """Compares the candidate's rate with a limit, window by window."""
+
+    def __init__(self, basis: Basis, limit: float, alpha: float, *, is_based: bool) -> None:
+        self._basis: Basis = basis
+        self._test = Excess(limit, -math.log(alpha) / BURST_WINDOWS) if limit < 1.0 else None
+        self._is_based = is_based  # the first look is what others are compared with
+        # The whole mutable state: when the window began, and what was counted by then.
+        self._from_s: float | None = None
+        self._before = (0.0, 0.0)
+
+    @property
+    def log_e(self) -> float:
+        return self._test.log_e if self._test is not None else 0.0
+
+    def look(self, now_s: float, now: Stratum) -> None:
+        seen = (now.given(self._basis)[1], now.errors[1])
+        if self._from_s is None:
+            self._from_s = now_s
+            if self._is_based:
+                self._before = seen
+        elif now_s >= self._from_s + WINDOW_S:
+            given, errors = (
+                max(0.0, new - old) for new, old in zip(seen, self._before, strict=True)
+            )
+            if self._test is not None:
+                self._test.add(max(given, errors), errors)
+            self._from_s, self._before = now_s, seen
+
+
+def compared(strata: Sequence[Stratum], basis: Basis) -> Rates:
+    """Split what has failed by the ratio of both arms' rates.
+
+    The ratio is that of Mantel and Haenszel (1959), which no change of the weights or of the rates
+    from segment to segment misleads.
+    """
+    strata = [stratum for stratum in strata if min(stratum.given(basis)) > 0.0]
+    ours = theirs = 0.0
+    failed, totals = 0.0, [0.0, 0.0]
+    for stratum in strata:
+        given = stratum.given(basis)
+        ours += stratum.errors[1] * given[0] / sum(given)
+        theirs += stratum.errors[0] * given[1] / sum(given)
+        failed += sum(stratum.errors)
+        totals = [totals[0] + given[0], totals[1] + given[1]]
+    scale = theirs * totals[0] + ours * totals[1]
+    if scale <= 0.0:
+        return Rates(0.0, 0.0, basis)
+    return Rates(min(1.0, failed * theirs / scale), min(1.0, failed * ours / scale), basis)
+
+
+def seen_before(past: Sequence[Stratum], basis: Basis) -> tuple[float, float]:
+    """Return the errors of both arms in these segments, and what they are a share of.
+
+    Of both, because all callers together are who calls at 100 %.
+    """
+    given = float(sum(sum(stratum.given(basis)) for stratum in past))
+    return min(float(sum(sum(stratum.errors) for stratum in past)), given), given
+
+
+def stratum(share: float, baseline: ArmCounts, candidate: ArmCounts) -> Stratum:
+    """Return what is counted now."""
     return msgspec.structs.replace(
-        seen,
-        units=_pair(max(a.units, a.slow) for a in arms),
-        calls=_pair(max(a.seen.calls, a.seen.slow) for a in arms),
-        events=_pair(a.slow for a in arms),
+        past_stratum(share, baseline.seen, candidate.seen),
+        lone_calls=(baseline.lone_calls, candidate.lone_calls),
+        lone_errors=(baseline.errors, candidate.errors),
     )
 
 
-def seen_stratum(kind: str, share: float, baseline: ArmSeen, candidate: ArmSeen) -> Stratum:
-    """Return what a segment's record says of one kind of event."""
-    arms = (baseline, candidate)
-    if kind == "errors":
-        return Stratum(
-            share,
-            units=_pair(a.units for a in arms),
-            calls=_pair(a.calls for a in arms),
-            events=_pair(a.failed_units for a in arms),
-            event_calls=_pair(a.errors for a in arms),
-        )
+def past_stratum(
+    share: float, baseline: ArmSeen, candidate: ArmSeen, *, counts: bool = True
+) -> Stratum:
+    """Return what a segment's record says."""
     return Stratum(
         share,
-        units=_pair(max(a.units, a.slow_units) for a in arms),
-        calls=_pair(max(a.calls, a.slow) for a in arms),
-        events=_pair(a.slow_units for a in arms),
-        event_calls=_pair(a.slow for a in arms),
+        calls=(baseline.calls, candidate.calls),
+        requests=(
+            max(baseline.requests, baseline.calls),
+            max(candidate.requests, candidate.calls),
+        ),
+        errors=(baseline.errors, candidate.errors),
+        lone_calls=(0.0, 0.0),
+        lone_errors=(0.0, 0.0),
+        counts=counts,
     )
 
 
-def _pair(numbers: Iterable[float]) -> tuple[float, float]:
-    baseline, candidate = numbers
-    return baseline, candidate
+def _what(rates: Rates) -> str:
+    whose = f"{rates.candidate:.2%} of the candidate's {rates.basis} fail"
+    if rates.is_seen:
+        return f"{whose}, {rates.baseline:.2%} of the baseline's"
+    return f"{whose}, more than {rates.baseline:.0%} are too many for a baseline that nobody saw"
 
 
 def shown(log_e: float) -> str:

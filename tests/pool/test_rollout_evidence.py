@@ -25,8 +25,8 @@ def test_incarnations_add_up_and_reports_are_cumulative() -> None:
     found.report("e1/i1", [row("canary", 9, 2)])  # once more
     found.report("e2/i1", [row("canary", 4, requests=6, lone_calls=3), row("stable", 7)])
     counts = found.counts("e")
-    assert (counts["canary"].requests, counts["canary"].lone_calls) == (6, 3)
-    assert counts["canary"].seen.requests == 6
+    assert (counts["canary"].requests, counts["canary"].lone_calls) == (15, 12)
+    assert counts["canary"].seen.requests == 15
     assert (counts["canary"].seen.calls, counts["canary"].errors) == (13, 2)
     assert (counts["stable"].seen.calls, counts["stable"].units) == (7, 7.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from msgspec.structs import replace
 
 from pool.rollouts.guards import Guards
 from pool.rollouts.signals import ArmCounts, Verdict
@@ -27,6 +28,7 @@ def _arm(units: int, errors: int = 0, slow: int = 0, ms: float = 10.0) -> ArmCou
         log_sum=units * log,
         log_squares=units * (log * log + 0.01),
         assigned=units,
+        lone_calls=units,
     )
 
 
@@ -105,16 +107,48 @@ def test_a_good_past_hides_no_candidate_that_begins_to_fail() -> None:
     assert verdict.harms
 
 
+def _at_full_weight(
+    errors: int, past: tuple[Segment, ...] = (), each_s: int = 10, calls: int = 5000
+) -> Verdict:
+    """Let a minute pass at 100 %, with so many errors in every stretch of it."""
+    guards = Guards(Guard(), share=1.0, past=past, steps=5, cached=False)
+    windows = 60 // each_s
+    for index in range(windows + 1):
+        seen = _arm(calls * index // windows, errors * index // windows)
+        guards.look(float(each_s * index), _arm(0), seen)
+    return guards.verdict()
+
+
 def test_at_full_weight_the_past_of_the_baseline_is_the_measure() -> None:
-    assert not _verdict(_arm(0), _arm(5000, 60), share=1.0, past=_past(50)).harms
-    assert not _verdict(_arm(0), _arm(5000, 100), share=1.0, past=_past(50)).harms  # it may be 2 %
-    verdict = _verdict(_arm(0), _arm(5000, 200), share=1.0, past=_past(50))
+    assert not _at_full_weight(60, _past(50)).harms
+    assert not _at_full_weight(80, _past(50)).harms  # it may be 2 %
+    verdict = _at_full_weight(300, _past(50))
     assert verdict.harms
     assert verdict.log_e["errors_full"] > math.log(400)
 
 
-def test_at_full_weight_a_baseline_that_nobody_saw_is_no_measure() -> None:
-    assert not _verdict(_arm(0), _arm(500, 500), share=1.0).harms
+def test_at_full_weight_what_was_seen_before_the_first_step_is_the_measure_too() -> None:
+    before = (Segment(0, {"stable": 100, "canary": 0}, {"stable": _seen(5000, 500)}),)
+    assert not _at_full_weight(500, before).harms
+    assert _at_full_weight(1000, before).harms
+
+
+def test_at_full_weight_evidence_of_three_windows_is_not_enough() -> None:
+    assert not _at_full_weight(5000, _past(50), each_s=20).harms
+    assert _at_full_weight(5000, _past(50), each_s=15).harms
+
+
+def test_at_full_weight_a_candidate_that_most_often_fails_is_a_harm_whatever_was_seen() -> None:
+    assert not _at_full_weight(2500).harms
+    assert (
+        _at_full_weight(5000)
+        .harms[0]
+        .startswith(
+            "100.00% of the candidate's calls fail, more than 50% are too many for a baseline that"
+        )
+    )
+    assert _verdict(_arm(0), _arm(100, 60), share=1.0).worse
+    assert not _verdict(_arm(0), _arm(100, 40), share=1.0).worse
 
 
 def test_alpha_is_divided_over_the_guards() -> None:
@@ -155,3 +189,56 @@ def test_calls_that_were_never_answered_in_time_are_errors_and_slow() -> None:
     verdict = _verdict(_arm(9900), _arm(100, 100, 100), Guard(slower_than_ms=100), share=0.01)
     assert ["fail" in harm for harm in verdict.harms] == [True]
     assert "100.00% of the candidate's calls are slow" in verdict.worse
+
+
+def _with_hits(calls: int, errors: int, requests: int = 10_000) -> ArmCounts:
+    seen = ArmSeen(calls, calls, errors, errors, requests=requests)
+    return ArmCounts(seen, units=calls, errors=errors, requests=requests, lone_calls=calls)
+
+
+def _behind_a_cache(baseline: ArmCounts, candidate: ArmCounts, sticky: bool = False) -> Verdict:
+    guards = Guards(Guard(), share=0.5, steps=5, sticky=sticky, cached=True)
+    guards.look(0.0, ArmCounts(), ArmCounts())
+    guards.look(10.0, baseline, candidate)
+    return guards.verdict()
+
+
+def test_behind_a_cache_errors_may_be_a_share_of_the_calls() -> None:
+    """The candidate's cache is cold, so that it has more calls that can fail."""
+    arms = _with_hits(2000, 40), _with_hits(8000, 160)
+    assert _verdict(_arm(2000, 40), _arm(2000, 160)).harms
+    verdict = _behind_a_cache(*arms)
+    assert not verdict.harms
+    assert not verdict.worse
+
+
+def test_behind_a_cache_errors_may_be_a_share_of_the_requests() -> None:
+    """Inputs that fail are never in the cache: of the arm with more hits a larger share fails."""
+    arms = _with_hits(8020, 100), _with_hits(2080, 100)
+    assert _verdict(*arms).harms
+    verdict = _behind_a_cache(*arms)
+    assert not verdict.harms
+    assert not verdict.worse
+
+
+def test_behind_a_cache_a_candidate_that_is_worse_by_both_is_a_harm() -> None:
+    assert _behind_a_cache(_with_hits(5000, 50), _with_hits(5000, 250)).harms
+
+
+def test_behind_a_cache_a_first_look_is_no_evidence() -> None:
+    """Another controller begins in the middle of a segment, whose split it has not seen."""
+    arms = _with_hits(5000, 50), _with_hits(5000, 250)
+    assert _verdict(*arms).harms
+    verdict = _verdict(*arms, cached=True)
+    assert not verdict.harms
+    assert verdict.worse
+
+
+def test_what_was_overruled_is_no_measure_any_more() -> None:
+    arms = {"stable": _seen(1000, 10), "canary": _seen(1000, 800)}
+    overruled = (Segment(1, {"stable": 50, "canary": 50}, arms),)
+    counted = (replace(overruled[0], log_e={"errors": 0.0}),)
+    assert _verdict(_arm(4000, 40), _arm(4000, 40), past=counted).worse
+    assert not _verdict(_arm(4000, 40), _arm(4000, 40), past=overruled).worse
+    assert not _at_full_weight(1500, counted).harms
+    assert _at_full_weight(4000, overruled).harms

@@ -234,6 +234,25 @@ def test_segments_stay_bounded_and_lose_no_evidence() -> None:
     assert sum(arm.calls for arm in arms) == SEGMENTS_MAX
 
 
+def test_segments_of_one_sort_become_one_where_there_are_too_many() -> None:
+    before = Segment(0, {"stable": 100.0}, {"stable": ArmSeen(calls=9)})
+    overruled = Segment(1, {"canary": 10.0}, {"canary": ArmSeen(calls=7, errors=7)})
+    past = (before, overruled, *(replace(overruled, log_e={"errors": 0.5}) for _ in range(62)))
+    found = move(look_at(spec_of(), replace(STEP_1, segments=past), 10.0, HARM))
+    assert found is not None
+    assert found.state.segments[:2] == (before, overruled)
+    assert found.state.segments[2].log_e == {"errors": 1.0}
+
+
+def test_what_the_baseline_did_before_the_first_step_is_kept() -> None:
+    begun = RolloutState(ROLLOUT)
+    found = move(look_at(spec_of(), begun, counts={"stable": counts(50, 1)}))
+    assert found is not None
+    (segment,) = found.state.segments
+    assert (segment.step, segment.weights["canary"], segment.log_e) == (0, 0.0, {})
+    assert segment.arms["stable"].errors == 1
+
+
 def test_every_decision_can_be_written() -> None:
     wild = Verdict(
         harms=("x" * 100_000,),

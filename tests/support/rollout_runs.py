@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.watch import LOOK_S
-from pool.rollouts.eprocess import SplitTest, chained, exposure_lift
+from pool.rollouts.eprocess import SplitTest, chained
 from pool.rollouts.guards import Guards
 from pool.rollouts.signals import ArmCounts
 from registry_sync.rollout_terms import ArmSeen, Guard, Segment
@@ -30,6 +30,7 @@ class Traffic:
 
     errors: tuple[float, float] = (0.01, 0.01)  # of dispatched calls
     hits: tuple[float, float] = (0.0, 0.0)  # of requests, out of the cache
+    is_bound: bool = False  # errors are of inputs: a share of all requests, and never a hit
     users: int = 0  # with popularities by Zipf's law; 0: every request is its own unit
     prone: float = 0.05  # of the users
     prone_errors: float = 0.5  # of their dispatched calls, whatever the arm
@@ -51,8 +52,9 @@ class Segments:
         """Return what the controller would be told."""
         units, events = (int(found[arm][look, run]) for found in (self.units, self.events))
         calls, failed = (int(found[arm][look, run]) for found in (self.calls, self.failed))
-        seen = ArmSeen(calls=calls, units=units, errors=failed, failed_units=events)
-        return ArmCounts(seen=seen, units=units, errors=events, assigned=units)
+        asked = int(self.requests[arm][look, run])
+        seen = ArmSeen(calls, units, failed, events, requests=asked)
+        return ArmCounts(seen=seen, units=units, errors=events, assigned=units, lone_calls=units)
 
 
 def traffic_of(
@@ -67,8 +69,13 @@ def traffic_of(
         shape = (requests // REQUESTS_PER_LOOK, runs)
         given = rng.binomial(REQUESTS_PER_LOOK, share, shape)
         asked = (REQUESTS_PER_LOOK - given, given)
-        calls = [rng.binomial(asked[arm], 1.0 - traffic.hits[arm]) for arm in (0, 1)]
-        failed = [rng.binomial(calls[arm], traffic.errors[arm]) for arm in (0, 1)]
+        if traffic.is_bound:
+            failed = [rng.binomial(asked[arm], traffic.errors[arm]) for arm in (0, 1)]
+            good = [rng.binomial(asked[a] - failed[a], 1.0 - traffic.hits[a]) for a in (0, 1)]
+            calls = [failed[arm] + good[arm] for arm in (0, 1)]
+        else:
+            calls = [rng.binomial(asked[arm], 1.0 - traffic.hits[arm]) for arm in (0, 1)]
+            failed = [rng.binomial(calls[arm], traffic.errors[arm]) for arm in (0, 1)]
         sums = [_pair(counts) for counts in (asked, failed, calls, calls, failed)]
         found.append(Segments(share, *sums))
     return found
@@ -173,7 +180,7 @@ def rolled_back_at(
     """
     guard = guard or Guard()
     enough = Guards(guard, share=0.5, steps=len(segments)).fires_at()["errors"]
-    heights = evidence_of(segments, is_uneven=sticky and cached)
+    heights = evidence_of(segments, cached=cached)
     found = np.full(heights[0].shape[1], math.inf)
     is_high = np.any([(height >= math.log(enough)).any(axis=0) for height in heights], axis=0)
     for run in np.flatnonzero(is_high):
@@ -182,21 +189,18 @@ def rolled_back_at(
     return found
 
 
-def evidence_of(segments: Sequence[Segments], *, is_uneven: bool) -> list[NDArray[np.float64]]:
+def evidence_of(segments: Sequence[Segments], *, cached: bool) -> list[NDArray[np.float64]]:
     """Return by segment the log e-values of all segments so far, shape (looks, runs)."""
     past: list[NDArray[np.float64]] = []
     found = []
     for segment in segments:
         looks, runs = segment.units[0].shape
-        test = SplitTest(segment.share, runs)
+        test = SplitTest(segment.share, runs, cached=cached)
         heights = np.empty((looks, runs))
         for look in range(looks):
             units = [side[look] for side in segment.units]
-            calls = [side[look] for side in segment.calls]
             events = [side[look] for side in segment.events]
-            arms = zip(units, calls, strict=True)
-            lift = exposure_lift(segment.share, *arms) if is_uneven else 1.0
-            test.look(*units, *events, lift)
+            test.look(*units, *events)
             heights[look] = test.log_e
         found.append(chained([*past, heights], len(segments)))
         past.append(test.log_e)

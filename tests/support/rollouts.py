@@ -58,7 +58,8 @@ def row(
 ) -> ArmEvidence:
     """What an edge reports of one arm: errors of calls without a unit, and units that failed."""
     failed, slow = set(units), set(slow_units)
-    given = {"endpoint": "e", "rollout": ROLLOUT, "assigned": calls, "units": calls, **more}
+    counted = dict.fromkeys(("assigned", "units", "lone_calls", "requests"), calls)
+    given = {"endpoint": "e", "rollout": ROLLOUT, **counted, **more}
     told = [UnitSeen(unit, 1, unit in failed, unit in slow) for unit in sorted(failed | slow)]
     return ArmEvidence(
         segment=segment,

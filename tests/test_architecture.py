@@ -78,6 +78,7 @@ PURE = (
     "pool.rollouts.eprocess",
     "pool.rollouts.guards",
     "pool.rollouts.rate_guard",
+    "pool.rollouts.unit_guard",
     "pool.rollouts.window_guard",
     "pool.deaths",
     "pool.inline",

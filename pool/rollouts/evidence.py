@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from pool.rollouts.signals import ArmCounts, added_seen
+from pool.rollouts.signals import ArmCounts, Unit, added_seen
 from pool.wire.control import UNIT_HASHES, ArmEvidence
 from pool.wire.histogram import BUCKETS, added
 from registry_sync.rollout_terms import ArmSeen
@@ -74,11 +74,11 @@ class _Units:
                 for arm, units in self.by_arm.items()
             }
 
-    def shares(self, arm: str, kind: str) -> tuple[float, ...]:
-        """Return of every unit with such an event which part of its calls they are."""
+    def events(self, arm: str, kind: str) -> tuple[Unit, ...]:
+        """Return every unit with such events: its calls, and how many of them had one."""
         place = {"errors": 1, "slow": 2}[kind]
         found = self.by_arm.get(arm, {}).values()
-        return tuple(seen[place] / max(seen[0], seen[place]) for seen in found if seen[place])
+        return tuple((max(seen[0], seen[place]), seen[place]) for seen in found if seen[place])
 
 
 @dataclass(slots=True)
@@ -189,16 +189,16 @@ def _counts(rollout: _Rollout, arm: str) -> ArmCounts:
     calls, lone = sum(row.calls for row in rows), sum(row.lone_calls for row in rows)
     errors, slow = sum(row.lone_errors for row in rows), sum(row.lone_slow for row in rows)
     told_share = max(1, rollout.units.below) / UNIT_HASHES
-    shares = {kind: rollout.units.shares(arm, kind) for kind in ("errors", "slow")}
+    told = {kind: rollout.units.events(arm, kind) for kind in ("errors", "slow")}
     requests = sum(row.requests for row in rows)
     return ArmCounts(
         ArmSeen(
             calls=calls,
             units=units,
             errors=sum(row.errors for row in rows),
-            failed_units=errors + round(len(shares["errors"]) / told_share),
+            failed_units=errors + round(len(told["errors"]) / told_share),
             slow=sum(row.slow for row in rows),
-            slow_units=slow + round(len(shares["slow"]) / told_share),
+            slow_units=slow + round(len(told["slow"]) / told_share),
             requests=requests,
         ),
         units=float(units),
@@ -210,7 +210,7 @@ def _counts(rollout: _Rollout, arm: str) -> ArmCounts:
         assigned=max((row.assigned for row in rows), default=0),
         requests=requests,
         lone_calls=lone,
-        unit_events=shares,
+        unit_events=told,
         told_share=told_share,
     )
 

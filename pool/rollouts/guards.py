@@ -13,6 +13,7 @@ from typing import Final
 from pool.rollouts.eprocess import rate_bounds
 from pool.rollouts.rate_guard import RateGuard, Stratum, past_stratum, shown, stratum
 from pool.rollouts.signals import ArmCounts, Verdict
+from pool.rollouts.unit_guard import UNITS_PART, UnitGuard, UnitTest
 from pool.rollouts.window_guard import MeanGuard, Setting, SlowGuard
 from registry_sync.rollout_terms import ArmSeen, Guard, Segment
 
@@ -54,25 +55,37 @@ class Guards:
         limits = (guard.slower_than_ms, guard.latency_ratio_max)
         count = guard.errors + sum(limit is not None for limit in limits)
         self._alpha = guard.alpha / max(1, count)
-        errors = RateGuard(
+        margin = guard.margin_points / 100.0
+        self._rates = RateGuard(
             "errors",
-            alpha=self._alpha,
-            margin=guard.margin_points / 100.0,
+            alpha=self._alpha * (1.0 - UNITS_PART if sticky else 1.0),
+            margin=margin,
             share=share,
             past=[self._past_stratum(segment) for segment in past],
             past_log_es=[segment.log_e.get("errors", 0.0) for segment in self._past],
             steps=self._steps,
             cached=cached,
         )
-        self._rates = [errors] if guard.errors else []
+        self._units = UnitGuard(
+            alpha=self._alpha * UNITS_PART,
+            margin=margin,
+            share=share,
+            past_log_es=[s.log_e[UnitGuard.name] for s in self._past if UnitGuard.name in s.log_e],
+            steps=self._steps,
+            cached=cached,
+        )
         now = Setting(share, past, self._names, self._steps, sticky)
-        slower, ratio, margin = *limits, guard.margin_points / 100.0
-        self._windows: list[SlowGuard | MeanGuard] = [
-            *([SlowGuard(now, alpha=self._alpha, margin=margin)] if slower else []),
-            *([MeanGuard(now, alpha=self._alpha, ratio_max=ratio)] if ratio else []),
+        slower, ratio = limits
+        self._slow = SlowGuard(now, alpha=self._alpha, margin=margin)
+        self._slow_units = UnitTest("slow", share, steps=self._steps, cached=cached)
+        self._mean = MeanGuard(now, alpha=self._alpha, ratio_max=ratio or 1.0)
+        self._kinds: list[RateGuard | UnitGuard | SlowGuard | MeanGuard] = [
+            *([self._rates] if guard.errors else []),
+            *([self._units] if guard.errors and sticky else []),
+            *([self._slow] if slower else []),
+            *([self._mean] if ratio else []),
         ]
-        self._kinds: list[RateGuard | SlowGuard | MeanGuard] = [*self._rates, *self._windows]
-        self._is_sticky = sticky
+        self._is_compared_by_units = sticky and 0.0 < share < 1.0
         # The whole mutable state, but for what the single guards remember.
         self._counts = (ArmCounts(), ArmCounts())
         self._mismatch_log_e = 0.0
@@ -90,10 +103,12 @@ class Guards:
         """
         self._counts = (baseline, candidate)
         self._mismatch_log_e = mismatch_log_e
-        for guard in self._windows:
-            guard.look(now_s, baseline, candidate)
-        for rate in self._rates:
-            rate.look(now_s, stratum(self._share, baseline, candidate))
+        self._rates.look(now_s, stratum(self._share, baseline, candidate))
+        self._units.look(baseline, candidate)
+        self._slow_units.look(baseline, candidate)
+        unit_log_e = self._slow_units.log_e if self._is_compared_by_units else math.inf
+        self._slow.look(now_s, baseline, candidate, unit_log_e)
+        self._mean.look(now_s, baseline, candidate)
 
     def verdict(self) -> Verdict:
         """Say what follows from the last look, and from the segments before."""
@@ -105,7 +120,9 @@ class Guards:
             log_e |= kind.log_es()
             segment_log_e |= kind.segment_log_es()
             harms += kind.harms()
-            worse += kind.worse()
+            # Where units keep their arm these say it, but for 100 %.
+            if kind is not self._rates or not self._is_compared_by_units:
+                worse += kind.worse()
         waits_for = "; ".join(self._missing())
         return Verdict(
             harms=tuple(harms),

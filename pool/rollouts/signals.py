@@ -12,6 +12,8 @@ import msgspec
 from registry_sync.documents import EndpointSpec
 from registry_sync.rollout_terms import ArmSeen, RolloutState
 
+Unit = tuple[float, float]  # calls, and of these how many had an event
+
 
 class ArmCounts(msgspec.Struct, frozen=True):
     """One arm in one segment, over all edges: cumulative since the segment began."""
@@ -26,9 +28,9 @@ class ArmCounts(msgspec.Struct, frozen=True):
     assigned: int = 0  # units that got this arm, as many as one edge alone has told apart
     requests: int = 0  # that got this arm, dispatched or not
     lone_calls: int = 0  # dispatched calls without a unit
-    # By kind, "errors" or "slow": of every unit with such events which part of its calls they are,
-    # from its first event on.  Of many units a sample by their hash, of both arms alike.
-    unit_events: Mapping[str, tuple[float, ...]] = {}
+    # By kind, "errors" or "slow": every unit with such events, from its first event on.  Of many
+    # units a sample by their hash, of both arms alike.
+    unit_events: Mapping[str, tuple[Unit, ...]] = {}
     told_share: float = 1.0  # of all units, how many are in this sample
 
 

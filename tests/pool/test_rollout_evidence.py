@@ -49,12 +49,15 @@ def test_what_edges_have_seen_of_a_unit_adds_up() -> None:
     found.report("e2/i1", [told(UnitSeen(1, 6, 1, 3))])
     found.report("e1/i1", [told(UnitSeen(1, 4, 2, 0), UnitSeen(2, 8, 4, 1), UnitSeen(3, 1, 1, 0))])
     counts = found.counts("e")["canary"]
-    assert counts.unit_events == {"errors": (0.3, 0.5, 1.0), "slow": (0.3, 0.125)}
+    assert counts.unit_events == {
+        "errors": ((10, 3), (8, 4), (1, 1)),
+        "slow": ((10, 3), (8, 1)),
+    }
     assert (counts.seen.failed_units, counts.seen.slow_units, counts.told_share) == (3, 2, 1.0)
     found.follow("e", ROLLOUT, 2)
     found.report("e1/i1", [row("canary", 9, 1, units=[2, 3], segment=2)])
     counts = found.counts("e")["canary"]
-    assert counts.unit_events["errors"] == (1.0, 1.0)
+    assert counts.unit_events["errors"] == ((1, 1), (1, 1))
     assert (counts.errors, counts.seen.failed_units) == (1, 3)
 
 

@@ -26,6 +26,7 @@ PHASES = ("auth", "parse", "cache", "queue", "infer", "respond")
 # request, auth, parse, cache, respond in seconds; queue, infer in µs; rows of the batch, own rows.
 Row = tuple[float, float, float, float, float, float, float, int, int]
 ABSENT = -1.0  # of a phase that a request did not go through
+MODEL_FAILED = (500, 502, 504)  # the model failed, its worker was lost, it took too long
 ROWS_MAX = 512  # sorted together
 
 
@@ -126,6 +127,11 @@ class ArmMetrics:
     def failed(self) -> int:
         """How many ended with a status of 500 or more."""
         return sum([count for status, count in self.statuses.items() if status >= 500])
+
+    @property
+    def model_failed(self) -> int:
+        """How many ended as a rollout's guards take for an error."""
+        return sum([self.statuses.get(status, 0) for status in MODEL_FAILED])
 
     def histograms(self) -> dict[str, Histogram]:
         """Return the histograms by what they measure."""

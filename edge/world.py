@@ -98,7 +98,13 @@ class World:
             arm.sort()
         counts = tuple(
             VariantCount(
-                *key, arm.requests, arm.errors, arm.hits, arm.failed, tuple(arm.request_s.counts)
+                *key,
+                arm.requests,
+                arm.errors,
+                arm.hits,
+                arm.failed,
+                tuple(arm.request_s.counts),
+                arm.model_failed,
             )
             for key, arm in self.metrics.arms.items()
         )

@@ -140,7 +140,7 @@ def _arms(rollout: Document) -> Table:
         "version": lambda arm: f"{arm['model']}/{arm['version']}",
         "share": lambda arm: f"{arm['weight']:g} %, seen {_seen(arm)}",
         "warm": lambda arm: _known(arm, "replicas"),
-        "requests": lambda arm: f"{_known(arm, 'requests')}, {_known(arm, 'calls')} watched",
+        "requests": lambda arm: f"{_requests(arm)}, {_known(arm, 'calls')} watched",
         "cache hits": lambda arm: shown_percent(arm.get("hit_share")),
         "errors": lambda arm: _known(arm, "failed_calls"),
         "error rate": _rate,
@@ -158,7 +158,7 @@ def _arm_line(arm: Document, *, has_slow: bool) -> str:
     slow = f"  {_known(arm, 'slow_calls')} slow" if has_slow else ""
     return (
         f"{arm['name']}  {arm['model']}/{arm['version']}  {arm['weight']:g} %  seen {_seen(arm)}  "
-        f"{_known(arm, 'replicas')} warm  {_known(arm, 'requests')} requests  "
+        f"{_known(arm, 'replicas')} warm  {_requests(arm, ' requests')}  "
         f"{_known(arm, 'calls')} watched  {_known(arm, 'failed_calls')} errors  {_rate(arm)}{slow}"
         f"  p50 {_ms(arm, 'p50_ms')} ms  p99 {_ms(arm, 'p99_ms')} ms"
     )
@@ -253,6 +253,12 @@ def _seen(arm: Document) -> str:
 def _known(arm: Document, name: str) -> str:
     value = arm.get(name)
     return UNKNOWN if value is None else f"{value:,}"
+
+
+def _requests(arm: Document, what: str = "") -> str:
+    """Return how many have ended, and how many of them badly, whoever's fault that was."""
+    failed = f" ({arm['failed']:,} failed)" if arm.get("failed") else ""
+    return f"{_known(arm, 'requests')}{what}{failed}"
 
 
 def _ms(arm: Document, name: str) -> str:

@@ -17,7 +17,7 @@ from pool.wire.histogram import BUCKETS, added, quantile_s, since
 WINDOW_S = 60.0
 STEP_S = 5.0  # between two looks that are kept: the window is as long as said to within this
 
-Arm = tuple[str, str]  # endpoint, variant
+Arm = tuple[str, str, str]  # endpoint, variant, version
 _Key = tuple[str, int, str, str]
 _Look = tuple[float, Mapping[_Key, VariantCount]]
 
@@ -77,14 +77,14 @@ class Recent:
             looks.popleft()
 
     def rates(self, now_s: float) -> dict[Arm, Rates]:
-        """Return the last minute by endpoint and variant; silent incarnations are forgotten."""
+        """Return the last minute by arm; silent incarnations are forgotten."""
         for name in [n for n, looks in self._looks.items() if looks[-1][0] < now_s - WINDOW_S]:
             del self._looks[name]
         found: dict[Arm, Rates] = {}
         for looks in self._looks.values():
             (from_s, before), (_, now) = looks[0], looks[-1]
             for key, count in now.items():
-                arm = (count.endpoint, count.variant)
+                arm = (count.endpoint, count.variant, count.version)
                 rates = _between(before.get(key), count, max(now_s - from_s, 1.0))
                 found[arm] = found[arm] + rates if arm in found else rates
         return found

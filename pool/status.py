@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pool.phase_times import phases_ms
-from pool.recent import Rates
+from pool.recent import Arm, Rates
 from pool.rollouts.report import ArmFigures
+from pool.tally import Ended
 from pool.wire.control import EngineState
 from registry_sync.documents import EndpointSpec, EndpointState
 from registry_sync.rollouts import effective_weights
@@ -60,8 +61,8 @@ def status(
     edges: Sequence[EdgeStatus],
     specs: Mapping[str, EndpointSpec],
     states: Mapping[str, EndpointState],
-    counts: Mapping[tuple[str, str], tuple[int, int, int]],
-    recent: Mapping[tuple[str, str], Rates],
+    counts: Mapping[tuple[str, str, str], tuple[int, int, int]],
+    recent: Mapping[Arm, Rates],
     loads: Mapping[tuple[str, str], int],
     rejected: Mapping[str, str],
     registry_error: str,
@@ -105,24 +106,27 @@ def _rollout(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def rollout_figures(
     spec: EndpointSpec,
-    totals: Mapping[tuple[str, str], tuple[int, int]],
-    recent: Mapping[tuple[str, str], Rates],
+    totals: Mapping[tuple[str, str], Ended],
+    recent: Mapping[Arm, Rates],
     workers: Sequence[WorkerStatus],
 ) -> dict[str, ArmFigures]:
     """Return what is known of the arms of a rollout besides the evidence.
 
     Args:
         spec: with the rollout.
-        totals: requests and errors by endpoint and variant, since the rollout began.
-        recent: the last minute by endpoint and variant.
+        totals: by endpoint and variant, what has ended since the rollout began.
+        recent: the last minute by arm.
         workers: the live ones.
     """
     found = {}
     for variant in spec.variants:
         ref = (variant.model, variant.version)
-        rates = recent.get((spec.endpoint, variant.name), Rates())
+        rates = recent.get((spec.endpoint, variant.name, variant.version), Rates())
+        ended = totals.get((spec.endpoint, variant.name), Ended())
         found[variant.name] = ArmFigures(
-            *totals.get((spec.endpoint, variant.name), (0, 0)),
+            ended.requests,
+            ended.errors,
+            ended.failed,
             hit_share=rates.hits / rates.answered if rates.answered else None,
             replicas=_warm(workers, ref),
         )
@@ -177,8 +181,8 @@ def _endpoint(
     spec: EndpointSpec,
     state: EndpointState | None,
     workers: Sequence[WorkerStatus],
-    counts: Mapping[tuple[str, str], tuple[int, int, int]],
-    recent: Mapping[tuple[str, str], Rates],
+    counts: Mapping[tuple[str, str, str], tuple[int, int, int]],
+    recent: Mapping[Arm, Rates],
     loads: Mapping[tuple[str, str], int],
     wanted: Mapping[tuple[str, str], int],
 ) -> dict[str, Any]:
@@ -191,12 +195,12 @@ def _endpoint(
     ]
     weights = effective_weights(spec, state)
     variants = []
-    together = Rates()
+    of_endpoint = [rates for arm, rates in recent.items() if arm[0] == spec.endpoint]
     for variant in spec.variants:
         ref = (variant.model, variant.version)
-        rates = recent.get((spec.endpoint, variant.name), Rates())
-        together = together + rates
-        requests, errors, hits = counts.get((spec.endpoint, variant.name), (0, 0, 0))
+        arm = (spec.endpoint, variant.name, variant.version)
+        rates = recent.get(arm, Rates())
+        requests, errors, hits = counts.get(arm, (0, 0, 0))
         variants.append(
             {
                 "name": variant.name,
@@ -216,6 +220,6 @@ def _endpoint(
         "revision": spec.revision,
         "held": sum(engine.calls for engine in engines if engine.state == "loading"),
         "wakes": sum(loads.get(ref, 0) for ref in refs),
-        "recent": together.shown(),
+        "recent": sum(of_endpoint, Rates()).shown(),
         "variants": variants,
     }

@@ -23,7 +23,8 @@ class ArmFigures(msgspec.Struct, frozen=True):
     """What is known of an arm from elsewhere than the evidence."""
 
     requests: int = 0  # ended since the rollout began, however
-    errors: int = 0  # of these, failed by the model
+    errors: int = 0  # of these, failed by the model: 500, 502 and 504
+    failed: int = 0  # of these, with 500 or more, also where no worker was asked
     hit_share: float | None = None  # over the last minute
     replicas: int = 0  # warm ones
     shown: Shown = Shown()
@@ -48,11 +49,14 @@ def report(
         figures: by arm.
         shadow: how the candidate's answers to copies compare.
     """
-    spec, verdict = look.spec, look.verdict
+    spec = look.spec
     rollout = spec.rollout
     assert rollout is not None
     state = look.state or RolloutState(rollout.id)
     is_live = state.state in ("running", "paused")
+    verdict, more_log_e = look.verdict, {"mismatch": mismatch_log_e}
+    if not is_live and state.evidence is not None:
+        verdict, more_log_e = _decided_on(verdict, state.evidence), {}
     left_s = round(max(0.0, hold_s(look) - look.held_s), 3)
     units = sum(counts.units for counts in look.counts.values())
     return {
@@ -76,10 +80,7 @@ def report(
         "worse": verdict.worse,
         "mismatch": verdict.mismatch,
         "verdict": verdict_line(look),
-        "e_values": {
-            name: e_of(log_e)
-            for name, log_e in {**verdict.log_e, "mismatch": mismatch_log_e}.items()
-        },
+        "e_values": {name: e_of(log_e) for name, log_e in {**verdict.log_e, **more_log_e}.items()},
         "fires_at": dict(fires_at),
         "variants": [
             _arm(look, rollout, variant, state, units, figures.get(variant.name, ArmFigures()))
@@ -89,6 +90,17 @@ def report(
         "evidence": state.evidence,
         "shadow": None if shadow is None else dict(shadow),
     }
+
+
+def _decided_on(verdict: Verdict, evidence: Mapping[str, Any]) -> Verdict:
+    """Return the verdict at the end of a rollout: what comes in later decides nothing."""
+    return msgspec.structs.replace(
+        verdict,
+        harms=tuple(evidence.get("harms", ())),
+        worse=evidence.get("worse", ""),
+        mismatch=evidence.get("mismatch", ""),
+        log_e=evidence.get("log_e", {}),
+    )
 
 
 def verdict_line(look: Look) -> str:
@@ -132,6 +144,7 @@ def _arm(
         # Edges that have ended since took their counts of all requests with them.
         "requests": max(figures.requests, seen.calls),
         "errors": max(figures.errors, seen.errors),
+        "failed": max(figures.failed, figures.errors, seen.errors),
         "hit_share": figures.hit_share,
         "calls": seen.calls,
         "units": seen.units,

@@ -131,6 +131,7 @@ class VariantCount(msgspec.Struct, array_like=True, frozen=True):
     failed: _Count = 0  # ended with a status of 500 or more
     # from head to answer, however it ended; counts by `histogram.BOUNDS_S`
     seconds: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=64)] = ()
+    model_failed: _Count = 0  # ended with 500, 502 or 504: as the errors of a rollout
 
 
 class Counters(msgspec.Struct, array_like=True, frozen=True, tag=4):

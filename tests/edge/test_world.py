@@ -207,7 +207,12 @@ async def test_lower_epoch_is_not_listened_to(place: Place) -> None:
 async def test_what_was_counted_is_reported(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world_module, "COUNTERS_S", 0.02)
     arm = place.world.metrics.arm(("e", 3, "a", "1"))
-    arm.requests, arm.errors, arm.hits, arm.statuses = 9, 2, 4, {200: 7, 422: 1, 500: 2}
+    arm.requests, arm.errors, arm.hits, arm.statuses = (
+        9,
+        2,
+        4,
+        {200: 7, 422: 1, 500: 2, 503: 7, 504: 3},
+    )
     arm.add((0.003, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1))
     place.world.metrics.in_flight = lambda: 5
     member = await place.start()
@@ -215,7 +220,7 @@ async def test_what_was_counted_is_reported(place: Place, monkeypatch: pytest.Mo
     assert counters.incarnation == place.world.incarnation
     seconds = tuple(arm.request_s.counts)
     assert sum(seconds) == 1
-    assert counters.counts == (control.VariantCount("e", 3, "a", "1", 9, 2, 4, 2, seconds),)
+    assert counters.counts == (control.VariantCount("e", 3, "a", "1", 9, 2, 4, 12, seconds, 5),)
     assert counters.in_flight == 5
 
 

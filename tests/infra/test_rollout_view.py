@@ -90,6 +90,15 @@ def test_verdict_is_the_worst_that_is_known(more: dict[str, Any], verdict: str) 
     assert verdict in table(**more)
 
 
+def test_requests_that_ended_badly_are_shown_whoever_failed_them() -> None:
+    arms = [
+        shown_arm("stable", "1", 80.0),
+        shown_arm("canary", "2", 20.0, requests=241, failed=228),
+    ]
+    assert "  241 requests (228 failed)  0 watched  " in text(variants=arms)
+    assert "241 (228 failed), 0 watched" in table(variants=arms)
+
+
 def test_end_is_said_once() -> None:
     shown = text(state="rolled_back", verdict="20 % fail", reason="20 % fail")
     assert shown.count("20 % fail") == 1

@@ -79,7 +79,8 @@ async def test_answer_is_what_the_command_prints(stack: Stack) -> None:
     await step(member, 1)
     arms = (row("stable", 30, 1, seconds=(0,) * 7 + (30,) + (0,) * 14), row("canary", 30))
     member.say(control.Evidence("i1", arms))
-    counts = control.VariantCount("e", 1, "stable", "1", 50, 2, 10)
+    ended = (0,) * 7 + (61,) + (0,) * 14
+    counts = control.VariantCount("e", 1, "stable", "1", 50, 2, 10, 9, ended, 6)
     member.say(control.Counters("i1", (counts,)))
     answer, found = await ask(member, "e")
     assert answer.ok
@@ -91,7 +92,8 @@ async def test_answer_is_what_the_command_prints(stack: Stack) -> None:
     assert found["e_values"]["errors"] < found["fires_at"]["errors"]
     stable, canary = found["variants"]
     assert (stable["role"], stable["version"], stable["weight"]) == ("baseline", "1", 50.0)
-    assert (stable["requests"], stable["errors"], stable["calls"]) == (50, 2, 30)
+    assert (stable["requests"], stable["errors"], stable["failed"]) == (61, 6, 9)
+    assert stable["calls"] == 30
     assert (stable["share_seen"], stable["replicas"], stable["p50_ms"]) == (50.0, 1, 0.75)
     assert stable["error_low"] < stable["error_rate"] < stable["error_high"]
     assert (canary["role"], canary["failed_calls"], canary["p50_ms"]) == ("candidate", 0, None)

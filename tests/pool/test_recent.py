@@ -12,7 +12,7 @@ from pool.recent import WINDOW_S, Rates, Recent
 from pool.wire.control import VariantCount
 from pool.wire.histogram import BOUNDS_S, BUCKETS
 
-ARM = ("e", "a")
+ARM = ("e", "a", "1")
 
 
 def count(

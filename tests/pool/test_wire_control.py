@@ -115,8 +115,8 @@ ENGINE_ARRAY = [
     {"fetch": 70_000},
     True,
 ]
-COUNT = VariantCount("digits", 7, "main", "3", 100, 1, 40, 2, (0, 98, 4))
-COUNT_ARRAY = ["digits", 7, "main", "3", 100, 1, 40, 2, [0, 98, 4]]
+COUNT = VariantCount("digits", 7, "main", "3", 100, 1, 40, 2, (0, 98, 4), 5)
+COUNT_ARRAY = ["digits", 7, "main", "3", 100, 1, 40, 2, [0, 98, 4], 5]
 WORKER = WorkerRoute("worker-0", "a1b2", "unix:/run/worker-0.sock", 1200, "cold")
 WORKER_ARRAY = ["worker-0", "a1b2", "unix:/run/worker-0.sock", 1200, "cold"]
 ROUTE = EngineRoute("digits", "3", ("worker-0",), ("worker-1", "worker-0"), "warm", "fine", 80)
@@ -249,7 +249,8 @@ FIELDS = {
     Answer: "ok detail data id",
     EngineState: "model version engine state bytes calls idle_s detail loads "
     "waiting runs rows run_us plan arrived arrived_rows rows_per_s wake_us phases passes",
-    VariantCount: "endpoint revision variant version requests errors hits failed seconds",
+    VariantCount: "endpoint revision variant version requests errors hits failed seconds "
+    "model_failed",
     QuotaDemand: "demands",
     QuotaAck: "epoch seq",
     QuotaShares: "epoch seq parts",

@@ -396,6 +396,13 @@ def check_spec(spec: EndpointSpec) -> None:
     _fit(msgspec.to_builtins(spec), EndpointSpec, unknown_fields=False)
 
 
+def check_rollout(rollout: Rollout) -> None:
+    """Raise `BadDocument` with every value of a rollout's terms that does not fit by itself."""
+    found = misfits(msgspec.to_builtins(rollout), Rollout, unknown_fields=False)
+    if found:
+        raise BadDocument([line.replace("$", "$.rollout", 1) for line in found])
+
+
 def check_manifest(manifest: Manifest) -> None:
     """Raise `BadDocument` with every value of a manifest that does not fit."""
     _fit(msgspec.to_builtins(manifest), Manifest, unknown_fields=False)

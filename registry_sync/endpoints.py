@@ -13,6 +13,7 @@ have.  What a spec means is not decided here, nor what may replace one whose rol
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +28,23 @@ from registry_sync.documents import (
     EndpointSpec,
     EndpointState,
 )
+from registry_sync.endpoint_errors import NoEndpoint, NoRevision
 from registry_sync.names import BadName, check_name
-from registry_sync.rollouts import check_replaced, check_returned, is_live, with_wish_of
+from registry_sync.rollouts import (
+    RolloutUnfit,
+    Way,
+    check_replaced,
+    check_returned,
+    is_live,
+    with_wish_of,
+)
 from registry_sync.rules import check_version
 from registry_sync.stores import Conflict, NotFound, Object, OutcomeUnknown, Store
 from registry_sync.swap import TRIES_MAX, get_or_none, swap
 from registry_sync.variant_checks import check_variants
 
 READS_AT_ONCE: Final = 8  # of one page
+LOOKED_BACK_MAX: Final = 100  # revisions, for one that can be gone back to
 
 
 class RevisionConflict(Exception):
@@ -91,10 +101,14 @@ def get_spec(store: Store, name: str) -> tuple[EndpointSpec, str]:
     """Read an endpoint's current spec and its etag.
 
     Raises:
-        NotFound: there is no such endpoint.
+        NoEndpoint: there is no such endpoint.
         BadDocument: what is stored does not fit.
     """
-    stored = store.get(spec_key(name))
+    key = spec_key(name)
+    try:
+        stored = store.get(key)
+    except NotFound:
+        raise NoEndpoint(name, key, store.url) from None
     return _spec_of(stored, name), stored.etag
 
 
@@ -190,14 +204,19 @@ def get_revision(store: Store, name: str, revision: int) -> EndpointSpec:
     """Return a spec that is or was current.
 
     Raises:
-        NotFound: there is no such endpoint, or no such revision of it.
+        NoEndpoint: there is no such endpoint.
+        NoRevision: there is no such revision of it.
     """
     current, _ = get_spec(store, name)
     if revision == current.revision:
         return current
-    if revision > current.revision:  # kept before it became current, and maybe never did
-        raise NotFound(history_key(name, revision), store.url)
-    return _past_spec(store, name, revision)
+    try:
+        if revision < current.revision:  # a later one was kept, and maybe never became current
+            return _past_spec(store, name, revision)
+    except NotFound:
+        pass
+    known = [*(n for n in _kept(store, name)[::-1] if n < current.revision), current.revision]
+    raise NoRevision(name, revision, known, history_key(name, revision), store.url)
 
 
 def _past_spec(store: Store, name: str, revision: int) -> EndpointSpec:
@@ -213,7 +232,12 @@ def _kept(store: Store, name: str) -> list[int]:
 
 
 def rollback(
-    store: Store, name: str, if_revision: int | None = None, *, abort_rollout: bool = False
+    store: Store,
+    name: str,
+    if_revision: int | None = None,
+    *,
+    to_revision: int | None = None,
+    abort_rollout: bool = False,
 ) -> int:
     """Make the previous spec current again, as a new revision, and return that.
 
@@ -225,28 +249,52 @@ def rollback(
         store: the registry.
         name: the endpoint.
         if_revision: that must be current; None: any.
+        to_revision: that is to be current again; None: the previous one.
         abort_rollout: if a rollout runs, go back to what was current before it began.
 
     Raises:
-        NotFound: there is no such endpoint.
-        NoHistory: there is no spec before the current one.
+        NotFound: there is no such endpoint, or no such revision of it.
+        NoHistory: there is no spec before the current one, or `to_revision` is that one.
         RevisionConflict: another revision than `if_revision` is current, or somebody replaced the
             spec meanwhile.
         RolloutLive: a rollout runs, and the previous spec is from before it.
-        RolloutUnfit: the previous spec's rollout would begin anew, or go on.
+        RolloutUnfit: the previous spec's rollout would begin anew, or go on; the way out is the
+            last revision of which that is not so.
     """
     current, _ = get_spec(store, name)
     if if_revision is not None and current.revision != if_revision:
         raise RevisionConflict(name, current.revision, if_revision)
-    aborts = abort_rollout and is_live(current, _state_or_none(store, name))
-    previous = _previous(store, current, is_before_rollout=aborts)
+    if to_revision is None:
+        aborts = abort_rollout and is_live(current, _state_or_none(store, name))
+        previous = _previous(store, current, is_before_rollout=aborts)
+    elif to_revision == current.revision:
+        raise NoHistory(f"{name} is at revision {to_revision} already")
+    else:
+        past = get_revision(store, name, to_revision)
+        previous = with_wish_of(past, current) or past
     check_variants(store, previous)
 
     def check(found: EndpointSpec) -> None:
         state = _state_or_none(store, name)
-        check_returned(found, previous, state, may_abort=abort_rollout)
+        try:
+            check_returned(found, previous, state, may_abort=abort_rollout)
+        except RolloutUnfit as error:
+            raise RolloutUnfit(str(error), _way_back(store, found, state)) from None
 
     return _put(store, previous, current.revision, check)
+
+
+def _way_back(store: Store, current: EndpointSpec, state: EndpointState | None) -> Way | None:
+    """Return the way to the last other spec that has no rollout, or one that has ended."""
+    past = (number for number in _kept(store, current.endpoint) if number < current.revision)
+    for number in itertools.islice(past, LOOKED_BACK_MAX):
+        try:
+            spec = _past_spec(store, current.endpoint, number)
+        except (NotFound, BadDocument):
+            continue
+        if replace(spec, revision=current.revision) != current and not is_live(spec, state):
+            return Way(f"go back to revision {number} with", "to_revision", str(number))
+    return None
 
 
 def _previous(store: Store, current: EndpointSpec, *, is_before_rollout: bool) -> EndpointSpec:

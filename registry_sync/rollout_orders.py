@@ -6,7 +6,7 @@ For the commands and the admin API.  What may be wished when is decided in `roll
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -15,7 +15,15 @@ from registry_sync import documents, endpoints
 from registry_sync.documents import EndpointSpec, EndpointState
 from registry_sync.endpoints import RevisionConflict
 from registry_sync.rollout_terms import Guard, Shadow, Wish
-from registry_sync.rollouts import HOLD_S_DEFAULT, STEPS_DEFAULT, settled, started, wished
+from registry_sync.rollouts import (
+    HOLD_S_DEFAULT,
+    STEPS_DEFAULT,
+    settled,
+    shares_by_version,
+    started,
+    terms,
+    wished,
+)
 from registry_sync.rules import check_version
 from registry_sync.stores import Conflict, Store
 from registry_sync.swap import TRIES_MAX
@@ -27,6 +35,7 @@ class Ordered(NamedTuple):
 
     spec: EndpointSpec
     before: int  # revision that was replaced; the spec's own if nothing was written
+    shares_before: Mapping[str, float]  # of the traffic, in percent, by version
 
     @property
     def moved(self) -> tuple[str, str]:
@@ -59,6 +68,8 @@ def start(
     """
     check_version(version)
     id = secrets.token_hex(8)
+    # Before the endpoint is looked at: what can never be is no matter of what runs there now.
+    documents.check_rollout(terms(id=id, steps=steps, hold_s=hold_s, shadow=shadow, guard=guard))
 
     def change(spec: EndpointSpec, state: EndpointState | None) -> list[EndpointSpec]:
         begun = started(
@@ -106,12 +117,13 @@ def _ordered(
         if if_revision is not None and current.revision != if_revision:
             raise RevisionConflict(name, current.revision, if_revision)
         found = endpoints.read_state(store, name)
+        state = None if found is None else found[0]
         spec = current
         try:
-            for new in change(current, None if found is None else found[0]):
+            for new in change(current, state):
                 revision = endpoints.set_spec(store, new, if_revision=spec.revision)
                 spec = replace(new, revision=revision)
         except RevisionConflict:
             continue
-        return Ordered(spec, current.revision)
+        return Ordered(spec, current.revision, shares_by_version(current, state))
     raise Conflict(name, f"other writers were faster {TRIES_MAX} times; try again")

@@ -13,9 +13,10 @@ from msgspec import Meta
 
 from registry_sync.fitting import INTEGER_MAX, rule_of, schema_of
 from registry_sync.names import NAME_PATTERN, check_name
-from registry_sync.rules import steps_rule
+from registry_sync.rules import guard_rule, steps_rule
 
 STEPS_MAX: Final = 20
+HOLD_S_MAX: Final = 30 * 86_400  # of one step
 SEGMENTS_MAX: Final = 64  # of one rollout: its steps, and what was asked for in between
 
 _Arm = Annotated[
@@ -38,7 +39,7 @@ class Step(msgspec.Struct, frozen=True):
     """The candidate's share, and for how long it is watched before the next step."""
 
     weight: Annotated[float, Meta(gt=0, le=100)]  # percent
-    hold_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 60.0
+    hold_s: Annotated[float, Meta(ge=0, le=HOLD_S_MAX)] = 60.0
 
 
 class Guard(msgspec.Struct, frozen=True):
@@ -59,6 +60,10 @@ class Guard(msgspec.Struct, frozen=True):
     then: Literal["rollback", "pause"] = "rollback"
 
 
+# One that watches something.
+Watching = Annotated[Guard, Meta(extra={"rule": guard_rule})]
+
+
 class Shadow(msgspec.Struct, frozen=True):
     """Copies of the baseline's calls, which the candidate answers for nobody."""
 
@@ -76,7 +81,7 @@ class Rollout(msgspec.Struct, frozen=True):
     steps: Annotated[
         tuple[Step, ...], Meta(min_length=1, max_length=STEPS_MAX, extra={"rule": steps_rule})
     ] = (Step(1), Step(5), Step(25), Step(50), Step(100))
-    guard: Guard = Guard()
+    guard: Watching = Guard()
     shadow: Shadow | None = None
     wish: Wish = "run"
     # A segment's number: what guards found up to its end does not pause the rollout any more.

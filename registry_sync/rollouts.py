@@ -6,23 +6,45 @@ does whoever writes a spec, for what a rollout leaves them to change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from registry_sync.documents import EndpointSpec, EndpointState, Variant
 from registry_sync.rollout_terms import Guard, Rollout, RolloutState, Shadow, Step, Wish
 from registry_sync.rules import WEIGHTS_TOTAL
+from registry_sync.spec_diff import differences
 
 BASELINE: Final = "stable"
 CANDIDATE: Final = "canary"
 STEPS_DEFAULT: Final = (1.0, 5.0, 25.0, 50.0, 100.0)  # percent
 HOLD_S_DEFAULT: Final = 60.0
+PATHS_MAX: Final = 4  # that one refusal names
+
+
+class Way(NamedTuple):
+    """A way out by an option, which commands and requests spell each in their own words."""
+
+    does: str  # "end it with"
+    option: str  # as requests name it: "abort_rollout"
+    value: str
+    besides: str = ""  # what else it takes
 
 
 class RolloutRefused(Exception):
     """What is wished does not go with the endpoint's rollout; the text names the way out."""
+
+    def __init__(self, text: str, way: Way | None = None) -> None:
+        super().__init__(text)
+        self.way = way
+
+    def told(self, spelled: Callable[[str, str], str]) -> str:
+        """Return the text with all ways out; `spelled` writes an option, from name and value."""
+        way = self.way
+        if way is None:
+            return str(self)
+        return f"{self}, or {way.does} {spelled(way.option, way.value)}{way.besides}"
 
 
 class NoRollout(RolloutRefused):
@@ -55,6 +77,15 @@ def effective_weights(spec: EndpointSpec, state: EndpointState | None) -> Mappin
     else:
         is_about = state.revision == spec.revision
     return dict(state.weights) if is_about and state.weights.keys() == own.keys() else own
+
+
+def shares_by_version(spec: EndpointSpec, state: EndpointState | None) -> dict[str, float]:
+    """Return what each version has of the traffic, in percent."""
+    weights = effective_weights(spec, state)
+    found: dict[str, float] = {}
+    for arm in spec.variants:
+        found[arm.version] = found.get(arm.version, 0.0) + weights[arm.name]
+    return found
 
 
 def state_of(spec: EndpointSpec, state: EndpointState | None) -> RolloutState | None:
@@ -90,6 +121,24 @@ def settled(spec: EndpointSpec, state: EndpointState | None) -> EndpointSpec:
     return replace(spec, variants=(alone,), rollout=None)
 
 
+def terms(
+    *,
+    id: str,
+    steps: Sequence[float] = STEPS_DEFAULT,
+    hold_s: float = HOLD_S_DEFAULT,
+    shadow: Shadow | None = None,
+    guard: Guard | None = None,
+) -> Rollout:
+    """Return a rollout's terms, between the arms "stable" and "canary"; arguments: `started`."""
+    shares = (*steps,) if steps and steps[-1] >= WEIGHTS_TOTAL else (*steps, WEIGHTS_TOTAL)
+    return Rollout(
+        id=id,
+        steps=tuple(Step(share, hold_s) for share in shares),
+        guard=guard or Guard(),
+        shadow=shadow,
+    )
+
+
 def started(
     spec: EndpointSpec,
     state: EndpointState | None,
@@ -123,16 +172,12 @@ def started(
     """
     before = settled(spec, state)
     baseline, candidate = _pair(before, version)
-    shares = (*steps,) if steps and steps[-1] >= WEIGHTS_TOTAL else (*steps, WEIGHTS_TOTAL)
-    rollout = Rollout(
-        id=id,
+    begun = replace(
+        terms(id=id, steps=steps, hold_s=hold_s, shadow=shadow, guard=guard),
         baseline=baseline.name,
         candidate=candidate.name,
-        steps=tuple(Step(share, hold_s) for share in shares),
-        guard=guard or Guard(),
-        shadow=shadow,
     )
-    return replace(before, variants=(baseline, candidate), rollout=rollout)
+    return replace(before, variants=(baseline, candidate), rollout=begun)
 
 
 def wished(spec: EndpointSpec, state: EndpointState | None, wish: Wish) -> EndpointSpec:
@@ -190,9 +235,12 @@ def check_replaced(
         if is_live(current, state):
             _check_units(current, new)
         return
-    if is_live(current, state) and not may_abort:
-        raise _live(current)
     wanted = new.rollout
+    if is_live(current, state) and not may_abort:
+        assert current.rollout is not None
+        is_of_its_id = wanted is not None and wanted.id == current.rollout.id
+        besides = " and another `rollout.id`, or without `rollout`" if is_of_its_id else ""
+        raise _ended_by(current, new, besides)
     if wanted is None:
         return
     if current.rollout is not None and current.rollout.id == wanted.id:
@@ -219,7 +267,7 @@ def check_returned(
     if is_same_rollout(current, previous):
         return
     if is_live(current, state) and not may_abort:
-        raise _live(current)
+        raise _ended_by(current, previous)
     if is_live(previous, state):
         name, revision = previous.endpoint, previous.revision
         raise RolloutUnfit(
@@ -234,7 +282,8 @@ def _check_units(current: EndpointSpec, new: EndpointSpec) -> None:
         if getattr(current.assign, name) != getattr(new.assign, name):
             raise RolloutLive(
                 f"$.assign.{name}: a rollout of {current.endpoint!r} runs, and this would deal its "
-                f"units anew; wait for its end, or leave `rollout` out and use --abort-rollout"
+                "units anew; wait for its end",
+                Way("end it with", "abort_rollout", "true", " and without `rollout`"),
             )
 
 
@@ -285,9 +334,33 @@ def _version(spec: EndpointSpec, arm: str) -> str:
 
 
 def _live(spec: EndpointSpec) -> RolloutLive:
-    assert spec.rollout is not None
-    name, version = spec.endpoint, _version(spec, spec.rollout.candidate)
+    return RolloutLive(f"{_running(spec)}; {_waiting(spec)}")
+
+
+def _ended_by(current: EndpointSpec, new: EndpointSpec, besides: str = "") -> RolloutLive:
+    """Return the refusal of `new`, which names what of it would end the rollout."""
+    paths = [change.path for change in differences(current, new) if _is_of_rollout(change.path)]
+    named = ", ".join(paths[:PATHS_MAX]) + (", …" if len(paths) > PATHS_MAX else "")
     return RolloutLive(
-        f"a rollout of {name!r} to version {version} runs; wait for its end, or `tidepool rollout "
-        f"promote {name}`, or `tidepool rollout abort {name}`"
+        f"{named}: {_running(current)}, and this would end it; {_waiting(current)}",
+        Way("end it with", "abort_rollout", "true", besides),
+    )
+
+
+def _is_of_rollout(path: str) -> bool:
+    is_wish = path in ("$.rollout.wish", "$.rollout.overruled")
+    return path.startswith(("$.variants", "$.rollout")) and not is_wish
+
+
+def _running(spec: EndpointSpec) -> str:
+    assert spec.rollout is not None
+    version = _version(spec, spec.rollout.candidate)
+    return f"a rollout of {spec.endpoint!r} to version {version} runs"
+
+
+def _waiting(spec: EndpointSpec) -> str:
+    name = spec.endpoint
+    return (
+        f"wait for its end, or `tidepool rollout promote {name}`, or `tidepool rollout abort "
+        f"{name}`"
     )

@@ -163,6 +163,18 @@ def rollout_rule(spec: Any) -> Iterator[tuple[str, str]]:
             )
 
 
+def guard_rule(guard: Any) -> Iterator[tuple[str, str]]:
+    """Find a guard that watches nothing."""
+    if not isinstance(guard, dict) or guard.get("errors", True) is not False:
+        return
+    if guard.get("slower_than_ms") is None and guard.get("latency_ratio_max") is None:
+        yield (
+            ".errors",
+            "false: nothing would watch the rollout; give slower_than_ms or latency_ratio_max, "
+            "or leave errors true",
+        )
+
+
 def scale_rule(scale: Any) -> Iterator[tuple[str, str]]:
     """Find a lower bound above the upper one, and a budget that the lower one alone exceeds."""
     if not isinstance(scale, dict):

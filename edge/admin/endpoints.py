@@ -7,7 +7,7 @@ in the document counts as If-Match where there is no such header.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,6 +34,7 @@ from edge.admin.desk import Desk
 from edge.admin.problems import Problem, errors_of, invalid, not_found
 from registry_sync import audit, documents, endpoints, spec_diff
 from registry_sync.documents import BadDocument, EndpointSpec, EndpointState
+from registry_sync.endpoint_errors import NoRevision
 from registry_sync.endpoint_schema import SCHEMA
 from registry_sync.endpoints import READS_AT_ONCE
 from registry_sync.names import check_name
@@ -90,7 +91,8 @@ class Endpoints:
         """Create or replace a spec; see the module and `conditions` for when."""
         name = name_of(request)
         who = actor(request)
-        condition, aborts = condition_of(request), _aborts(request)
+        condition = condition_of(request)
+        aborts = _is_true(query(request, "abort_rollout"), "abort_rollout")
         body = await document(request)
 
         def act(store: Store) -> EndpointSpec:
@@ -160,14 +162,18 @@ class Endpoints:
         return answer(await self._desk.read(work))
 
     async def rollback(self, request: Request) -> Response:
-        """Make the previous spec current again, as a new revision."""
+        """Make the previous spec, or `?to_revision=`, current again, as a new revision."""
         name = name_of(request)
-        condition, aborts = condition_of(request), _aborts(request)
+        given = query(request, "abort_rollout", "to_revision")
+        condition, aborts = condition_of(request), _is_true(given, "abort_rollout")
+        wanted = number(given, "to_revision", 0, REVISION_MAX) or None
 
         def act(store: Store) -> int:
             expected = expected_revision(condition, name, lambda: revision_of(store, name))
             with known(name):
-                return endpoints.rollback(store, name, expected, abort_rollout=aborts)
+                return endpoints.rollback(
+                    *(store, name, expected), to_revision=wanted, abort_rollout=aborts
+                )
 
         who = actor(request)
         done = await self._desk.change(who, "endpoint.rollback", name, act, audit.revisions)
@@ -220,11 +226,10 @@ def condition_of(request: Request) -> Condition:
     return read_condition(joined(request, "if-match"), joined(request, "if-none-match"))
 
 
-def _aborts(request: Request) -> bool:
-    """Return whether a rollout that runs may be ended: `?abort_rollout=true`."""
-    text = query(request, "abort_rollout").get("abort_rollout", "false")
+def _is_true(given: Mapping[str, str], key: str) -> bool:
+    text = given.get(key, "false")
     if text not in ("true", "false"):
-        raise Problem(400, "bad-query", f"?abort_rollout={text!r:.80}: expected true or false")
+        raise Problem(400, "bad-query", f"?{key}={text!r:.80}: expected true or false")
     return text == "true"
 
 
@@ -236,9 +241,11 @@ def _shown(request: Request, etag: str, body: bytes) -> Response:
 
 @contextlib.contextmanager
 def known(name: str) -> Iterator[None]:
-    """Turn the absence of an endpoint into its problem."""
+    """Turn the absence of an endpoint, or of a revision of it, into its problem."""
     try:
         yield
+    except NoRevision as error:
+        raise Problem(404, "not-found", str(error)) from None
     except NotFound:
         raise not_found(f"endpoint {name!r}") from None
 
@@ -249,10 +256,8 @@ def _current(store: Store, name: str) -> EndpointSpec:
 
 
 def _at(store: Store, name: str, revision: int) -> EndpointSpec:
-    try:
+    with known(name):
         return endpoints.get_revision(store, name, revision)
-    except NotFound:
-        raise not_found(f"revision {revision} of an endpoint {name!r}") from None
 
 
 def revision_of(store: Store, name: str) -> int:

@@ -127,11 +127,11 @@ def of_error(error: Exception) -> Problem | None:
         case NoRollout():
             return Problem(404, "not-found", str(error))
         case RolloutLive():
-            return Problem(409, "rollout-live", str(error))
+            return Problem(409, "rollout-live", error.told(_parameter))
         case RolloutOver():
             return Problem(409, "rollout-over", str(error))
         case RolloutUnfit():
-            return Problem(409, "rollout-unfit", str(error))
+            return Problem(409, "rollout-unfit", error.told(_parameter))
         case NoHistory():
             return Problem(409, "no-history", str(error))
         case KeyExists():
@@ -142,6 +142,10 @@ def of_error(error: Exception) -> Problem | None:
             return _of_store(error)
         case _:
             return None
+
+
+def _parameter(name: str, value: str) -> str:
+    return f"?{name}={value}"
 
 
 def _of_store(error: StoreError) -> Problem:

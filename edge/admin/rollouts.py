@@ -23,7 +23,7 @@ from pool.wire.control import Answer
 from registry_sync import rollout_orders
 from registry_sync.documents import BadDocument
 from registry_sync.rollout_orders import Ordered
-from registry_sync.rollout_terms import Guard, Shadow, Wish
+from registry_sync.rollout_terms import Guard, Shadow, Watching, Wish
 from registry_sync.rollouts import HOLD_S_DEFAULT, STEPS_DEFAULT
 from registry_sync.stores import Store
 
@@ -42,7 +42,7 @@ class Start(msgspec.Struct, frozen=True):
     steps: tuple[float, ...] = STEPS_DEFAULT  # percent
     hold_s: float = HOLD_S_DEFAULT
     shadow: Shadow | None = None
-    guard: Guard = Guard()
+    guard: Watching = Guard()
 
 
 class Rollouts:

@@ -25,6 +25,7 @@ from infra.commands.options import (
 )
 from infra.stack import CannotStart
 from registry_sync import audit, documents, endpoints, spec_diff
+from registry_sync.rollouts import is_same_rollout, state_of
 from registry_sync.stores import Store
 from registry_sync.variant_checks import check_variants
 
@@ -133,21 +134,49 @@ def diff_command(
 
 def rollback_command(
     name: str,
+    to_revision: Annotated[
+        int | None, typer.Option(min=1, help="That is to be current again; default: the previous.")
+    ] = None,
     abort_rollout: AbortRollout = False,
     reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
 ) -> None:
-    """Make the previous spec current again; prints the new revision."""
+    """Make the previous spec, or that of another revision, current again; prints the new one."""
     with said():
         store = store_of(data, registry)
         revision = recorded(
             *(store, reason, "endpoint.rollback", name),
-            lambda: endpoints.rollback(store, name, abort_rollout=abort_rollout),
+            lambda: endpoints.rollback(
+                store, name, to_revision=to_revision, abort_rollout=abort_rollout
+            ),
             audit.revisions,
         )
         poke(data, store)
-    typer.echo(revision)
+        typer.echo(revision)
+        _say_what_stays(store, name, revision)
+
+
+def _say_what_stays(store: Store, name: str, revision: int) -> None:
+    """Tell who went back within a rollout that this moved no traffic, and what would."""
+    after = endpoints.get_revision(store, name, revision)
+    before = endpoints.get_revision(store, name, revision - 1)
+    rollout = after.rollout
+    if rollout is None or not is_same_rollout(before, after):
+        return
+    versions = {arm.name: arm.version for arm in after.variants}
+    found = endpoints.read_state(store, name)
+    state = state_of(after, None if found is None else found[0])
+    abort = ""
+    if state is None or state.state != "rolled_back":
+        baseline = versions[rollout.baseline]
+        abort = f"; `tidepool rollout abort {name}` gives version {baseline} all traffic"
+    changes = ", ".join(change.line() for change in spec_diff.differences(before, after))
+    typer.echo(
+        f"note: {changes or 'nothing'} went back; the rollout to version "
+        f"{versions[rollout.candidate]} and its weights stay as they are{abort}",
+        err=True,
+    )
 
 
 def purge_command(

@@ -85,13 +85,14 @@ def said() -> Iterator[None]:
     """Turn what a document command may meet into a failure that names value and way out."""
     try:
         yield
+    except RolloutRefused as error:
+        raise CannotStart(error.told(_option)) from None
     except (
         BadDocument,
         BadName,
         StoreError,
         RevisionConflict,
         NoHistory,
-        RolloutRefused,
         CannotRotate,
         KeyExists,
         NoSuchKey,
@@ -100,6 +101,11 @@ def said() -> Iterator[None]:
         OSError,
     ) as error:
         raise CannotStart(str(error)) from None
+
+
+def _option(name: str, value: str) -> str:
+    word = "--" + name.replace("_", "-")
+    return word if value == "true" else f"{word} {value}"
 
 
 def controller_address(data: Path, store: Store | None) -> str | None:

@@ -5,7 +5,6 @@ What is wished is written to the endpoint's spec; the running stack's controller
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,12 +14,11 @@ import typer
 from infra.changes import recorded
 from infra.commands.carried_out import Document, carry_out
 from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, said, store_of
+from infra.commands.rollout_options import read_terms
 from infra.commands.rollout_status import diff_command, status_command
 from registry_sync import rollout_orders
 from registry_sync.rollout_orders import Ordered
-from registry_sync.rollout_terms import Guard, Shadow, Wish
-
-_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+from registry_sync.rollout_terms import Guard, Wish
 
 _DONE: Mapping[Wish, Callable[[Document], bool]] = {
     "pause": lambda document: document["state"] == "paused",
@@ -88,32 +86,32 @@ def start_command(
 
     Returns once the running stack has begun; without one, the next that starts does.
     """
-    shares, hold_s = _shares(steps), _seconds(hold)
-    copies = _shadow(shadow, shadow_calls_per_s_max)
+    wanted = read_terms(
+        to=to,
+        steps=steps,
+        hold=hold,
+        shadow=shadow,
+        shadow_calls_per_s_max=shadow_calls_per_s_max,
+        guard=Guard(
+            errors=errors,
+            slower_than_ms=slower_than_ms,
+            latency_ratio_max=latency_ratio_max,
+            margin_points=margin_points,
+            alpha=alpha,
+            outcomes_min=outcomes_min,
+            then=then,
+        ),
+    )
     with said():
         store = store_of(data, registry)
         ordered = recorded(
             *(store, reason, "rollout.start", name),
             lambda: rollout_orders.start(
-                store,
-                name,
-                to,
-                steps=shares,
-                hold_s=hold_s,
-                shadow=copies,
-                guard=Guard(
-                    errors=errors,
-                    slower_than_ms=slower_than_ms,
-                    latency_ratio_max=latency_ratio_max,
-                    margin_points=margin_points,
-                    alpha=alpha,
-                    outcomes_min=outcomes_min,
-                    then=then,
-                ),
-                if_revision=if_revision,
+                store, name, to, if_revision=if_revision, **wanted._asdict()
             ),
             _moved,
         )
+        _say_fall(ordered, to)
         carry_out(data, store, ordered, lambda document: bool(document["at"]))
     typer.echo(ordered.spec.revision)
 
@@ -185,27 +183,20 @@ def _wish(
     typer.echo(ordered.spec.revision)
 
 
+def _say_fall(ordered: Ordered, version: str) -> None:
+    """Tell whose version has less in the first step than it had before."""
+    spec, had = ordered.spec, ordered.shares_before.get(version, 0.0)
+    assert spec.rollout is not None
+    first = spec.rollout.steps[0].weight
+    if had > first:
+        name = spec.endpoint
+        typer.echo(
+            f"note: version {version} had {had:g} % of {name!r} and begins with {first:g} %; "
+            f"`tidepool endpoint rollback {name} --abort-rollout` gives it back, and `--steps "
+            f"{had:g},100` begins with as much",
+            err=True,
+        )
+
+
 def _moved(ordered: Ordered) -> tuple[str, str]:
     return ordered.moved
-
-
-def _shadow(sample: float | None, calls_per_s_max: float | None) -> Shadow | None:
-    if sample is None:
-        if calls_per_s_max is not None:
-            raise typer.BadParameter("--shadow-calls-per-s-max: nothing is copied without --shadow")
-        return None
-    return Shadow(sample) if calls_per_s_max is None else Shadow(sample, calls_per_s_max)
-
-
-def _shares(text: str) -> list[float]:
-    try:
-        return [float(part.strip().removesuffix("%")) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--steps {text!r}: expected shares like 1,5,25,50,100") from None
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|min|h|d|)", text.strip())
-    if match is None:
-        raise typer.BadParameter(f"--hold {text!r}: expected a time like 60s, 5m or 1h")
-    return float(match[1]) * _UNITS_S[match[2]]

@@ -76,6 +76,7 @@ def test_terms_of_a_rollout_can_be_said(site: Site, name: str) -> None:
         ({"version": "2", "steps": ["a lot"]}, "$.steps[0]"),
         ({"version": "2", "hold_s": -1}, "$.rollout.steps[0].hold_s"),
         ({"version": "2", "guard": {"alpha": 2}}, "$.guard.alpha"),
+        ({"version": "2", "guard": {"errors": False}}, "$.guard.errors"),
         ({"version": "2", "shadow": {"sample": 0}}, "$.shadow.sample"),
         ({"version": "99"}, "$.variants[1].version"),
     ],
@@ -207,7 +208,10 @@ def test_arms_under_a_running_rollout_stay_unless_it_may_be_aborted(site: Site, 
     start(site, name)
     alone = spec_of(name, "2")
     refused = problem(site.put(name, alone), 409, "rollout-live")
-    assert "abort" in refused["detail"]
+    assert refused["detail"].startswith(
+        "$.variants[stable].version, $.variants[canary], $.rollout: "
+    )
+    assert refused["detail"].endswith(", or end it with ?abort_rollout=true")
     problem(site.put(f"{name}?abort_rollout=false", alone), 409, "rollout-live")
     assert site.revision(name) == 2
     done = site.put(f"{name}?abort_rollout=true", alone)
@@ -217,10 +221,25 @@ def test_arms_under_a_running_rollout_stay_unless_it_may_be_aborted(site: Site, 
 def test_rollback_to_before_a_running_rollout_needs_to_say_so(site: Site, name: str) -> None:
     start(site, name)
     path = f"/endpoints/{name}/rollback"
-    problem(site("POST", path), 409, "rollout-live")
+    refused = problem(site("POST", path), 409, "rollout-live")
+    assert refused["detail"].endswith(", or end it with ?abort_rollout=true")
     done = site("POST", f"{path}?abort_rollout=true")
     assert (done.status, done.json()["revision"]) == (200, 3)
     assert site("GET", f"/endpoints/{name}").json()["rollout"] is None
+
+
+def test_rollback_goes_to_the_revision_that_its_refusal_offers(site: Site, name: str) -> None:
+    start(site, name)
+    site.put(f"{name}?abort_rollout=true", spec_of(name, "2"))
+    path = f"/endpoints/{name}/rollback"
+    refused = problem(site("POST", path), 409, "rollout-unfit")
+    assert refused["detail"].endswith(", or go back to revision 1 with ?to_revision=1")
+    assert site("POST", f"{path}?to_revision=1").json()["revision"] == 4
+    assert site("GET", f"/endpoints/{name}").json()["variants"][0]["version"] == "1"
+    problem(site("POST", f"{path}?to_revision=4"), 409, "no-history")
+    problem(site("POST", f"{path}?to_revision=x"), 400, "bad-query")
+    absent = problem(site("POST", f"{path}?to_revision=9"), 404, "not-found")
+    assert absent["detail"] == f"{name} has no revision 9; there are 1 to 4"
 
 
 @pytest.mark.parametrize("query", ["abort_rollout=yes", "abort=true", "abort_rollout"])

@@ -215,7 +215,7 @@ def test_purge_says_what_it_purged_and_names_what_is_not_there(published: Cli) -
     assert published.ok("endpoint", "purge", "m", "--version", "2") == "purged m version 2\n"
     assert "version 9 of m: not found" in published.fails("endpoint", "purge", "m", "--version=9")
     assert '"x"' in published.fails("endpoint", "purge", "m", "--version", "x")
-    assert "endpoints/nobody.json: not found" in published.fails("endpoint", "purge", "nobody")
+    assert "there is no endpoint 'nobody' in" in published.fails("endpoint", "purge", "nobody")
 
 
 def test_endpoint_that_is_not_there_is_named(published: Cli) -> None:

@@ -86,30 +86,58 @@ def test_start_takes_every_term(cli: Cli) -> None:
         ("--hold -5s", "expected a time like"),
         ("--then panic", "panic"),
         ("--shadow-calls-per-s-max 5", "nothing is copied without --shadow"),
+        ("--to two", '--to: version "two" is not one'),
+        ("--steps 5,1", "--steps: 1.0 is not more than the step before, which is 5.0"),
+        ("--steps 5,101", "--steps: 101.0 is out of range"),
+        ("--steps nan", "--steps: NaN is out of range"),
+        ("--steps 0", "--steps: 0.0 is out of range; allowed is more than 0"),
+        ("--hold 99999999d", "--hold '99999999d': at most 30d"),
+        ("--shadow 2", "--shadow: 2.0 is out of range"),
+        ("--shadow 1 --shadow-calls-per-s-max 0", "--shadow-calls-per-s-max: 0.0 is out of range"),
+        ("--alpha 0", "--alpha: 0.0 is out of range; allowed is more than 0"),
+        ("--outcomes-min 0", "--outcomes-min: 0 is out of range"),
+        ("--margin-points 101", "--margin-points: 101.0 is out of range"),
+        ("--slower-than-ms 0", "--slower-than-ms: 0.0 is out of range"),
+        ("--no-errors", "--no-errors: nothing would watch the rollout; add --slower-than-ms or"),
     ],
 )
-def test_start_tells_how_its_options_are_written(cli: Cli, words: str, why: str) -> None:
-    assert why in cli.misused("rollout", "start", "m", "--to", "2", *words.split())
+def test_start_names_the_option_whatever_runs_now(cli: Cli, words: str, why: str) -> None:
+    start = ("rollout", "start", "m", "--to", "2")
+    assert why in cli.misused(*start, *words.split())
     assert cli.spec().revision == 1
+    cli.ok(*start)
+    assert why in cli.misused(*start, *words.split())
+
+
+def test_start_names_each_option_once(cli: Cli) -> None:
+    words = "--steps 0,-1,-2 --alpha 0 --outcomes-min 0"
+    said = cli.misused("rollout", "start", "m", "--to", "2", *words.split())
+    assert [said.count(word) for word in ("--steps:", "--alpha:", "--outcomes-min:")] == [1, 1, 1]
+
+
+def test_start_tells_when_a_version_begins_with_less_than_it_had(cli: Cli) -> None:
+    arms = (Variant("a", "m", "1", 60.0), Variant("b", "m", "2", 40.0))
+    endpoints.set_spec(cli.store, replace(SPEC, variants=arms))
+    said = cli("rollout", "start", "m", "--to", "2").stderr
+    assert "note: version 2 had 40 % of 'm' and begins with 1 %" in said
+    cli.ok("endpoint", "rollback", "m", "--abort-rollout")
+    assert "note:" not in cli("rollout", "start", "m", "--to", "2", "--steps", "40,100").stderr
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         ("--to 3", "$.variants[1].version: m version 3 is not published; published are 1, 2"),
-        ("--to two", 'version "two" is not one'),
         ("--to 1", "version 1 has all traffic of 'm' already"),
-        ("--to 2 --steps 5,1", "$.rollout.steps[1].weight: 1.0 is not more than the step before"),
-        ("--to 2 --steps 5,101", "$.rollout.steps[1].weight: 101.0 is out of range"),
-        ("--to 2 --shadow 2", "$.rollout.shadow.sample: 2.0 is out of range"),
-        ("--to 2 --alpha 0", "$.rollout.guard.alpha: 0.0 is out of range"),
         ("--to 2 --if-revision 7", "at revision 1, yours is 7"),
     ],
 )
 def test_start_names_what_does_not_fit_and_writes_nothing(cli: Cli, words: str, why: str) -> None:
     assert why in cli.fails("rollout", "start", "m", *words.split())
     assert cli.spec().revision == 1
-    assert "nobody" in cli.fails("rollout", "start", "nobody", "--to", "2")
+    assert "no endpoint 'nobody'" in cli.fails("rollout", "start", "nobody", "--to", "2")
+    assert "no endpoint 'nobody'" in cli.fails("rollout", "abort", "nobody")
+    assert "no endpoint 'nobody'" in cli.fails("endpoint", "diff", "nobody")
 
 
 def test_a_rollout_is_paused_resumed_promoted_and_aborted(cli: Cli) -> None:
@@ -168,8 +196,10 @@ variants: [{name: stable, model: m, version: 1, weight: 100}]
 
 def test_a_file_that_would_end_a_running_rollout_is_refused(cli: Cli) -> None:
     cli.ok("rollout", "start", "m", "--to", "2")
-    assert "to version 2 runs" in cli.fails("endpoint", "set", "m", stdin=FILE)
-    assert "to version 2 runs" in cli.fails("endpoint", "rollback", "m")
+    for words in (("set", "m"), ("rollback", "m")):
+        said = cli.fails("endpoint", *words, stdin=FILE)
+        assert said.startswith("$.variants[canary], $.rollout: a rollout of 'm' to version 2 runs")
+        assert said.endswith(", or end it with --abort-rollout")
     assert cli.spec().revision == 2
     edited = cli.ok("endpoint", "get", "m").replace("deadline_ms: 10000", "deadline_ms: 7")
     assert cli.ok("endpoint", "set", "m", stdin=edited) == "3"
@@ -178,6 +208,31 @@ def test_a_file_that_would_end_a_running_rollout_is_refused(cli: Cli) -> None:
     cli.ok("rollout", "start", "m", "--to", "2")
     assert cli.ok("endpoint", "rollback", "m", "--abort-rollout") == "6"
     assert cli.spec().rollout is None
+
+
+def test_rollback_offers_a_revision_that_can_be_gone_back_to(cli: Cli) -> None:
+    cli.ok("rollout", "start", "m", "--to", "2")
+    cli.ok("endpoint", "set", "m", "--abort-rollout", stdin=FILE)
+    said = cli.fails("endpoint", "rollback", "m")
+    assert said.endswith(", or go back to revision 1 with --to-revision 1")
+    assert cli.ok("endpoint", "rollback", "m", "--to-revision", "1") == "4"
+    assert replace(cli.spec(), revision=0) == SPEC
+
+
+def test_rollback_within_a_rollout_says_what_went_back_and_what_stays(cli: Cli) -> None:
+    cli.ok("rollout", "start", "m", "--to", "2")
+    endpoints.set_spec(cli.store, replace(cli.spec(), deadline_ms=7))
+    decide(cli.store, "m", "promoted", 100)
+    said = cli("endpoint", "rollback", "m").stderr
+    assert "note: $.deadline_ms: 7 -> 10000 went back; the rollout to version 2 and its" in said
+    assert said.endswith("; `tidepool rollout abort m` gives version 1 all traffic\n")
+    decide(cli.store, "m", "rolled_back", 0)
+    said = cli("endpoint", "rollback", "m").stderr
+    assert said.endswith("$.deadline_ms: 10000 -> 7 went back; the rollout to version 2 and its "
+                         "weights stay as they are\n")  # fmt: skip
+    for words in (("--to-revision", "1"), ()):  # out of the rollout, and into it again
+        result = cli("endpoint", "rollback", "m", *words)
+        assert (result.exit_code, "note:" in result.stderr) == (0, False)
 
 
 def test_diff_names_every_value_that_another_revision_changed(cli: Cli) -> None:
@@ -197,4 +252,5 @@ def test_diff_names_every_value_that_another_revision_changed(cli: Cli) -> None:
         "changes": [{"path": "$.deadline_ms", "before": 10000, "after": 7}],
     }
     assert cli.ok("endpoint", "diff", "m", "2", "2") == ""
-    assert "9.json" in cli.fails("endpoint", "diff", "m", "9")
+    assert cli.fails("endpoint", "diff", "m", "9") == "m has no revision 9; there are 1 to 4"
+    assert cli.fails("endpoint", "diff", "m", "1", "9") == "m has no revision 9; there are 1 to 4"

@@ -388,7 +388,7 @@ async def test_guard_that_is_changed_looks_again_at_what_was_counted(
 ) -> None:
     spec = spec_of(50.0, 100.0, hold_s=3600.0)
     assert spec.rollout is not None
-    lax = replace(spec.rollout.guard, errors=False)
+    lax = replace(spec.rollout.guard, errors=False, slower_than_ms=3_600_000)
     put(store, replace(spec, rollout=replace(spec.rollout, guard=lax)))
     await controller.settled()
     bad = (row("stable", 300), row("canary", 300, 60))

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from registry_sync import endpoints, rollout_orders
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import EndpointSpec, Variant
+from registry_sync.endpoint_errors import NoRevision
 from registry_sync.endpoints import NoHistory, RevisionConflict
 from registry_sync.rollout_terms import Phase, Rollout
-from registry_sync.rollouts import RolloutLive, RolloutUnfit, effective_weights
+from registry_sync.rollouts import RolloutLive, RolloutUnfit, Way, effective_weights
 from registry_sync.stores import Object
 from tests.support.published import decide, publish
 
@@ -192,6 +193,63 @@ def test_a_rollback_does_not_go_on_with_a_rollout_that_was_aborted(store: Racing
     with pytest.raises(RolloutUnfit, match="revision 2 of 'm' would"):
         endpoints.rollback(store, "m")
     assert serving(store) == "1"
+
+
+def test_the_last_revision_that_can_be_gone_back_to_is_offered(store: Racing) -> None:
+    decide(store, "m", "running", 25)
+    endpoints.set_spec(store, replace(ONE, deadline_ms=7), abort_rollout=True)
+    rollout_orders.start(store, "m", "3")
+    with pytest.raises(
+        RolloutLive, match=r"^\$\.variants\[canary\], \$\.rollout: a rollout"
+    ) as live:
+        endpoints.rollback(store, "m")
+    assert live.value.way is not None
+    assert live.value.way.option == "abort_rollout"
+    endpoints.set_spec(store, replace(ONE, deadline_ms=8), abort_rollout=True)
+    with pytest.raises(RolloutUnfit) as unfit:
+        endpoints.rollback(store, "m")
+    way = unfit.value.way
+    assert way == Way("go back to revision 3 with", "to_revision", "3")  # not 4, nor 2
+    assert endpoints.rollback(store, "m", to_revision=3) == 6
+    assert current(store).deadline_ms == 7
+    with pytest.raises(RolloutUnfit) as unfit:
+        endpoints.rollback(store, "m", to_revision=2)
+    assert unfit.value.way == Way("go back to revision 5 with", "to_revision", "5")
+    assert current(store).revision == 6
+
+
+def test_what_an_ended_rollout_led_to_can_be_gone_back_to(store: Racing) -> None:
+    decide(store, "m", "promoted", 100)
+    for deadline_ms in (7, 8):
+        endpoints.set_spec(store, replace(ONE, deadline_ms=deadline_ms))
+    assert endpoints.rollback(store, "m", to_revision=2) == 5
+    assert serving(store) == "2"
+
+
+def test_where_nothing_else_can_be_gone_back_to_nothing_is_offered(store: Racing) -> None:
+    endpoints.set_spec(store, ONE, abort_rollout=True)  # revision 1 over again
+    with pytest.raises(RolloutUnfit) as unfit:
+        endpoints.rollback(store, "m")
+    assert unfit.value.way is None
+
+
+def test_going_back_within_a_rollout_keeps_what_is_wished(store: Racing) -> None:
+    decide(store, "m", "running", 25)
+    for deadline_ms in (7, 8):
+        endpoints.set_spec(store, replace(current(store), deadline_ms=deadline_ms))
+    rollout_orders.wish(store, "m", "pause")
+    assert endpoints.rollback(store, "m", to_revision=2) == 6
+    spec = current(store)
+    assert spec.rollout is not None
+    assert (spec.deadline_ms, spec.rollout.wish) == (10_000, "pause")
+
+
+def test_going_back_to_a_revision_needs_one_that_was_there_before(store: Racing) -> None:
+    with pytest.raises(NoHistory, match="at revision 2 already"):
+        endpoints.rollback(store, "m", to_revision=2)
+    with pytest.raises(NoRevision, match=r"^m has no revision 9; there are 1 to 2$"):
+        endpoints.rollback(store, "m", to_revision=9)
+    assert current(store).revision == 2
 
 
 def test_an_endpoint_that_began_with_its_rollout_has_nothing_to_go_back_to(

@@ -74,6 +74,7 @@ PROBLEMS = [
     ("rollout.guard.alpha", 0.6, "$.rollout.guard.alpha: 0.6 is out of range"),
     ("rollout.guard.then", "stop", '$.rollout.guard.then: expected "pause" or "rollback"'),
     ("rollout.guard.errors", 1, "$.rollout.guard.errors: expected true or false, got 1"),
+    ("rollout.guard", {"errors": False}, "$.rollout.guard.errors: false: nothing would watch the"),
     ("rollout.guard.outcomes_min", 0, "$.rollout.guard.outcomes_min: 0 is out of range"),
     ("rollout.shadow.sample", 0, "$.rollout.shadow.sample: 0 is out of range"),
     ("rollout.wish", "go", "$.rollout.wish: expected"),
@@ -88,6 +89,12 @@ PROBLEMS = [
 def test_each_problem_has_its_path_and_the_way_out(path: str, value: object, why: str) -> None:
     found = lint(path, value)
     assert any(line.startswith(why) for line in found), found
+
+
+@pytest.mark.parametrize("other", ["slower_than_ms", "latency_ratio_max"])
+def test_a_guard_may_watch_something_else_than_errors(other: str) -> None:
+    assert lint("rollout.guard", {"errors": False, other: 2}) == []
+    assert lint("rollout.guard", {"errors": False, other: None}) != []
 
 
 def test_before_a_rollout_the_baseline_has_everything() -> None:

@@ -13,6 +13,7 @@ from registry_sync import endpoints, rollout_orders
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import BadDocument, EndpointSpec, Variant
 from registry_sync.endpoints import RevisionConflict
+from registry_sync.rollout_terms import Guard
 from registry_sync.rollouts import RolloutLive, RolloutUnfit, effective_weights
 from registry_sync.stores import NotFound, Object
 from tests.support.published import decide, publish
@@ -89,6 +90,22 @@ def test_what_cannot_begin_changes_nothing(store: Racing) -> None:
     with pytest.raises(NotFound):
         rollout_orders.start(store, "nobody", "3")
     assert endpoints.get_spec(store, "m")[0].revision == 2
+
+
+def test_terms_that_can_never_be_are_told_before_what_runs_now(store: Racing) -> None:
+    rollout_orders.start(store, "m", "2")
+    with pytest.raises(BadDocument, match=r"\$\.rollout\.steps\[1\]\.weight: 1 is not more"):
+        rollout_orders.start(store, "m", "3", steps=(5, 1))
+    with pytest.raises(BadDocument, match=r"\$\.rollout\.guard\.errors: false: nothing"):
+        rollout_orders.start(store, "m", "3", guard=Guard(errors=False))
+    with pytest.raises(BadDocument, match=r"\$\.rollout\.steps\[0\]\.weight: 0"):
+        rollout_orders.start(store, "nobody", "3", steps=(0,))
+
+
+def test_what_versions_had_before_is_told(store: Racing) -> None:
+    variants = (Variant("a", "m", "1", 60.0), Variant("b", "m", "2", 40.0))
+    endpoints.set_spec(store, replace(SPEC, variants=variants))
+    assert rollout_orders.start(store, "m", "2").shares_before == {"1": 60, "2": 40}
 
 
 def test_a_spec_that_is_edited_meanwhile_keeps_its_edit(store: Racing) -> None:

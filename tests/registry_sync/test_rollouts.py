@@ -26,6 +26,7 @@ from registry_sync.rollouts import (
     is_live,
     is_same_rollout,
     settled,
+    shares_by_version,
     started,
     wished,
 )
@@ -242,6 +243,49 @@ def test_a_live_rollout_keeps_its_arms_and_terms() -> None:
     assert check(another, state("rolled_back")) is None
 
 
+def option(name: str, value: str) -> str:
+    return f"<{name}={value}>"
+
+
+def test_what_would_end_a_rollout_is_named_with_the_ways_out() -> None:
+    assert RUNS.rollout is not None
+    other = replace(RUNS, variants=arms(("stable", "1", 100), ("canary", "3", 0)))
+    steps = replace(RUNS, rollout=replace(RUNS.rollout, steps=(Step(100),), wish="pause"))
+    weight = replace(RUNS, variants=arms(("stable", "1", 90), ("canary", "2", 10)))
+    alone = replace(RUNS, variants=arms(("stable", "1", 100)), rollout=None)
+    for new, named, besides in (
+        (alone, "$.variants[canary], $.rollout", ""),
+        (replace(other, rollout=Rollout("r2")), "$.variants[canary].version, $.rollout.id", ""),
+        (steps, "$.rollout.steps", " and another `rollout.id`, or without `rollout`"),
+        (
+            weight,
+            "$.variants[stable].weight, $.variants[canary].weight",
+            " and another `rollout.id`, or without `rollout`",
+        ),
+    ):
+        with pytest.raises(RolloutLive) as raised:
+            check_replaced(RUNS, new, None, may_abort=False)
+        assert raised.value.told(option) == (
+            f"{named}: a rollout of 'm' to version 2 runs, and this would end it; wait for its "
+            "end, or `tidepool rollout promote m`, or `tidepool rollout abort m`, or end it with "
+            f"<abort_rollout=true>{besides}"
+        )
+    with pytest.raises(RolloutLive) as raised:
+        check_replaced(RUNS, replace(RUNS, assign=Assign(salt="x")), None, may_abort=False)
+    assert raised.value.told(option).endswith(
+        "wait for its end, or end it with <abort_rollout=true> and without `rollout`"
+    )
+    with pytest.raises(RolloutLive) as raised:
+        started(RUNS, None, id="r2", version="3")  # which cannot end another
+    assert "abort_rollout" not in raised.value.told(option)
+
+
+def test_a_long_list_of_what_is_in_the_way_is_cut() -> None:
+    many = replace(RUNS, variants=arms(*((f"v{n}", "3", 20) for n in range(5))), rollout=None)
+    with pytest.raises(RolloutLive, match=r"\$\.variants\[v1\], …: a rollout"):
+        check_replaced(RUNS, many, None, may_abort=False)
+
+
 def test_a_live_rollout_keeps_its_units() -> None:
     for assign in (Assign(by=("key",), salt="m"), Assign(salt="other")):
         new = replace(RUNS, assign=assign)
@@ -269,6 +313,12 @@ def test_weights_hold_for_as_long_as_the_state_is_about_the_rollout() -> None:
     assert effective_weights(later, state("running", 25)) == {"stable": 75, "canary": 25}
     assert effective_weights(RUNS, state("running", 25, id="older")) == own
     assert effective_weights(ONE, state("running", 25)) == {"main": 100}
+
+
+def test_what_a_version_has_is_told_whatever_its_arm_is_called() -> None:
+    assert shares_by_version(RUNS, state("running", 25)) == {"1": 75, "2": 25}
+    assert shares_by_version(TWO, None) == {"1": 90, "2": 10}
+    assert shares_by_version(replace(TWO, variants=arms(("canary", "1", 100))), None) == {"1": 100}
 
 
 def test_an_end_is_promotion_or_rollback_and_a_promotion_can_be_aborted() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pool.rollouts.eprocess import (
+    Excess,
     Odds,
     SplitTest,
     chained,
@@ -101,6 +102,68 @@ def test_runs_do_not_touch_each_other() -> None:
         both.look([units, 100], [units, 2 * units], [units // 4, 1], [units // 2, 1])
         alone.look(units, units, units // 4, units // 2)
     assert both.log_e[0] == alone.log_e[0] != both.log_e[1]
+
+
+def test_behind_a_cache_the_smaller_evidence_counts() -> None:
+    """By calls and by requests, whichever of the two explains more."""
+    cold, warm = SplitTest(0.5, cached=True), SplitTest(0.5, cached=True)
+    for test, candidate in ((cold, 8000), (warm, 2000)):
+        test.look(0, 0, 0, 0)
+        test.look(10_000 - candidate, candidate, 50, 50)
+        assert test.log_e[0] < 0.0
+    cold.look(4000, 16_000, 70, 280)
+    assert cold.log_e[0] < 0.0
+    warm.look(16_000, 4000, 70, 280)
+    assert warm.log_e[0] > 50.0
+
+
+def test_behind_a_cache_a_first_look_is_what_others_are_compared_with() -> None:
+    test = SplitTest(0.5, cached=True)
+    test.look(100, 100, 1, 40)
+    assert test.log_e[0] == 0.0
+    test.look(200, 200, 2, 80)
+    assert test.log_e[0] > 10.0
+
+
+@pytest.mark.parametrize("cap", [0.5, 100.0])
+def test_evidence_of_an_excess_is_on_average_at_most_one(cap: float) -> None:
+    """Exactly: summed over every way in which two windows of three calls can end."""
+    limit, total = 0.3, 0.0
+    chances = [math.comb(3, k) * limit**k * (1 - limit) ** (3 - k) for k in range(4)]
+    for first, of_first in enumerate(chances):
+        for second, of_second in enumerate(chances):
+            test = Excess(limit, cap)
+            test.add(3.0, first)
+            test.add(3.0, second)
+            total += of_first * of_second * math.exp(test.log_e)
+    assert total < 1.0 if cap < 1.0 else total == pytest.approx(1.0)
+
+
+def test_no_window_is_more_evidence_than_its_share() -> None:
+    test = Excess(0.02, 2.0)
+    for windows in range(1, 6):
+        before = test.log_e
+        test.add(1000.0, 1000.0)
+        assert before + 1.5 < test.log_e <= before + 2.0
+        assert test.log_e <= 2.0 * windows
+
+
+def test_a_long_good_past_hides_no_excess() -> None:
+    test = Excess(0.02, 2.0)
+    for _ in range(100):
+        test.add(1000.0, 10.0)
+    assert test.log_e < -2.0
+    for _ in range(9):
+        test.add(1000.0, 200.0)
+    assert test.log_e > math.log(400)
+
+
+def test_windows_without_calls_are_none() -> None:
+    test, other = Excess(0.02, 2.0), Excess(0.02, 2.0)
+    test.add(0.0, 0.0)
+    for one in (test, other):
+        one.add(10.0, 5.0)
+    assert test.log_e == other.log_e
 
 
 def test_a_unit_of_an_arm_with_more_calls_is_exposed_more() -> None:

@@ -127,8 +127,8 @@ def drift_log_e(count: int, total: float, squares: float) -> float:
     center = math.sqrt(count) * (1.0 if k >= 0.0 else math.sqrt(rest))
     width = 1.0 if k >= 0.0 else math.sqrt(rest)
     slope = k / math.sqrt(rest)
-    step = width / 6.0
-    places = [center + index * step for index in range(-36, 37)]
+    step = width / 4.0
+    places = [center + index * step for index in range(-18, 19)]
     parts = [(count - 1) * math.log(v) - v * v / 2 + log_phi(slope * v) for v in places if v > 0.0]
     chi = (count / 2 - 1) * math.log(2.0) + math.lgamma(count / 2)
     mean = log_sum(parts) + math.log(step) - chi
@@ -343,7 +343,7 @@ _Slow = tuple[tuple[float, float], tuple[float, float]]
 
 
 def _slow_of(arms: Sequence[ArmSeen]) -> _Slow:
-    baseline, candidate = ((max(arm.calls, arm.slow), arm.slow) for arm in arms)
+    baseline, candidate = ((arm.calls, arm.slow) for arm in arms)
     return baseline, candidate
 
 

@@ -37,7 +37,7 @@ from tests.support.latency_runs import (
 
 RUNS, FULL_RUNS = 200, 2000
 RAMP = ((0.01, 120.0), (0.05, 120.0), (0.25, 120.0), (0.5, 120.0))
-HALF = ((0.5, 600.0),)
+HALF = ((0.5, 300.0),)
 
 # By name: how long calls take, and the steps.
 SCENARIOS = {
@@ -45,7 +45,7 @@ SCENARIOS = {
     "stalls of 0.5 s a minute, at half": (stalling(), HALF),
     "stalls of 5 s in 5 minutes": (stalling(300.0, 5.0), RAMP),
     "batches": (batching(), RAMP),
-    "batches that share all": (batching(1.0, 0.0), RAMP),
+    "batches that share all": (batching(1.0, 0.0), HALF),
     "heavy tails": (heavy(), RAMP),
 }
 SHORT = ("stalls of 0.5 s a minute", "batches")
@@ -73,7 +73,8 @@ def test_arms_that_are_as_fast_are_rarely_taken_for_slower(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_arms_that_are_as_fast_are_rarely_taken_for_slower_in_many_runs(name: str) -> None:
-    assert _rates(name, FULL_RUNS)["either"] <= 0.06
+    runs = FULL_RUNS if name in SHORT else FULL_RUNS // 4
+    assert _rates(name, runs)["either"] <= 0.06
 
 
 def _median_s(

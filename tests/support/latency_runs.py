@@ -44,7 +44,8 @@ def stalling(every_s: float = 60.0, length_s: float = 0.5) -> Latencies:
         ms = 10.0 * np.exp(0.3 * rng.normal(size=len(arms)))
         at_s = np.arange(len(arms)) / CALLS_PER_S
         for arm in (0, 1):
-            for begin_s in np.cumsum(rng.exponential(every_s, int(3 * at_s[-1] / every_s) + 20)):
+            begins_s = np.cumsum(rng.exponential(every_s, int(3 * at_s[-1] / every_s) + 20))
+            for begin_s in begins_s[begins_s < at_s[-1]]:
                 first, last = np.searchsorted(at_s, (begin_s, begin_s + length_s))
                 waiting = first + np.flatnonzero(arms[first:last] == arm)
                 ms[waiting] += 1000.0 * (begin_s + length_s - at_s[waiting])

@@ -77,7 +77,7 @@ class Guards:
         now = Setting(share, past, self._names, self._steps, sticky)
         slower, ratio = limits
         self._slow = SlowGuard(now, alpha=self._alpha, margin=margin)
-        self._slow_units = UnitTest("slow", share, steps=self._steps, cached=cached)
+        self._slow_units = UnitTest("slow", share, steps=self._steps, cached=cached, has_lone=True)
         self._mean = MeanGuard(now, alpha=self._alpha, ratio_max=ratio or 1.0)
         self._kinds: list[RateGuard | UnitGuard | SlowGuard | MeanGuard] = [
             *([self._rates] if guard.errors else []),

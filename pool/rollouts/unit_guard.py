@@ -78,7 +78,9 @@ class UnitTest:
     limit is right for all.
     """
 
-    def __init__(self, kind: str, share: float, *, steps: int, cached: bool) -> None:
+    def __init__(
+        self, kind: str, share: float, *, steps: int, cached: bool, has_lone: bool = False
+    ) -> None:
         """Begin a segment.
 
         Args:
@@ -86,8 +88,10 @@ class UnitTest:
             share: the candidate's, as configured; at 0 and 1 nothing can be compared.
             steps: how many the rollout has.
             cached: whether a cache may answer.
+            has_lone: whether slow calls without a unit are in it too, each as its own.
         """
         self._kind, self._share, self._steps, self._cached = kind, share, max(1, steps), cached
+        self._has_lone = has_lone
         # The whole mutable state: when it is looked at next, how often it was, and the most that
         # was ever found, which is evidence whatever comes then.
         self._next, self._looks = LOOK_REQUESTS, 0
@@ -115,7 +119,25 @@ class UnitTest:
             odds = max(arms[1][0], 1) / max(arms[0][0], 1)
             odds *= float(exposure_lift(share, arms[0], arms[1]))
             share = odds / (1.0 + odds)
-        return units_log_e(share, theirs, ours)
+        found = units_log_e(share, theirs, ours)
+        if self._has_lone:
+            found = np.logaddexp(found, lone_log_e(share, baseline.slow, candidate.slow))
+            found = float(found) - math.log(2.0)
+        return found
+
+
+def lone_log_e(share: float, baseline: int, candidate: int) -> float:
+    """Return what `units_log_e` does for units of one call each, which had the event.
+
+    Args:
+        share: the candidate's of all, in (0, 1).
+        baseline: how many are the baseline's.
+        candidate: the same.
+    """
+    theta = share * (ODDS - 1.0) / (share * ODDS + 1.0 - share)
+    found = candidate * np.log1p(theta * (1.0 - share) / share) + baseline * np.log1p(-theta)
+    peak = float(found.max())
+    return peak + math.log(float(np.exp(found - peak).mean()))
 
 
 def of_requests(baseline: ArmCounts, candidate: ArmCounts) -> float:

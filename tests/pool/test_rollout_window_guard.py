@@ -10,6 +10,7 @@ import pytest
 
 from pool.rollouts.guards import Guards
 from pool.rollouts.signals import ArmCounts, Verdict
+from pool.rollouts.unit_guard import UnitTest, lone_log_e, units_log_e
 from pool.rollouts.window_guard import (
     WINDOW_S,
     WINDOWS_MIN,
@@ -287,3 +288,22 @@ def test_evidence_of_windows_goes_by_their_own_scale() -> None:
     least = math.log(math.sqrt(2.0 / math.pi) / 2000)
     assert drift_log_e(2000, -2000.0, 2000.0) == pytest.approx(least, abs=0.01)
     assert drift_log_e(20, 0.0, 0.0) == 0.0
+
+
+def test_slow_calls_without_a_unit_are_units_of_one_call() -> None:
+    arms = [ArmCounts(ArmSeen(500, slow=slow), slow=slow) for slow in (5, 60)]
+    test = UnitTest("slow", 0.5, steps=1, cached=False, has_lone=True)
+    test.look(arms[0], arms[1])
+    assert test.log_e > 10.0
+    one = (1.0, 1.0)
+    assert lone_log_e(0.3, 2, 5) == pytest.approx(_of_ones(0.3, 2, 5))
+    assert units_log_e(0.3, [one] * 2, [one] * 5) > lone_log_e(0.3, 2, 5) - math.log(5)
+
+
+def _of_ones(share: float, baseline: int, candidate: int) -> float:
+    odds = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0, 10_000.0]
+    theta = [share * ratio / (share * ratio + 1.0 - share) for ratio in odds]
+    found = [
+        (one / share) ** candidate * ((1.0 - one) / (1.0 - share)) ** baseline for one in theta
+    ]
+    return math.log(sum(found) / len(found))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from edge.watch import RolloutWatch
+from pool.rollouts.evidence import EvidenceBook
 from pool.rollouts.guards import Guards
 from pool.rollouts.signals import ArmCounts, Verdict
 from pool.rollouts.unit_guard import UnitTest, lone_log_e, units_log_e
@@ -24,8 +26,10 @@ from pool.rollouts.window_guard import (
 from registry_sync.rollout_terms import ArmSeen, Guard, Segment
 from tests.support.latency_runs import (
     ALPHA,
+    CALLS_PER_S,
     MARGIN,
     NAMES,
+    SLOW_MS,
     Candidate,
     Latencies,
     batching,
@@ -307,3 +311,50 @@ def _of_ones(share: float, baseline: int, candidate: int) -> float:
         (one / share) ** candidate * ((1.0 - one) / (1.0 - share)) ** baseline for one in theta
     ]
     return math.log(sum(found) / len(found))
+
+
+def _sticky_harms(
+    seed: int, *, users: int = 500, prone: float = 0.0, slow: float = 0.0, lone: float = 0.0
+) -> tuple[str, ...]:
+    """Return what 90 s of calls at half and half come to, counted by an edge's own class.
+
+    Args:
+        seed: of everything.
+        users: how many there are, each as busy.
+        prone: such a part of them has slow calls half of the time, whatever the arm.
+        slow: such a part of the candidate's calls is slow.
+        lone: such a part of the calls is nobody's.
+    """
+    rng = np.random.default_rng(seed)
+    size = round(90.0 * CALLS_PER_S)
+    who = rng.integers(0, users, size)
+    is_lone = rng.random(size) < lone
+    arms = np.where(is_lone, rng.random(size), rng.random(users)[who]) < 0.5
+    is_prone = (rng.random(users) < prone)[who] & ~is_lone
+    is_slow = rng.random(size) < np.where(is_prone, 0.5, np.where(arms, slow, 0.002))
+    watch, book = RolloutWatch("m", "r", "salt"), EvidenceBook()
+    book.follow("m", "r", 1)
+    segment = watch.segment(1, NAMES, SLOW_MS / 1000.0)
+    guards = Guards(
+        Guard(errors=False, slower_than_ms=SLOW_MS), share=0.5, steps=5, sticky=True, cached=False
+    )
+    guards.look(0.0, ArmCounts(), ArmCounts())
+    for at in range(size):
+        unit = None if is_lone[at] else b"%d" % who[at]
+        arm = segment.arms[NAMES[int(arms[at])]]
+        arm.observe(unit, 200, 1.0 if is_slow[at] else 0.01, at / CALLS_PER_S)
+        if (at + 1) % round(WINDOW_S * CALLS_PER_S) == 0:
+            book.report("edge", watch.evidence())
+            counts = book.counts("m")
+            guards.look((at + 1) / CALLS_PER_S, *(counts[name] for name in NAMES))
+    return guards.verdict().harms
+
+
+def test_slow_units_of_both_arms_are_none_of_the_candidates_faults() -> None:
+    """Windows alone cannot tell: they would roll some of these back."""
+    assert not any(_sticky_harms(seed, users=20, prone=0.3, slow=0.002) for seed in range(8))
+
+
+@pytest.mark.parametrize("lone", [0.0, 0.5, 1.0])
+def test_a_candidate_with_slow_calls_is_found_whoever_makes_them(lone: float) -> None:
+    assert all(_sticky_harms(seed, slow=0.2, lone=lone) for seed in range(2))

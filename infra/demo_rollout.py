@@ -22,6 +22,7 @@ from infra.demo import ENDPOINT, read, until_warm
 from infra.demo_files import Sample
 from infra.demo_traffic import Tally, Traffic
 from infra.local import UpOptions
+from infra.rollout_view import shadow_lines
 from registry_sync import catalog, endpoints, keys, rollout_orders
 from registry_sync.documents import EndpointSpec, EngineWish, Variant
 from registry_sync.publish import publish
@@ -32,7 +33,7 @@ from registry_sync.stores import Store
 GOOD, BAD = "2", "3"
 STEPS = (10.0, 50.0, 100.0)  # percent
 HOLD_S = 2.0
-SHADOW = Shadow(sample=0.5)
+SHADOW = Shadow(sample=1.0)
 ROLLOUT_S_MAX = 60.0
 AFTER_S = 1.0  # watched once a rollout has ended
 LOOK_S = 0.25
@@ -154,10 +155,12 @@ async def demo_rollouts(
     with traffic.flowing():
         say(f"version {GOOD} is to take over: as good, half the size")
         good = await _roll(options, store, GOOD, on_look)
+        say(_diff(good))
         say(f"version {BAD} is to take over: it has a bug that a fifth of the files meet")
         traffic.begin(BAD)
         bad = await _roll(options, store, BAD, on_look)
         traffic.begin("after")
+        say(_diff(bad))
         await asyncio.sleep(AFTER_S)
     others = traffic.tally("") + traffic.tally("after")
     return RolloutRun(good, bad, traffic.tally(BAD), others)
@@ -191,6 +194,11 @@ async def _roll(
     took_s = time.monotonic() - began_s
     await _poke(options)
     return Rolled(version, document, took_s)
+
+
+def _diff(rolled: Rolled) -> str:
+    """Return the first line of `tidepool rollout diff`."""
+    return f"its answers to copies of calls: {shadow_lines(rolled.document)[0]}"
 
 
 async def _poke(options: UpOptions) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra import demo_model
+from infra import demo_model, demo_traffic
 from infra.demo_files import Sample
 from infra.demo_model import Answer
 from infra.demo_rollout import Rolled, RolloutRun
@@ -87,7 +87,8 @@ class _Edge(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def edge() -> Iterator[str]:
+def edge(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(demo_traffic, "PAUSE_S", 0.005)
     with ThreadingHTTPServer(("127.0.0.1", 0), _Edge) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -146,4 +147,7 @@ def test_demo_promotes_the_good_version_and_rolls_the_bad_one_back() -> None:
     heads = [line for line in shown if line.startswith("rollout magika  ")]
     assert any("  promoted  step 3 of 3" in head for head in heads)
     assert "  rolled back  " in heads[-1]
+    compared = [int(n) for n in re.findall(r"copies of calls: .* (\d+) compared, ", ended.stderr)]
+    assert len(compared) == 2
+    assert compared[0] >= 20  # the shadow is shown at work
     assert "Traceback" not in ended.stderr

@@ -143,7 +143,8 @@ class Trail:
                     self._due.pop(key, None)
         except Exception:
             _log.exception("bug")
-            self._due.clear()  # or it would be met again and again
+            for key in list(self._due):  # or it would be met again and again
+                self._lose(key, "a bug, see above")
         finally:
             self._writing = None
 

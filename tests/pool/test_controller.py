@@ -598,6 +598,24 @@ async def test_status_is_the_document_of_the_design(stack: Stack) -> None:
     assert found["rejected"].keys() == {"endpoints/bad.json"}
 
 
+async def test_counts_of_an_arm_are_those_of_its_version(stack: Stack) -> None:
+    stack.put_spec()
+    await stack.controller.poll()
+    member = await stack.joined(edge())
+    for ended in (0, 60):
+        seconds = (0,) * 7 + (ended,) + (0,) * 14
+        now = control.VariantCount("e", 1, "a", "1", 9, 2, 4)
+        before = control.VariantCount("e", 0, "a", "0", ended, 5, 0, ended, seconds)
+        member.say(control.Counters("i1", (now, before)))
+    member.say(control.Ask("status", "", 1))
+    found = msgspec.json.decode((await member.hear(control.Answer)).data)
+    (endpoint,) = found["endpoints"]
+    (variant,) = endpoint["variants"]
+    assert (variant["requests"], variant["errors"], variant["hits"]) == (9, 2, 4)
+    assert variant["recent"]["requests_per_s"] == 0.0
+    assert endpoint["recent"]["requests_per_s"] == 60.0  # whatever arm answered them
+
+
 async def test_counts_of_an_edge_that_has_ended_stay(stack: Stack) -> None:
     stack.put_spec()
     await stack.controller.poll()

@@ -179,6 +179,15 @@ async def test_record_that_is_refused_is_said_whole(store: Faulty) -> None:
     assert "9 of 100 calls failed" in lost["record"]
 
 
+async def test_bug_while_writing_is_said_with_the_record(
+    store: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "put_new", None)
+    with capture_logs() as logs:
+        await written(Trail(store, lambda: True), document(BACK))
+    assert [line["event"] for line in logs] == ["bug", "audit_record_lost"]
+
+
 async def test_what_waits_for_the_registry_is_bounded_and_said(
     store: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,8 @@ has nothing to do with it: it is in the candidate's with the configured share, e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,19 @@ Floats = NDArray[np.float64]
 # What is looked for: units with an event are so many times as likely to be in the candidate's arm.
 ODDS: Final = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0, 10_000.0])
 # Ways to measure what became of a unit, between 0 and 1, each of which sees other things best:
-# - to its calls so many are added that had no event: who has just had the first one is less so;
-# - this quantile of all units' parts is 1, and so is what is more: with the median, many units that
-#   fail a little are seen beside a few that always fail;
+# - to its calls this part of what is usual (the median, at least `CALLS_MORE_MIN`) is added, all
+#   without events: who has just had the first one is not taken for one who always has;
+# - this of all units' parts is 1, and so is what is more: with the median, many units that fail a
+#   little are seen beside a few that always fail;
 # - to the power of that: a few that always fail are seen beside many that do a little.
-MEASURES: Final = ((0, 1.0, 1), (0, 0.5, 1), (10, 1.0, 1), (10, 0.5, 1), (10, 1.0, 4))
+MEASURES: Final[tuple[tuple[float, Callable[[Floats], Any], int], ...]] = (
+    (0.0, np.max, 1),
+    (0.0, np.median, 1),
+    (1.0, np.max, 1),
+    (1.0, np.median, 1),
+    (1.0, np.max, 4),
+)
+CALLS_MORE_MIN: Final = 10.0
 # After so many requests evidence is looked at first, and then each time they are so much more.
 LOOK_REQUESTS: Final = 50.0
 LOOK_FACTOR: Final = 1.5
@@ -54,10 +62,11 @@ def units_log_e(share: float, baseline: Sequence[Unit], candidate: Sequence[Unit
     if not len(units):
         return 0.0
     theta = share * (ODDS - 1.0) / (share * ODDS + 1.0 - share)  # λw
+    usual = max(CALLS_MORE_MIN, float(np.median(units[:, 0])))
     logs = []
-    for more, full_at, power in MEASURES:
-        parts = units[:, 1] / (units[:, 0] + more)
-        scores = np.minimum(parts / np.quantile(parts, full_at), 1.0) ** power
+    for more, full, power in MEASURES:
+        parts = units[:, 1] / (units[:, 0] + more * usual)
+        scores = np.minimum(parts / full(parts), 1.0) ** power
         theirs, ours = scores[: len(baseline), None], scores[len(baseline) :, None]
         logs.append(
             np.log1p(ours * theta * (1.0 - share) / share).sum(axis=0)
@@ -92,9 +101,10 @@ class UnitTest:
         """
         self._kind, self._share, self._steps, self._cached = kind, share, max(1, steps), cached
         self._has_lone = has_lone
-        # The whole mutable state: when it is looked at next, how often it was, and the most that
-        # was ever found, which is evidence whatever comes then.
+        # The whole mutable state: when it is looked at next, how often it was, what was found last
+        # in which counts, and the most that was ever found, which is evidence whatever comes then.
         self._next, self._looks = LOOK_REQUESTS, 0
+        self._found: tuple[ArmCounts, ArmCounts, float] | None = None
         self.log_e = -math.log(2.0 * self._steps)
 
     def look(self, baseline: ArmCounts, candidate: ArmCounts) -> None:
@@ -110,6 +120,8 @@ class UnitTest:
 
     def now_log_e(self, baseline: ArmCounts, candidate: ArmCounts) -> float:
         """Return the log e-value of these counts, as if they were the only ones looked at."""
+        if self._found is not None and self._found[:2] == (baseline, candidate):
+            return self._found[2]
         theirs, ours = (arm.unit_events.get(self._kind, ()) for arm in (baseline, candidate))
         share = self._share
         if self._cached:
@@ -123,6 +135,7 @@ class UnitTest:
         if self._has_lone:
             found = np.logaddexp(found, lone_log_e(share, baseline.slow, candidate.slow))
             found = float(found) - math.log(2.0)
+        self._found = (baseline, candidate, found)
         return found
 
 

@@ -9,15 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.watch import RolloutWatch
-from pool.rollouts.evidence import EvidenceBook
 from tests.support.rollout_runs import (
-    REQUESTS_PER_LOOK,
     Traffic,
     peeked_at,
-    requests_of,
     rolled_back_at,
-    sticky_run,
     traffic_of,
 )
 
@@ -27,30 +22,25 @@ HALF = ((0.5, 40_000),)
 RAMP = ((0.01, 10_000), (0.05, 10_000), (0.25, 10_000), (0.5, 10_000))
 COLD_CACHE = (0.8, 0.2)  # the candidate's is still empty
 
-# By name: who calls, whether callers keep their arm, and the steps.
+# By name: who calls, and the steps.
 SCENARIOS = {
-    "iid": (Traffic(), False, HALF),
-    "iid, at 5 %": (Traffic(), False, ((0.05, 40_000),)),
-    "iid, in steps": (Traffic(), False, RAMP),
-    "sticky": (Traffic(users=2000), True, HALF),
-    "sticky, in steps": (Traffic(users=2000), True, RAMP),
-    "cold cache": (Traffic(hits=COLD_CACHE), False, HALF),
-    "cold cache, in steps": (Traffic(hits=COLD_CACHE), False, RAMP),
-    "sticky, cold cache": (Traffic(users=2000, hits=COLD_CACHE), True, HALF),
-    # The baseline's failing users are all counted while the candidate's still come.
-    "sticky, warmer cache": (Traffic((0.003, 0.003), (0.2, 0.8), 200, prone=0.3), True, HALF),
+    "iid": (Traffic(), HALF),
+    "iid, at 5 %": (Traffic(), ((0.05, 40_000),)),
+    "iid, in steps": (Traffic(), RAMP),
+    "cold cache": (Traffic(hits=COLD_CACHE), HALF),
+    "cold cache, in steps": (Traffic(hits=COLD_CACHE), RAMP),
 }
-SHORT = ("iid", "sticky", "cold cache")
+SHORT = ("iid", "cold cache")
 
 
 def _rates(name: str, runs: int) -> tuple[float, float]:
     """Return the share of runs that are rolled back: by the guards, and by a naive one."""
-    traffic, sticky, steps = SCENARIOS[name]
+    traffic, steps = SCENARIOS[name]
     found, naive = [], []
     for seed in range(0, runs, BATCH_RUNS):
         segments = traffic_of(traffic, steps, min(BATCH_RUNS, runs - seed), seed)
         cached = traffic.hits != (0.0, 0.0)
-        found.append(np.isfinite(rolled_back_at(segments, sticky=sticky, cached=cached)))
+        found.append(np.isfinite(rolled_back_at(segments, cached=cached)))
         naive.append(peeked_at(segments[-1]))
     rates = float(np.mean(np.concatenate(found))), float(np.mean(np.concatenate(naive)))
     print(f"\n{name}: identical arms rolled back in {rates[0]:.2%} of {runs} runs", end="")
@@ -97,34 +87,3 @@ def test_a_worse_candidate_is_soon_rolled_back(errors: float, share: float) -> N
 @pytest.mark.parametrize(("errors", "share"), DETECTIONS)
 def test_a_worse_candidate_is_soon_rolled_back_in_most_runs(errors: float, share: float) -> None:
     assert _median_calls(errors, share, runs=400) <= DETECTIONS[errors, share]
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_what_is_measured_is_what_an_edge_counts(seed: int) -> None:
-    """The same requests, counted by the edge's own class and merged by the controller's."""
-    traffic = Traffic(users=60, hits=(0.5, 0.2), errors=(0.05, 0.1), requests_per_s=20.0)
-    steps = ((0.1, 600), (0.5, 600))
-    made = list(sticky_run(traffic, steps, np.random.default_rng(seed)))
-    asked = requests_of(traffic, steps, np.random.default_rng(seed))
-    watch, book = RolloutWatch("m", "r", "salt"), EvidenceBook()
-    at = 0
-    for number, (_, size) in enumerate(steps):
-        book.follow("m", "r", number)
-        segment = watch.segment(number, ("stable", "canary"))
-        totals = np.cumsum(made[number], axis=2)
-        for look in range(size // REQUESTS_PER_LOOK):
-            for _ in range(REQUESTS_PER_LOOK):
-                if asked.is_call[at]:
-                    arm = segment.arms["canary" if asked.is_given[at] else "stable"]
-                    unit = str(asked.users[at]).encode()
-                    status = 500 if asked.is_failed[at] else 200
-                    arm.observe(unit, status, 0.01, at / traffic.requests_per_s)
-                at += 1
-            book.report("edge", watch.evidence())
-            counts = book.counts("m")
-            for arm, name in enumerate(("stable", "canary")):
-                _, failed, calls, units, _ = totals[:, arm, look]
-                seen = counts[name].seen
-                assert (seen.errors, seen.calls) == (failed, calls)
-                assert (seen.units, counts[name].units) == (units, units)
-    assert at == sum(size for _, size in steps)

@@ -36,6 +36,8 @@ class Stratum(msgspec.Struct, frozen=True):
     calls: tuple[float, float]
     requests: tuple[float, float]  # those that the cache has answered as well
     errors: tuple[float, float]  # of all calls
+    # By whom they were made, each unit once; a call without one is its own.
+    failed_units: tuple[float, float]
     lone_calls: tuple[float, float]  # without a unit, so that each stands for itself
     lone_errors: tuple[float, float]
     # Its evidence still counts, and so does what was seen.  Before the first step there is none.
@@ -100,8 +102,7 @@ class RateGuard:
         full = FULL_PART * alpha / 2
         self.alphas = {name: (1.0 - FULL_PART) * alpha, f"{name}_full": full}
         # The whole mutable state: the last look, and the evidence so far.
-        zeros = (0.0, 0.0)
-        self._now = Stratum(share, zeros, zeros, zeros, zeros, zeros)
+        self._now = stratum(share, ArmCounts(), ArmCounts())
         self._split = SplitTest(share, cached=cached) if 0.0 < share < 1.0 else None
         self._full = [self._full_test(b, full) for b in self._bases] if share >= 1.0 else []
 
@@ -145,7 +146,8 @@ class RateGuard:
 
     def _full_test(self, basis: Basis, alpha: float) -> _FullTest:
         errors, given = seen_before(self._past, basis)
-        above = rate_bounds(errors, given, alpha)[1]
+        each = errors_each(self._past)
+        above = rate_bounds(errors / each, given / each, alpha)[1]
         if errors <= UNSEEN_RATE_MAX * given:
             above = min(above, UNSEEN_RATE_MAX)  # too little was seen to say more
         is_based = len(self._bases) > 1
@@ -193,7 +195,8 @@ class _FullTest:
                 max(0.0, new - old) for new, old in zip(seen, self._before, strict=True)
             )
             if self._test is not None:
-                self._test.add(max(given, errors), errors)
+                each = errors_each([now])
+                self._test.add(max(given, errors) / each, errors / each)
             self._from_s, self._before = now_s, seen
 
 
@@ -227,6 +230,15 @@ def seen_before(past: Sequence[Stratum], basis: Basis) -> tuple[float, float]:
     return min(float(sum(sum(stratum.errors) for stratum in past)), given), given
 
 
+def errors_each(strata: Sequence[Stratum]) -> float:
+    """Return how many errors are one unit's on average, at least 1.
+
+    Calls that belong together vary so many times as much as if each were for itself.
+    """
+    units = sum(sum(stratum.failed_units) for stratum in strata)
+    return max(1.0, sum(sum(stratum.errors) for stratum in strata) / units) if units else 1.0
+
+
 def stratum(share: float, baseline: ArmCounts, candidate: ArmCounts) -> Stratum:
     """Return what is counted now."""
     return msgspec.structs.replace(
@@ -248,6 +260,7 @@ def past_stratum(
             max(candidate.requests, candidate.calls),
         ),
         errors=(baseline.errors, candidate.errors),
+        failed_units=(baseline.failed_units, candidate.failed_units),
         lone_calls=(0.0, 0.0),
         lone_errors=(0.0, 0.0),
         counts=counts,

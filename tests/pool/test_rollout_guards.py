@@ -138,6 +138,19 @@ def test_at_full_weight_evidence_of_three_windows_is_not_enough() -> None:
     assert _at_full_weight(5000, _past(50), each_s=15).harms
 
 
+def test_at_full_weight_errors_of_few_units_are_few() -> None:
+    """Other callers have come, of whom one more always fails."""
+    for units, is_harm in ((1, False), (5000, True)):
+        guards = Guards(Guard(), share=1.0, past=_past(50), steps=5, cached=False)
+        for window in range(7):
+            calls, errors = 800 * window, 40 * window
+            seen = ArmSeen(calls, calls, errors, min(units, errors))
+            guards.look(10.0 * window, ArmCounts(), ArmCounts(seen, units=calls))
+        verdict = guards.verdict()
+        assert bool(verdict.harms) is is_harm
+        assert verdict.worse
+
+
 def test_at_full_weight_a_candidate_that_most_often_fails_is_a_harm_whatever_was_seen() -> None:
     assert not _at_full_weight(2500).harms
     assert (

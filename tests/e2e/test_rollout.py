@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from pool.rollouts.guards import Guards
-from pool.rollouts.signals import ArmCounts
 from registry_sync import endpoints, rollout_orders
-from registry_sync.rollout_terms import ArmSeen, Guard, RolloutState
+from registry_sync.rollout_terms import Guard, RolloutState
 from tests.support.load import FEATURES, Load
 from tests.support.models import identity, identity_that_fails
+from tests.support.rollouts import counts
 from tests.support.stack import Stack, running_stack, until
 
 NAME = "m"
@@ -84,18 +84,12 @@ def has_ended(stack: Stack) -> bool:
 
 def evidence_s(outcomes: list[Outcome], share: float, steps: int) -> float:
     """Return when what clients saw was enough for the guard, had it been told at once."""
-    guards = Guards(Guard(), share=share, candidate="canary", baseline="stable", steps=steps)
+    guards = Guards(Guard(), share=share, steps=steps, cached=False)
     calls = {"stable": [0, 0], "canary": [0, 0]}
     for outcome in outcomes:
         calls[outcome.arm][0] += 1
         calls[outcome.arm][1] += outcome.status == 500
-        stable, canary = (
-            ArmCounts(
-                seen=ArmSeen(calls=n, units=n, errors=bad, failed_units=bad), units=n, errors=bad
-            )
-            for n, bad in calls.values()
-        )
-        guards.look(outcome.at_s, stable, canary)
+        guards.look(outcome.at_s, *(counts(*arm) for arm in calls.values()))
         if guards.verdict().harms:
             return outcome.at_s
     raise AssertionError(f"never: {calls}")

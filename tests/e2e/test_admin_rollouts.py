@@ -35,6 +35,11 @@ def start(site: Site, name: str, body: Any = None, **headers: str) -> Any:
     return site("POST", f"/endpoints/{name}/rollout", body or {"version": "2"}, **headers)
 
 
+def trail_of(site: Site, name: str, by: str) -> list[dict[str, Any]]:
+    """Return what a person's requests, or the controller, have left in the trail, newest first."""
+    return [record for record in site.trail(endpoint=name) if record["by"] == by]
+
+
 def test_version_takes_over_by_one_request(site: Site, name: str) -> None:
     done = start(site, name, x_tidepool_reason="half the size")
     assert (done.status, done.headers["etag"]) == (201, '"2"')
@@ -46,7 +51,7 @@ def test_version_takes_over_by_one_request(site: Site, name: str) -> None:
         ("stable", "1", 100),
         ("canary", "2", 0),
     ]
-    (record, *_) = site.trail(endpoint=name)
+    (record, *_) = trail_of(site, name, "api")
     assert (record["what"], record["why"]) == ("rollout.start", "half the size")
     assert (record["before"], record["after"]) == ("1", "2")
     assert record["request_id"] == done.headers["x-request-id"]
@@ -108,8 +113,14 @@ def test_wishes_are_revisions_and_recorded(site: Site, name: str) -> None:
         assert done.headers["etag"] == f'"{done.json()["revision"]}"'
         wishes.append(done.json()["rollout"]["wish"])
     assert wishes == ["pause", "run", "promote", "abort"]
-    words = [record["what"] for record in site.trail(endpoint=name)][:5]
+    words = [record["what"] for record in trail_of(site, name, "api")][:5]
     assert words == [f"rollout.{word}" for word in ("abort", "promote", "resume", "pause", "start")]
+
+    def decided() -> list[str]:
+        return [record["what"] for record in trail_of(site, name, "controller")]
+
+    until(lambda: decided()[:1] == ["rollout.rollback"], what="the way back is recorded")
+    assert decided()[-1] == "rollout.begin"
 
 
 def test_second_rollout_is_refused_while_one_runs(site: Site, name: str) -> None:

@@ -134,6 +134,9 @@ def test_a_few_units_hold_a_rollout_only_if_a_lot_of_its_calls_fail() -> None:
     verdict = _verdict(_arm([(100.0, 1.0)] * 5), _arm([(30.0, 27.0)], 60, 2), share=0.5)
     assert not verdict.harms
     assert verdict.worse == "45.00% of the candidate's calls fail, 0.17% of the baseline's"
+    against = _arm([(1.0, 1.0)] * 9), _arm([(30.0, 27.0)], 60, 2)  # units lean the other way
+    assert units_log_e(0.5, *(arm.unit_events["errors"] for arm in against)) < 0.0
+    assert _verdict(*against).worse
     mild = _verdict(_arm([(100.0, 3.0)] * 20), _arm([(90.0, 3.0)] * 18, 1800, 100))
     assert not mild.worse  # 3 % against 2 %, and as many units as of the baseline
 

@@ -159,6 +159,23 @@ async def test_steps_are_taken_by_evidence_and_written_with_it(
     assert endpoints.get_spec(store, "e")[0].variants[0].weight == 100.0  # the user's, untouched
 
 
+async def test_what_is_seen_of_the_baseline_before_the_first_step_is_kept(
+    store: Faulty, controller: Controller
+) -> None:
+    controller.warmth = Warmth(warm=0, wanted=1)
+    put(store, spec_of(100.0))
+    await controller.settled()
+    assert rollout_of(store).step == 0
+    controller.desk.report("e1/i", (row("stable", 300, 6, segment=0),))
+    await controller.settled()
+    controller.warmth = WARM
+    await controller.settled()
+    state = rollout_of(store)
+    assert (state.step, state_of(store).weights["canary"]) == (1, 100.0)
+    (before,) = state.segments
+    assert (before.step, before.arms["stable"].calls, before.arms["stable"].errors) == (0, 300, 6)
+
+
 async def test_bad_candidate_is_rolled_back_with_its_evidence(
     store: Faulty, controller: Controller
 ) -> None:

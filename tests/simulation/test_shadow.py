@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from infra.client import ask
+from pool.shadow import KEPT_MAX
 from pool.wire.control import Answer
 from registry_sync import rollout_orders
 from registry_sync.rollout_terms import Shadow
@@ -72,7 +73,9 @@ def test_copies_fail_and_workers_end_and_no_caller_notices(seed: int) -> None:
             await asyncio.sleep(3.0)
             found = await shadow_of(scene)
             assert {told.status for told in scene.told} == {200}
-            assert found["offered"] == found["dropped"] + found["failed"] + found["compared"]
+            ended = found["dropped"] + found["failed"] + found["compared"]
+            # Those that were waiting or under way at the worker that was killed have no end.
+            assert 0 <= found["offered"] - ended <= KEPT_MAX
             assert found["compared"] > before["compared"] > 20
             assert found["failed"] > before["failed"] > 5
             assert (found["unlike"], found["error_max"]) == (0, 0.0)

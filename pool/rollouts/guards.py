@@ -104,11 +104,16 @@ class Guards:
         self._counts = (baseline, candidate)
         self._mismatch_log_e = mismatch_log_e
         self._rates.look(now_s, stratum(self._share, baseline, candidate))
-        self._units.look(baseline, candidate)
-        self._slow_units.look(baseline, candidate)
-        unit_log_e = self._slow_units.log_e if self._is_compared_by_units else math.inf
-        self._slow.look(now_s, baseline, candidate, unit_log_e)
-        self._mean.look(now_s, baseline, candidate)
+        if self._units in self._kinds:
+            self._units.look(baseline, candidate)
+        if self._slow in self._kinds:
+            unit_log_e = math.inf
+            if self._is_compared_by_units:
+                self._slow_units.look(baseline, candidate)
+                unit_log_e = self._slow_units.log_e
+            self._slow.look(now_s, baseline, candidate, unit_log_e)
+        if self._mean in self._kinds:
+            self._mean.look(now_s, baseline, candidate)
 
     def verdict(self) -> Verdict:
         """Say what follows from the last look, and from the segments before."""

@@ -102,6 +102,8 @@ class Call:
         "sent",
         "sent_s",
         "shadow",
+        "share",
+        "tenant",
         "unit",
         "watch",
     )
@@ -117,6 +119,8 @@ class Call:
         deadline_s: float,
         priority: int = 0,
         rows_max: int = 0,
+        tenant: str = "",
+        share: float = 1.0,
         on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
         on_held: Callable[[str, float], None] | None = None,
     ) -> None:
@@ -128,6 +132,8 @@ class Call:
         self.deadline_s = deadline_s
         self.priority = priority
         self.rows_max = rows_max
+        self.tenant = tenant
+        self.share = share
         self.on_chunk = on_chunk
         self.on_held = on_held  # hears what the load does that it waits for, and how long still
         self.has_parts = False

@@ -413,6 +413,8 @@ class Service:
             deadline_s=deadline_s,
             priority=request.priority if record is None else capped(request.priority, record),
             rows_max=trace.endpoint.rows_max if trace.endpoint is not None else 0,
+            tenant="" if record is None else record.tenant,
+            share=1.0 if record is None else record.share,
             on_chunk=on_chunk,
             on_held=on_held,
         )

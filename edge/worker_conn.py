@@ -126,6 +126,8 @@ class WorkerConn:
             call.on_held is not None,
             # Not again: what broke the first worker may have been a copy of the call.
             call.shadow if call.sent == 1 else (),
+            call.tenant,
+            call.share,
         )
         try:
             buffers = data.encode(message, () if at else inputs)

@@ -99,6 +99,8 @@ class Served:
             rows_max=call.rows_max or ROWS_UNBOUNDED,
             bytes=self.size_bytes,
             on_chunk=self._chunk if call.stream else None,
+            tenant=call.tenant,
+            share=call.share,
         )
         if problem is not None:
             ticket.settle(problem)

@@ -71,6 +71,10 @@ class Ticket:
     # For engines that stream: takes each piece on the loop.  What it returns is awaited
     # before much more is taken from the engine, so a slow reader slows the engine down.
     on_chunk: Callable[[Tensors], Awaitable[None] | None] | None = None
+    tenant: str = ""  # whose part of the engine's time it takes
+    share: float = 1.0  # how large that part is, beside the other tenants'
+    # Shares its run with nobody if given; called on the loop just before that begins.
+    on_alone: Callable[[], None] | None = None
     settled: bool = field(default=False, init=False)
 
     def settle(self, outcome: Outcome) -> bool:

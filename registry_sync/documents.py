@@ -308,6 +308,8 @@ class KeyRecord(msgspec.Struct, frozen=True):
     previous: Annotated[tuple[OldSecret, ...], Meta(max_length=OLD_SECRETS_MAX)] = ()
     # The highest priority that its calls may have, of 1, the highest, to 100.
     priority: Annotated[int, Meta(ge=1, le=100)] = 1
+    # How much of a worker's time its tenant gets beside others, while they compete; by weight.
+    share: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
 
 
 class Keys(msgspec.Struct, frozen=True):

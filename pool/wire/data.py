@@ -4,7 +4,8 @@
     Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
              [[name, datatype, shape, bytes], ...], [output, ...], stream,
              rows_max, arena_at, insists, progress,
-             [[rollout, model, version, calls_per_s_max], ...]]                   + tensors
+             [[rollout, model, version, calls_per_s_max], ...],
+             tenant, share, alone]                                                + tensors
     Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
              queue_us, infer_us, batch_rows, wait_us, retry_after_ms, not_run]    + tensors
     Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
@@ -12,6 +13,7 @@
     Load    [6, wait_us, calls, draining]
     Release [7, [arena_at, ...]]
     Progress [8, call_id, phase, left_us]
+    Began   [9, call_id]
 
 Positional; fields are only ever appended, each with a default, and a reader skips what it does not
 know.  Every field's type and bound is checked on the way in.  `call_id` belongs to one connection.
@@ -21,6 +23,9 @@ A worker that drains says so once.  The edge sends nothing new from then on, and
 last call is answered; so no call is ever on its way to a worker that has gone.
 An edge's hello may offer an arena (see arena.py), and the worker's then says that it looks into it:
 from then on a call's tensors may lie there instead of behind its header.
+A worker sends its load every half second, whether anything has changed or not: who hears nothing
+for three of these has lost it.  A call that is to run alone shares its run with nobody, and its
+worker says that it begins before it does: whoever dies of it then is known to have died of it.
 """
 
 from __future__ import annotations
@@ -136,6 +141,11 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
     progress: bool = False  # it is to be told how far a load is that it waits for
     # Who answer it as well, if it is part of their sample.
     shadow: Annotated[tuple[ShadowOf, ...], msgspec.Meta(max_length=16)] = ()
+    tenant: _Short = ""  # whose part of the worker's time it takes
+    share: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = (
+        1.0  # how large that part is, by weight
+    )
+    alone: bool = False  # to share its run with nobody, and to be told when that begins
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -189,7 +199,13 @@ class Progress(msgspec.Struct, array_like=True, frozen=True, tag=8):
     left_us: _Count = 0  # as long as it may still take; 0: not known
 
 
-Message = Hello | Call | Reply | Chunk | Cancel | Load | Release | Progress
+class Began(msgspec.Struct, array_like=True, frozen=True, tag=9):
+    """A call that is to run alone begins; sent before it does."""
+
+    call_id: _Count
+
+
+Message = Hello | Call | Reply | Chunk | Cancel | Load | Release | Progress | Began
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

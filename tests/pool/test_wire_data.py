@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pool.wire import data
 from pool.wire.data import (
+    Began,
     Call,
     Cancel,
     Chunk,
@@ -44,7 +45,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     (
         Call(
             *(7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD,) * 2, ("label",), True),
-            *(4, 64, True, True, (ShadowOf("r1", "digits", "4", 50.5),)),
+            *(4, 64, True, True, (ShadowOf("r1", "digits", "4", 50.5),), "acme", 2.5, True),
         ),
         [
             2,
@@ -63,6 +64,9 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
             True,
             True,
             [["r1", "digits", "4", 50.5]],
+            "acme",
+            2.5,
+            True,
         ],
         8,
     ),
@@ -76,6 +80,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     (Load(1200, 3, True), [6, 1200, 3, True], 2),
     (Release((0, 65536)), [7, [0, 65536]], 1),
     (Progress(7, "deserialise", 250_000), [8, 7, "deserialise", 250_000], 2),
+    (Began(7), [9, 7], 1),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 each = pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_every_message_has_an_example() -> None:
 FIELDS = {
     Hello: "wire role id incarnation arena_fd arena_bytes",
     Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
-    "rows_max arena_at insists progress shadow",
+    "rows_max arena_at insists progress shadow tenant share alone",
     ShadowOf: "rollout model version calls_per_s_max",
     Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms "
     "not_run",

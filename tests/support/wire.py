@@ -82,6 +82,8 @@ def strategy_like(example: Any) -> st.SearchStrategy[Any]:
     fields = {name: strategy_like(getattr(example, name)) for name in names}
     if "status" in names:
         fields["status"] = st.integers(100, 599)
+    if "share" in names:
+        fields["share"] = st.floats(0.01, 100)
     return st.builds(type(example), **fields)
 
 

@@ -114,6 +114,7 @@ def test_a_condition_that_cannot_be_read_changes_nothing(
     assert directory.revision("a-cond") == before
 
 
+@pytest.mark.rule("F15")
 def test_of_twenty_writers_at_once_exactly_one_wins_each_revision(site: Site) -> None:
     name = fresh("a-race")
     first = int(site.put(name).headers["etag"].strip('"'))

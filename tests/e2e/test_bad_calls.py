@@ -295,6 +295,7 @@ def test_8_mb_of_empty_maps_cost_no_memory(stack: Stack) -> None:
         assert _rss_max_bytes(stack) - before_bytes < 64 << 20
 
 
+@pytest.mark.rule("F25")
 @pytest.mark.parametrize("depth", [100, 10_000, 1_000_000])
 def test_deep_msgpack_is_refused(stack: Stack, depth: int) -> None:
     tensor = msgpack.packb({**ROW, "data": None})[:-1]

@@ -178,6 +178,7 @@ BODIES: dict[str, str | bytes] = {
 WORDS = ("infer", "generate", "generate_stream")
 
 
+@pytest.mark.rule("F25")
 @pytest.mark.parametrize("name", BODIES)
 def test_a_bad_body_is_the_caller_s_fault(stack: Stack, name: str) -> None:
     body = BODIES[name]
@@ -220,6 +221,7 @@ BINARIES: dict[str, tuple[dict[str, Any], bytes, str | None]] = {
 }
 
 
+@pytest.mark.rule("F25")
 @pytest.mark.parametrize("name", BINARIES)
 def test_a_bad_binary_body_is_the_caller_s_fault(stack: Stack, name: str) -> None:
     header, tail, said = BINARIES[name]

@@ -149,6 +149,7 @@ def test_bodies_have_so_much_room_together(
 # Slow bodies.
 
 
+@pytest.mark.rule("F6")
 def test_slow_bodies_are_refused_and_cut(stack: Stack) -> None:
     """Those that stop and those that trickle, on every route and both ports, within 15 s."""
     lines = "content-length: 100000"

@@ -112,6 +112,7 @@ def nodes(
             yield Nodes(fleet, proxy, studio, 2 * workers)
 
 
+@pytest.mark.rule("F22")
 def test_plan_that_many_workers_want_is_built_and_uploaded_once(nodes: Nodes) -> None:
     before = nodes.want("calm")
     nodes.finish("calm")

@@ -110,6 +110,7 @@ def test_no_store_neither_reads_nor_stores(stack: Stack, diary: Diary) -> None:
     assert diary.count("run") == runs + 4
 
 
+@pytest.mark.rule("F24")
 @pytest.mark.parametrize("x", [MAGIC_VALUE, -MAGIC_VALUE])
 def test_a_failure_is_not_kept(stack: Stack, diary: Diary, x: int) -> None:
     runs = diary.count("run")
@@ -118,6 +119,7 @@ def test_a_failure_is_not_kept(stack: Stack, diary: Diary, x: int) -> None:
     assert diary.count("run") == runs + 2
 
 
+@pytest.mark.rule("F23")
 def test_two_hundred_identical_misses_are_one_run(stack: Stack, diary: Diary) -> None:
     runs = diary.count("run")
     computed = stack.metric("tidepool_infer_seconds_count", endpoint=MODEL)
@@ -138,6 +140,7 @@ def test_misses_that_differ_are_as_many_runs(stack: Stack, diary: Diary) -> None
     assert diary.count("run") == runs + 20
 
 
+@pytest.mark.rule("F23")
 def test_a_leader_that_leaves_does_not_disturb_the_others(stack: Stack, diary: Diary) -> None:
     runs = diary.count("run")
     leader = send_and_stay(stack, MODEL, 8, delay_ms=500)
@@ -176,6 +179,7 @@ def test_each_waits_by_its_own_deadline(stack: Stack, diary: Diary) -> None:
     assert diary.count("run") - runs <= 2  # a leader's own deadline ends its run, not the others'
 
 
+@pytest.mark.rule("F24")
 def test_tenants_never_share(stack: Stack, diary: Diary) -> None:
     keys = [stack.make_key(tenant=tenant) for tenant in ("red", "red", "blue")]
     states = [_state(stack.infer_observed(MODEL, 10, key=key)) for key in keys]

@@ -117,6 +117,7 @@ def test_edges_share_the_disk(wide_stack: Stack) -> None:
     until(one_run_serves_both, 60.0, "one edge answers what the other has computed")
 
 
+@pytest.mark.rule("F24")
 def test_tenants_never_share(disk_stack: Stack, diary: Diary) -> None:
     red, blue = (disk_stack.make_key(tenant=tenant) for tenant in ("red", "blue"))
     x = _kept(disk_stack, key=red)

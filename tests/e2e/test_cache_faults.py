@@ -233,6 +233,7 @@ FAULTS: list[Callable[[Place], AbstractContextManager[None]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.rule("F8", "F10")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_fault_of_the_disk_fails_no_request(place: Place, fault: Callable[..., object]) -> None:
     place.renew_edges()
@@ -243,6 +244,7 @@ def test_fault_of_the_disk_fails_no_request(place: Place, fault: Callable[..., o
     assert place.stack.request("GET", "/v2/health/ready").status == 200
 
 
+@pytest.mark.rule("F8", "F10")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_ten_thousand_requests_over_all_faults(place: Place) -> None:

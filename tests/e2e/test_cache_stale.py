@@ -53,6 +53,7 @@ def _told(diary: Diary, what: str) -> Iterator[None]:
         path.unlink()
 
 
+@pytest.mark.rule("F23")
 def test_stale_answer_is_served_at_once_and_renewed_once(stack: Stack, revalidated: Diary) -> None:
     first = stack.infer_observed(REVALIDATED, 1, delay_ms=800)
     assert _state(first) == MISS

@@ -183,6 +183,7 @@ def wakes_s(stack: Stack, count: int) -> list[float]:
     return found
 
 
+@pytest.mark.rule("F28")
 @pytest.mark.parametrize("count", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_call_that_finds_no_process_is_answered_in_time(stack: Stack, count: int) -> None:
     found = sorted(wakes_s(stack, count))

@@ -118,10 +118,12 @@ def test_without_a_controller_what_is_warm_is_served_and_what_sleeps_is_woken(
     serve_without(stack, stands_still, 2.5, COLD[:2])
 
 
+@pytest.mark.rule("F27")
 def test_controller_killed_over_and_over_costs_no_request_and_no_wake(stack: Stack) -> None:
     serve_without(stack, is_killed, 0.0, COLD[2:])
 
 
+@pytest.mark.rule("F27")
 @pytest.mark.slow
 def test_controller_that_stands_still_for_a_minute_costs_no_request_and_no_wake(
     stack: Stack,

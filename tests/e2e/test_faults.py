@@ -116,6 +116,7 @@ def stopped(pid: int) -> Iterator[None]:
 # A worker.
 
 
+@pytest.mark.rule("F1")
 @pytest.mark.parametrize("name", ["one", "two"])
 def test_worker_killed_under_load_loses_no_request_and_comes_back_warm(
     name: str, request: pytest.FixtureRequest
@@ -159,6 +160,7 @@ def test_both_workers_killed_one_after_the_other_lose_no_request(two: Stack) -> 
     load.assert_clean()
 
 
+@pytest.mark.rule("F2")
 def test_worker_that_stands_still_is_left_and_its_calls_go_elsewhere_or_end(two: Stack) -> None:
     pid = two.pids()["worker-0"]
     two.edit_endpoint("echo", deadline_ms=4000, cache=None)
@@ -211,6 +213,7 @@ def test_killed_edge_is_started_again_and_serves_before_any_controller_speaks(on
     epoch_of(one)
 
 
+@pytest.mark.rule("F17")
 def test_one_of_two_edges_killed_leaves_the_other_serving(two: Stack) -> None:
     pids = two.pids()
     os.kill(pids["edge-0"], signal.SIGKILL)
@@ -223,6 +226,7 @@ def test_one_of_two_edges_killed_leaves_the_other_serving(two: Stack) -> None:
 # The controller.
 
 
+@pytest.mark.rule("F27")
 def test_controller_killed_under_load_fails_no_request_and_reloads_nothing(two: Stack) -> None:
     pid = two.pids()["controller"]
     epoch, loads = epoch_of(two), loads_of(two)
@@ -306,6 +310,7 @@ def put_endpoint(stack: Stack, name: str, data: bytes) -> None:
     partial.rename(path)
 
 
+@pytest.mark.rule("F14")
 def test_invalid_document_stays_out_the_last_good_one_serves_and_the_status_says_why(
     one: Stack, tmp_path: Path
 ) -> None:
@@ -392,6 +397,7 @@ def test_calls_around_the_moment_of_falling_asleep_are_all_answered(
     load.assert_clean()
 
 
+@pytest.mark.rule("F22")
 def test_first_calls_of_a_fresh_worker_cost_one_load_in_the_whole_pool(
     two: Stack, tmp_path: Path
 ) -> None:
@@ -426,6 +432,7 @@ def test_model_that_cannot_be_loaded_is_refused_and_the_others_are_not(one: Stac
     assert one.infer("echo", INPUT).status == 200
 
 
+@pytest.mark.rule("F11")
 def test_blob_that_is_not_what_the_manifest_says_is_never_served(one: Stack) -> None:
     put_artifact(one.store, {"model.onnx": b"what the manifest speaks of"}, "forged", "1")
     (blob,) = [

@@ -128,6 +128,7 @@ def _p99(took_s: list[float]) -> float:
     return sorted(took_s)[int(len(took_s) * 0.99)]
 
 
+@pytest.mark.rule("F6")
 @pytest.mark.slow
 def test_hostile_sockets_cost_a_healthy_client_nothing(
     start_stack: Callable[..., Stack], tmp_path: Path

@@ -46,6 +46,7 @@ def state_of(stack: Stack, model: str, version: str) -> dict[str, Any]:
     return found[0] if found else {}
 
 
+@pytest.mark.rule("F21")
 def test_version_that_kills_the_worker_three_times_is_backed_off_and_the_others_are_served(
     stack: Stack,
 ) -> None:

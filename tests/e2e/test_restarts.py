@@ -101,6 +101,7 @@ def roll(stack: Stack, names: list[str]) -> Load:
     return load
 
 
+@pytest.mark.rule("F16")
 def test_rolling_restarts_of_edges_and_workers_fail_no_request(pair: Stack) -> None:
     load = roll(pair, ["edge-0", "worker-0", "edge-1"])
     print(f"\n{load.answered} requests over 3 restarts, slowest {max(load.latencies_s):.3f} s")
@@ -119,6 +120,7 @@ def test_rolling_restarts_without_a_lame_duck_fail_no_request_of_a_busy_client(
     print(f"\n{load.answered} requests over 4 restarts, slowest {max(load.latencies_s):.3f} s")
 
 
+@pytest.mark.rule("F16")
 @pytest.mark.slow
 def test_20_rolling_restarts_of_edges_and_workers_fail_no_request(pair: Stack) -> None:
     load = roll(pair, ["edge-0", "worker-0", "edge-1", "worker-1"] * 5)
@@ -137,6 +139,7 @@ def ask(connection: HTTPConnection, path: str) -> tuple[int, str | None]:
     return response.status, response.getheader("connection")
 
 
+@pytest.mark.rule("F16")
 def test_edge_in_its_lame_duck_is_not_ready_serves_on_and_closes_what_is_kept(lone: Stack) -> None:
     kept = [HTTPConnection("127.0.0.1", lone.port, timeout=10) for _ in range(3)]
     admin = HTTPConnection("127.0.0.1", lone.admin_port, timeout=10)
@@ -236,6 +239,7 @@ def test_call_that_waits_for_a_load_is_handed_to_the_successor(lone: Stack) -> N
     assert lone.metric("tidepool_dispatch_retries_total") == 0
 
 
+@pytest.mark.rule("F16")
 def test_streams_end_whole_and_nothing_holds_a_process_for_ever(lone: Stack) -> None:
     lone.publish_engine(
         "counter",

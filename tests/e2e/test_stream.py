@@ -159,6 +159,7 @@ def test_a_fast_model_s_words_all_arrive(stack: Stack, diary: Diary) -> None:
     assert [event["value"] for event in _events(answer)] == list(range(20_000))
 
 
+@pytest.mark.rule("F5")
 def test_a_stream_is_bounded_and_says_so(stack: Stack, diary: Diary) -> None:
     """What its client does not read lies in the edge, so a stream may not grow forever."""
     stops = diary.count("stopped")

@@ -264,6 +264,7 @@ def test_killed_controller_comes_back_under_load_and_loses_nothing(nodes: Nodes)
     assert max(engine["loads"] for engine in fleet.engine("echo", "2")) == 1
 
 
+@pytest.mark.rule("F28")
 def test_killed_worker_node_comes_back_and_serves(nodes: Nodes) -> None:
     fleet = nodes.fleet
     before = workers_of(fleet)
@@ -282,6 +283,7 @@ def test_killed_worker_node_comes_back_and_serves(nodes: Nodes) -> None:
     assert after != before
 
 
+@pytest.mark.rule("F1")
 def test_killed_worker_process_loses_no_request(nodes: Nodes) -> None:
     fleet = nodes.fleet
     (pid,) = workers_of(fleet).values()
@@ -309,6 +311,7 @@ def test_idle_nodes_ask_s3_seldom(nodes: Nodes) -> None:
     assert sum(seen.values()) <= S3_CALLS_A_MINUTE_MAX, seen
 
 
+@pytest.mark.rule("F12")
 def test_serving_goes_on_while_s3_cannot_be_reached(nodes: Nodes) -> None:
     fleet = nodes.fleet
     with load_on(fleet) as load:
@@ -334,6 +337,7 @@ def test_serving_goes_on_while_no_controller_may_lead_for_want_of_s3(nodes: Node
     fleet.set_endpoint(spec_of("1"))
 
 
+@pytest.mark.rule("F14")
 def test_edge_started_while_s3_and_controller_are_gone_serves_from_its_last_good_copies(
     nodes: Nodes,
 ) -> None:

@@ -83,6 +83,7 @@ def busy(stack: Stack, diary: Diary, model: str, delay_ms: int = BUSY_MS) -> Ite
 # Leaving.
 
 
+@pytest.mark.rule("F7")
 def test_place_of_a_client_that_leaves_is_free_in_100_ms(stack: Stack, single: Diary) -> None:
     with busy(stack, single, "single", 600) as began_s:
         runs = single.count("run")
@@ -94,6 +95,7 @@ def test_place_of_a_client_that_leaves_is_free_in_100_ms(stack: Stack, single: D
     assert single.count("run") == runs + 1
 
 
+@pytest.mark.rule("F7")
 @pytest.mark.parametrize("model", ["single", "batched"])
 def test_100_clients_that_leave_waste_no_more_than_a_batch(
     stack: Stack, single: Diary, batched: Diary, model: str

@@ -295,6 +295,7 @@ X, Z = (Tensor("x", "FP32", (1, 2), b"12345678"), Tensor("z", "FP32", (1, 2), b"
 BIG = b"\x00" * 20_000
 
 
+@pytest.mark.rule("F24")
 def test_everything_that_an_answer_depends_on_changes_its_key() -> None:
     keys = [
         key(),

@@ -98,10 +98,12 @@ def test_age_is_time_passed() -> None:
     assert age_s(NOW, at(1060.0, 1.7e9 + 60)) == 60.0
 
 
+@pytest.mark.rule("F13")
 def test_calendar_set_back_prolongs_nothing() -> None:
     assert age_s(NOW, at(1060.0, 1.6e9)) == 60.0
 
 
+@pytest.mark.rule("F13")
 def test_calendar_set_forward_makes_older() -> None:
     age = age_s(NOW, at(1060.0, 1.8e9))
     assert age is not None

@@ -85,6 +85,7 @@ async def outcomes(tasks: list[asyncio.Task[str]]) -> list[Any]:
     return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
 
 
+@pytest.mark.rule("F23")
 async def test_a_thousand_identical_misses_are_computed_once() -> None:
     stage = Stage()
     tasks = [stage.call() for _ in range(1000)]

@@ -74,6 +74,7 @@ class Losing(Doubling):
         raise DeviceLost("cuda:0 is lost to this process: device-side assert triggered")
 
 
+@pytest.mark.rule("F18")
 @pytest.mark.parametrize("values", [(1,), (1, 2)])
 def test_a_lost_device_ends_the_process_and_nobody_is_run_again(values: tuple[int, ...]) -> None:
     asked_to_end: list[int] = []

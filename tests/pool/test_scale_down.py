@@ -38,6 +38,7 @@ async def test_what_is_inside_is_answered_before_it_leaves(place: Place) -> None
     assert place.states == ["loading", "warm", "draining", "cold"]
 
 
+@pytest.mark.rule("F29")
 async def test_call_that_comes_too_late_is_given_back(place: Place) -> None:
     inside = place.call()
     leaving = leave(place)

@@ -170,6 +170,7 @@ async def fleet() -> AsyncIterator[Fleet]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.rule("F29")
 @pytest.mark.parametrize("s", [2.0, pytest.param(30.0, marks=pytest.mark.slow)])
 async def test_no_call_fails_or_runs_twice_while_replicas_come_and_go(
     fleet: Fleet, s: float

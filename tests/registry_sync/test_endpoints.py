@@ -395,10 +395,12 @@ def check_count(url: str, processes: int, times: int) -> None:
     store.close()
 
 
+@pytest.mark.rule("F15")
 def test_processes_that_count_up_lose_nothing(store: DirectoryStore) -> None:
     check_count(store.url, processes=8, times=10)
 
 
+@pytest.mark.rule("F15")
 @pytest.mark.slow
 def test_fifty_processes_that_count_up_lose_nothing(store: DirectoryStore) -> None:
     check_count(store.url, processes=50, times=20)

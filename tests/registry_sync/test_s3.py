@@ -52,6 +52,7 @@ def test_a_long_listing_is_read_page_by_page(s3_url: str) -> None:
     assert [entry.key for entry in store.list("p", recursive=False)] == keys
 
 
+@pytest.mark.rule("F12")
 def test_what_the_credentials_forbid_is_named_and_not_retried(
     seaweed: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,7 @@ def proxied(
 Proxied = tuple[Store, list[str | None], list[str]]
 
 
+@pytest.mark.rule("F12")
 @pytest.mark.parametrize("fault", [RESET, SLOW_DOWN, LOSE_ANSWER, CUT_BODY])
 def test_a_read_is_tried_again(proxied: Proxied, fault: str) -> None:
     store, faults, _ = proxied

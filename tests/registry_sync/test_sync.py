@@ -218,6 +218,7 @@ def test_a_manifest_that_does_not_fit_is_named(
     assert blobs(local) == []
 
 
+@pytest.mark.rule("F11")
 @pytest.mark.parametrize(
     "stored",
     [BIG[:-1] + b"\0", BIG[:-1], BIG + b"\0", b""],
@@ -366,6 +367,7 @@ def test_a_process_killed_in_the_middle_leaves_nothing_visible_and_a_good_prefix
     assert store.bytes_read() == len(data) - len(left)
 
 
+@pytest.mark.rule("F22")
 def test_of_many_processes_one_downloads(
     store: Watched, local: LocalStore, root: Path, tmp_path: Path
 ) -> None:
@@ -412,6 +414,7 @@ def fetch_with_small_files(root: Path, data: Path) -> None:
     os._exit(7)
 
 
+@pytest.mark.rule("F9")
 def test_a_write_that_finds_no_room_removes_what_it_wrote(
     store: Watched, local: LocalStore, root: Path, tmp_path: Path
 ) -> None:
@@ -423,6 +426,7 @@ def test_a_write_that_finds_no_room_removes_what_it_wrote(
     assert blobs(local) == []
 
 
+@pytest.mark.rule("F9")
 def test_a_blob_that_cannot_fit_is_not_begun(
     store: Watched, local: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

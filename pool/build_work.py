@@ -144,21 +144,28 @@ class BuildWork:
             self._drop(target, order.key)
             self._reports.say(BuildReport(order.key, *target, "dropped"))
             return
-        self.begin(target, order.key)
-        self._reports.say(self._said[target])
+        name = self.begin(target, order.key)
+        self._reports.say(self._said[name])
 
-    def begin(self, target: Target, key: str = "") -> None:
-        """Begin a build, unless it is under way or has just failed.
+    def begin(self, target: Target, key: str = "") -> Target:
+        """Begin a build, unless it is under way or has just failed, under whichever name.
 
         Args:
             key: that the plan is to have; empty: whichever it has.
+
+        Returns:
+            The name under which it was begun.
         """
-        if target in self._tasks or self._is_held(target):
-            return
+        # A controller that has led only since asks under the name that the report says.
+        for name, said in self._said.items():
+            is_same = name == target or (key and said.key == key)
+            if is_same and (name in self._tasks or self._is_held(name)):
+                return name
         self._said[target] = BuildReport(key, *target, "building")
         task = asyncio.get_running_loop().create_task(self._work(target, key))
         self._tasks[target] = task
         task.add_done_callback(functools.partial(self._leave, target))
+        return target
 
     def is_under_way(self, target: Target) -> bool:
         """Tell whether this worker builds, or has a plan that waits for the registry."""

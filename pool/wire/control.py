@@ -285,6 +285,8 @@ class Build(msgspec.Struct, array_like=True, frozen=True, tag=18):
 
     Repeated until the first report, and now and then after that: every one is answered at once
     with a report of how it stands, or the build is taken for dead and given to another worker.
+    One that comes after `failed` begins nothing before `retry_ms` has passed: it may have been
+    under way as the build ended, and another worker builds by now.
     """
 
     epoch: _Count

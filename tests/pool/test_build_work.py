@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from pool.build_work import BuildWork, Reports, Target, report_of
@@ -60,6 +61,54 @@ async def test_order_for_another_key_is_answered_and_nothing_is_built() -> None:
     said.clear()
     reports.again()
     assert not said  # it holds for no other controller
+
+
+def work_with(said: list[BuildReport], **shelf: Any) -> BuildWork:
+    async def option_of(target: Target) -> Option:
+        return option()
+
+    fake = cast(PlanShelf, SimpleNamespace(**shelf))
+    return BuildWork(fake, option_of, Reports(said.append), cast(Any, None))
+
+
+async def test_question_that_comes_after_a_failure_begins_nothing_under_any_name() -> None:
+    said: list[BuildReport] = []
+    work = work_with(said, secrets=None)  # it can build nothing
+    any_engine: Target = ("m", "1", "", ELSEWHERE)
+    work.take(Build(1, *any_engine))
+    async with asyncio.timeout(10):
+        while work.is_under_way(any_engine):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    key = option().key
+    assert (said[-1].key, said[-1].state) == (key, "failed")
+    for target, ordered in ((any_engine, ""), (any_engine, key), (TARGET, key)):
+        said.clear()
+        work.take(Build(1, *target, ordered))
+        assert [(one.key, one.state) for one in said] == [(key, "failed")]
+        assert said[0].retry_ms > 0
+        assert not work.is_under_way(target)
+
+
+async def test_question_under_another_name_begins_no_second_build() -> None:
+    said: list[BuildReport] = []
+    looked: list[str] = []
+
+    async def is_in_registry(option: Option) -> bool:
+        looked.append(option.key)
+        await asyncio.Event().wait()
+        return False
+
+    secrets = SimpleNamespace(current=None)
+    work = work_with(said, secrets=secrets, is_in_registry=is_in_registry)
+    work.take(Build(1, "m", "1", "", ELSEWHERE))  # a wish, whose key nobody knows yet
+    async with asyncio.timeout(10):
+        while not looked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    said.clear()
+    work.take(Build(1, *TARGET, option().key))  # by a controller that knows what we said of it
+    assert [(one.key, one.state) for one in said] == [(option().key, "building")]
+    assert not work.is_under_way(TARGET)
+    await work.close()
 
 
 def test_controller_that_begins_after_a_plan_was_built_hears_of_it() -> None:

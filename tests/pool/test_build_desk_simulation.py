@@ -84,6 +84,18 @@ def test_every_plan_is_built_in_the_end_and_by_one_at_a_time(seed: int) -> None:
     build_in_a_disturbed_fleet(Random(seed))
 
 
+# A question is still under way when its build has failed and another worker is asked.
+@pytest.mark.parametrize("seed", [797, 1115])
+def test_question_that_crosses_a_failure_lets_nobody_build_beside_another(seed: int) -> None:
+    build_in_a_disturbed_fleet(Random(seed))
+
+
+# Who was mute answers an order at last, just after another was asked instead and has begun.
+@pytest.mark.parametrize("seed", [5589, 11415, 12676])
+def test_late_answer_that_crosses_the_order_to_another_is_no_fault(seed: int) -> None:
+    build_in_a_disturbed_fleet(Random(seed))
+
+
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 2**32))

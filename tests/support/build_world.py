@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
-from pool.build_desk import ASK_AGAIN_S, BuildDesk
+from pool.build_desk import ANSWER_S_MAX, BuildDesk
 from pool.build_jobs import Ask, Drop, Ref, Report, Target, Tell
+from pool.build_work import RETRY_S
 
 STEP_S = 0.5
 NOTICE_S = 1.5  # until a controller notices that a worker is silent
 SETTLE_S = 3.0  # until a new controller acts
+WAY_S_MAX = 1.0  # that a message takes
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Build:
 
     key: str
     target: Target
+    began_s: float
     is_excused: bool = False  # another may begin beside it: its worker cannot be heard
 
 
@@ -44,11 +47,11 @@ class SimWorker:
     is_up: bool = True
     silent_until_s: float = 0.0
     is_mute: bool = False  # answers no order
-    spoke_again_s: float = -inf  # when it last ceased to be mute
     connection: int = 0  # a message of an earlier one is lost
     said_s: float = 0.0  # when the last report on its way arrives: they do not overtake
     build: Build | None = None
     plans: set[str] = field(default_factory=set)  # that it was told of, or built
+    held_s: dict[str, float] = field(default_factory=dict)  # key → until when a failure holds
 
 
 class World:
@@ -107,6 +110,7 @@ class World:
             worker.is_up, worker.silent_until_s = True, 0.0
             worker.incarnation += 1
             worker.plans.clear()
+            worker.held_s.clear()
             self.register(worker)
 
         self.after(back_s, back)
@@ -128,8 +132,6 @@ class World:
 
     def mute(self, worker: SimWorker, is_mute: bool) -> None:
         """Let it answer no order, or answer again; whatever else it does goes on."""
-        if worker.is_mute and not is_mute:
-            worker.spoke_again_s = self.now_s
         worker.is_mute = is_mute
         if worker.build is not None:
             worker.build.is_excused = True
@@ -193,8 +195,16 @@ class World:
         artifact = self.artifacts[target.ref]
         return f"{artifact}-{target.engine or 'rtx'}-{worker.runtime}-{target.device_class}"
 
-    def _say(self, worker: SimWorker, state: str, key: str, target: Target, why: str = "") -> None:
-        report = Report(target, state, key, why)
+    def _say(
+        self,
+        worker: SimWorker,
+        state: str,
+        key: str,
+        target: Target,
+        why: str = "",
+        retry_s: float = 0.0,
+    ) -> None:
+        report = Report(target, state, key, why, retry_s)
         connection, desk, incarnation = worker.connection, self.desk, worker.incarnation
 
         def arrive() -> None:
@@ -205,13 +215,13 @@ class World:
             desk.report(worker.id, report, self.now_s)
 
         for _ in range(1 + (self.random.random() < self.twice_p)):
-            at_s = max(worker.said_s, self.now_s + self.random.uniform(0.0, 1.0))
+            at_s = max(worker.said_s, self.now_s + self.random.uniform(0.0, WAY_S_MAX))
             worker.said_s = at_s
             self.after(at_s - self.now_s, arrive)
 
     def _send(self, order: Ask | Drop | Tell) -> None:
         worker = self.workers[order.worker]
-        connection = worker.connection
+        connection, lapse_s = worker.connection, self._lapse_s(order)
 
         def arrive() -> None:
             if not worker.is_up or worker.connection != connection:
@@ -221,11 +231,19 @@ class World:
             elif isinstance(order, Tell):
                 self._hear(worker, order)
             elif not worker.is_mute:
-                self._answer(worker, order)
+                self._answer(worker, order, lapse_s)
 
         if isinstance(order, Tell):
             self.told[worker.id, worker.incarnation, order.key, order.target.ref] += 1
-        self.after(self.random.uniform(0.0, 1.0), arrive)
+        self.after(self.random.uniform(0.0, WAY_S_MAX), arrive)
+
+    def _lapse_s(self, order: Ask | Drop | Tell) -> float:
+        """Return when the desk asks another instead, unless it hears from this worker before."""
+        for job in self.desk.jobs.values():
+            attempt = job.attempts.get(order.worker)
+            if attempt is not None and (job.key, attempt.target) == (order.key, order.target):
+                return inf if attempt.said_s is not None else attempt.since_s + ANSWER_S_MAX
+        return inf
 
     def _hear(self, worker: SimWorker, news: Tell) -> None:
         key = self.key_of(worker, news.target)
@@ -236,7 +254,7 @@ class World:
         else:
             self._say(worker, "wanted", key, news.target)
 
-    def _answer(self, worker: SimWorker, order: Ask | Drop) -> None:
+    def _answer(self, worker: SimWorker, order: Ask | Drop, lapse_s: float) -> None:
         target = order.target._replace(engine=order.target.engine or "rtx")
         key = self.key_of(worker, target)
         if isinstance(order, Drop):
@@ -245,23 +263,30 @@ class World:
             self._say(worker, "dropped", order.key, order.target)
         elif order.key and order.key != key:
             self._say(worker, "other", order.key, target)
-        elif key in self.registry:
-            self._say(worker, "built", key, target)
         elif worker.build is not None and worker.build.key == key:
             self._say(worker, "building", key, target)
+        elif (left_s := worker.held_s.get(key, -inf) - self.now_s) > 0:
+            # Maybe a question that was under way as the build failed: it must begin none.
+            self._say(worker, "failed", key, target, "no memory", left_s)
+        elif key in self.registry:
+            self._say(worker, "built", key, target)
         elif worker.build is not None:
             self._say(worker, "failed", key, target, "builds another")
         else:
-            self._begin(worker, key, target)
+            self._begin(worker, key, target, lapse_s)
 
-    def _begin(self, worker: SimWorker, key: str, target: Target) -> None:
+    def _begin(self, worker: SimWorker, key: str, target: Target, lapse_s: float) -> None:
         self.began.append((self.now_s, key, worker.id))
         for other in self.workers.values():
-            if other.build is not None and other.build.key == key and not other.build.is_excused:
+            build = other.build
+            if build is None or build.key != key or build.is_excused:
+                continue
+            # Who was asked instead of a worker that was mute until now may be the first of both.
+            if build.began_s < lapse_s:
                 self.doubled.append(f"{self.now_s}: {key} by {worker.id} beside {other.id}")
         # Its first answer to an order may come just as the order is given to another.
-        is_late = self.now_s - worker.spoke_again_s < ASK_AGAIN_S + 2.0
-        build = worker.build = Build(key, target, is_excused=is_late)
+        is_late = self.now_s + WAY_S_MAX > lapse_s
+        build = worker.build = Build(key, target, self.now_s, is_excused=is_late)
         self._say(worker, "building", key, target)
 
         def end() -> None:
@@ -272,7 +297,8 @@ class World:
                 return
             worker.build = None
             if self.random.random() < self.failing_p:
-                self._say(worker, "failed", key, target, "no memory")
+                worker.held_s[key] = self.now_s + RETRY_S
+                self._say(worker, "failed", key, target, "no memory", RETRY_S)
                 return
             self.registry.setdefault(key, target)
             self._say(worker, "built", key, target)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 
@@ -26,6 +27,8 @@ from pool.running import Ran, run_tickets
 from pool.streaming import Stream
 from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
 from registry_sync.memory import give_back
+
+T = TypeVar("T")
 
 _CUT_SHORT = Failed(503, "the engine is being unloaded")
 
@@ -286,7 +289,7 @@ class EngineQueue:
                 case Run(count):
                     tickets = self._first(count)
                     rows = sum([ticket.rows for ticket in tickets])
-                    if lanes.under_way and not lanes.takes(rows, self._rows_max):
+                    if lanes.under_way and not self._begins_beside(tickets[0], rows):
                         break
                     was_inline = self._launch(self._take(tickets), rows, now_s)
         if was_inline and self._waiting:
@@ -295,6 +298,11 @@ class EngineQueue:
             if ticket in self._waiting:
                 self._expiries.watch(ticket)
         self._arrived.clear()
+
+    def _begins_beside(self, ticket: Ticket, rows: int) -> bool:
+        """Tell whether a run that `ticket` is the first of may begin beside those under way."""
+        runs_alone = ticket.on_alone or self._lanes.under_way[0].tickets[0].on_alone
+        return runs_alone is None and self._lanes.takes(rows, self._rows_max)
 
     def _limits(self, now_s: float) -> Limits:
         if self._session.streams:
@@ -320,7 +328,7 @@ class EngineQueue:
             self._launch_stream(run, tickets[0])
             return False
         inputs = [ticket.inputs for ticket in tickets]
-        if self._inline.allows(rows) and not lanes.under_way:
+        if self._inline.allows(rows) and not lanes.under_way and tickets[0].on_alone is None:
             ran, run_s, own_s = run_here(
                 lambda: run_tickets(self._session, tickets, inputs), self._clock
             )
@@ -330,11 +338,21 @@ class EngineQueue:
             self._answer(run, ran, run_s)
             return True
         lanes.begin(run)
-        self._runner.start(
+        self._start(
+            tickets[0],
             lambda: run_tickets(self._session, tickets, inputs),
             lambda ran, run_s: self._finish(run, ran, run_s),
         )
         return False
+
+    def _start(
+        self, ticket: Ticket, work: Callable[[], T], done: Callable[[T, float], None]
+    ) -> None:
+        """Start a run that `ticket` is the first of; one that is alone once it has said so."""
+        if ticket.on_alone is None:
+            self._runner.start(work, done)
+        else:
+            ticket.on_alone(lambda: self._runner.start(work, done))
 
     def _finish(self, run: UnderWay, ran: Ran, run_s: float) -> None:
         self._inline.record(run.rows, run_s, was_inline=False)
@@ -383,7 +401,7 @@ class EngineQueue:
             self._finish(run, Ran([failed or {}], was_one_run=True), run_s)
 
         self._lanes.begin(run)
-        self._runner.start(run.stream.run, done)
+        self._start(ticket, run.stream.run, done)
 
     def _stop_stream_of(self, ticket: Ticket) -> None:
         run = self._lanes.run_of(ticket)

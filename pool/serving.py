@@ -89,7 +89,8 @@ class Served:
         is_batched = loaded.manifest.rows_max > 1 and bool(tensors) and bool(tensors[0].shape)
         self.ticket = ticket = Ticket(
             rows=max(1, tensors[0].shape[0]) if is_batched else 1,
-            shape_key=tuple([(t.name, t.shape[1:]) for t in tensors]),
+            # Nobody is of the shape of a call that is to run alone.
+            shape_key=object() if call.alone else tuple([(t.name, t.shape[1:]) for t in tensors]),
             arrived_s=self.arrived_s,
             deadline_s=self.deadline_s,
             inputs=inputs,
@@ -101,6 +102,7 @@ class Served:
             on_chunk=self._chunk if call.stream else None,
             tenant=call.tenant,
             share=call.share,
+            on_alone=self._begin_alone if call.alone else None,
         )
         if problem is not None:
             ticket.settle(problem)
@@ -132,6 +134,11 @@ class Served:
                 self.refuse(503, why, RETRY_AFTER_MS, not_run=True)
             case Overdue():
                 self.refuse(504, "the deadline passed while the call waited")
+
+    def _begin_alone(self, begin: Callable[[], None]) -> None:
+        """Let a run begin once the edge can learn of it, whatever becomes of this process then."""
+        self.edge.peer.send(data.encode(data.Began(self.call.call_id)))
+        self.edge.peer.when_written(begin)
 
     def held(self, phase: str, left_s: float) -> None:
         """Tell the edge, if its client is to know, what a load is doing that the call waits for."""

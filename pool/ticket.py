@@ -73,8 +73,9 @@ class Ticket:
     on_chunk: Callable[[Tensors], Awaitable[None] | None] | None = None
     tenant: str = ""  # whose part of the engine's time it takes
     share: float = 1.0  # how large that part is, beside the other tenants'
-    # Shares its run with nobody if given; called on the loop just before that begins.
-    on_alone: Callable[[], None] | None = None
+    # Shares its run with nobody, and the session with no other run, if given; called on the loop
+    # in the place of that run, which begins when it calls what it gets, exactly once.
+    on_alone: Callable[[Callable[[], None]], None] | None = None
     settled: bool = field(default=False, init=False)
 
     def settle(self, outcome: Outcome) -> bool:

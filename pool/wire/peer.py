@@ -34,6 +34,7 @@ HANDSHAKE_S_MAX = 5.0
 DIAL_S_MAX = 5.0
 BACKLOG = 1024
 WRITE_BYTES_MAX = 512 << 20  # a peer that lets this much wait has stopped reading
+WRITTEN_S = 0.001  # so often it is looked whether everything is written, where that matters
 BEHIND_BYTES = 8 << 20  # a peer for which so much waits is behind: streams pause for it
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 UNIX_PATH_BYTES_MAX = 100  # sun_path holds 108 on Linux, 104 on macOS
@@ -213,6 +214,22 @@ class Peer(asyncio.BufferedProtocol):
             transport.writelines(buffers)
         if transport.get_write_buffer_size() > WRITE_BYTES_MAX:
             self.close(WireError("the peer has stopped reading"))
+
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Call `then` on the loop, once the kernel has all that was sent, or the peer is lost.
+
+        What the kernel has arrives even if this process dies next.
+        """
+        assert self._loop is not None
+        self.flush()
+        self._loop.call_later(WRITTEN_S, self._once_written, then)
+
+    def _once_written(self, then: Callable[[], None]) -> None:
+        # Looked at only in a later turn: uvloop, and TLS above it, write at the end of this one.
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self.when_written(then)
+        else:
+            then()
 
     def close(self, error: Exception | None = None) -> None:
         """Close the connection; what was queued is still written unless there is an error."""

@@ -66,6 +66,35 @@ def test_if_parts_fail_together_only_the_bad_one_fails() -> None:
     assert isinstance(results[1], Failed)
 
 
+@pytest.mark.rule("F20")
+def test_a_bad_one_of_many_is_found_by_halves() -> None:
+    session = Doubling()
+    values = [*range(100, 119), 13, *range(200, 212)]
+    results = run(session, *values)
+    assert [one for one in results if not isinstance(one, Failed)] == [
+        [2 * value] for value in values if value != 13
+    ]
+    assert isinstance(results[19], Failed)
+    assert len(session.runs) == 11
+
+
+class Cramped(Doubling):
+    """Has memory for four rows at a time."""
+
+    def _run(self, parts: list[list[int]]) -> Tensors:
+        made = super()._run(parts)
+        if len(made["y"]) > 4:
+            raise EngineError("out of memory")
+        return made
+
+
+@pytest.mark.rule("F18")
+def test_a_batch_that_is_too_large_for_the_memory_is_run_in_halves() -> None:
+    session = Cramped()
+    assert run(session, *range(8)) == [[2 * value] for value in range(8)]
+    assert [len(one) for one in session.runs] == [8, 4, 4]
+
+
 class Losing(Doubling):
     """Loses its device."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -191,6 +192,55 @@ def test_frames_that_nobody_takes_wait_at_their_sender(run: Run, folder: str) ->
             for _ in range(1000):
                 await ears.frames.get()
             peer.close()
+            await theirs.lost()
+
+    run(main())
+
+
+def test_what_is_written_is_the_kernels(run: Run, folder: str) -> None:
+    """Whoever dies after that was still heard."""
+
+    async def main() -> None:
+        accepted = Accepted()
+        async with serving(Address(path=f"{folder}/s"), accepted):
+            with socket.socket(socket.AF_UNIX) as ours:
+                ours.connect(f"{folder}/s")
+                theirs = await accepted.ears.get()
+                got: list[bytes] = []
+
+                def read() -> None:
+                    got.append(ours.recv(100, socket.MSG_DONTWAIT))
+
+                theirs.peer.send(encode(b"last words"))
+                theirs.peer.when_written(read)
+                while not got:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                assert got[0].endswith(b"last words")
+            theirs.peer.when_written(lambda: got.append(b"nobody can be told"))
+            await theirs.lost()
+            theirs.peer.when_written(lambda: got.append(b"nobody is there"))
+            while len(got) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    run(main())
+
+
+def test_what_is_not_read_is_not_written(run: Run, folder: str) -> None:
+    async def main() -> None:
+        accepted = Accepted()
+        async with serving(Address(path=f"{folder}/s"), accepted):
+            with socket.socket(socket.AF_UNIX) as ours:
+                ours.connect(f"{folder}/s")
+                theirs = await accepted.ears.get()
+                written = asyncio.Event()
+                theirs.peer.send(encode(b"much", [bytes(4 << 20)]))
+                theirs.peer.when_written(written.set)
+                await asyncio.sleep(0.05)
+                assert not written.is_set()
+                while not written.is_set():
+                    with contextlib.suppress(BlockingIOError):
+                        ours.recv(1 << 20, socket.MSG_DONTWAIT)
+                    await asyncio.sleep(0)
             await theirs.lost()
 
     run(main())

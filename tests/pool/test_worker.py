@@ -48,6 +48,12 @@ SIGNATURES = {
 }
 
 
+TWO_VALUES = [
+    Tensor(name, "INT64", (1,), np.array([value], np.int64).tobytes())
+    for name, value in (("n", 2), ("delay_ms", 0))
+]
+
+
 class OddSession(TestSession):
     """Answers as its input says: what no engine should."""
 
@@ -122,6 +128,7 @@ class Edge:
         digest: str | None = None,
         version: str = "1",
         shadow: tuple[data.ShadowOf, ...] = (),
+        alone: bool = False,
     ) -> None:
         """Send a call; its one input is `values` unless `inputs` says otherwise."""
         array = np.array(values, np.int64)
@@ -132,6 +139,7 @@ class Edge:
             *(id, f"r{id}", model, version, found, int(left_s * 1e6), 0, heads),
             stream=stream,
             shadow=shadow,
+            alone=alone,
         )
         self.peer.send(data.encode(message, tensors))
 
@@ -287,6 +295,31 @@ async def test_model_that_fails_is_500_for_its_call_alone(node: Node) -> None:
     for id, value in enumerate((1, MAGIC_VALUE, 3)):
         edge.call("failing", [value], id=id)
     assert [(await edge.reply(id))[0].status for id in range(3)] == [200, 500, 200]
+
+
+@pytest.mark.rule("F20")
+async def test_call_that_runs_alone_is_told_to_begin_and_shares_its_run(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("sleeper", [100], id=1)
+    await node.running("sleeper")
+    for id in (2, 3, 4, 5):
+        edge.call("sleeper", [1], id=id, alone=id in (3, 4))
+    assert [(await edge.reply(id))[0].batch_rows for id in (2, 3, 4, 5)] == [2, 1, 1, 2]
+    ends: dict[int, list[str]] = {}
+    for message, _ in edge.heard:
+        if isinstance(message, data.Began | data.Reply):
+            ends.setdefault(message.call_id, []).append(type(message).__name__)
+    assert ends[3] == ends[4] == ["Began", "Reply"]
+    assert ends[1] == ends[2] == ends[5] == ["Reply"]
+
+
+@pytest.mark.rule("F20")
+async def test_stream_may_run_alone(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("counter", inputs=TWO_VALUES, stream=True, alone=True)
+    await edge.reply()
+    kinds = [type(message).__name__ for message, _ in edge.heard]
+    assert kinds == ["Began", "Chunk", "Chunk", "Reply"]
 
 
 async def test_model_that_cannot_be_loaded_is_503_with_the_reason(node: Node) -> None:

@@ -46,6 +46,7 @@ def asked(
     inputs: Tensors | None = None,
     outputs: tuple[str, ...] = (),
     on_chunk: Callable[[Tensors], Awaitable[None] | None] | None = None,
+    on_alone: Callable[[Callable[[], None]], None] | None = None,
 ) -> Asked:
     """Make a ticket whose input `x` holds `values`, one a row."""
     tensor = np.atleast_1d(np.asarray(values, np.int64))
@@ -66,6 +67,7 @@ def asked(
         bytes=tensor.nbytes,
         on_settled=settle,
         on_chunk=on_chunk,
+        on_alone=on_alone,
     )
     result = Asked(ticket)
     return result

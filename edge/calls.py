@@ -91,6 +91,7 @@ class Call:
         "has_parts",
         "id",
         "inputs",
+        "is_held",
         "on_chunk",
         "on_held",
         "outputs",
@@ -137,6 +138,7 @@ class Call:
         self.on_chunk = on_chunk
         self.on_held = on_held  # hears what the load does that it waits for, and how long still
         self.has_parts = False
+        self.is_held = False  # sent to a worker that was to load its engine first
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.pool: Sender | None = None
         self.conn: Carrier | None = None

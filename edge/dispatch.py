@@ -1,12 +1,12 @@
 """Chooses a worker for every call, and ends those that are not answered by their deadline.
 
 Keeps one connection to every worker that the routes name, picks the lighter of two random replicas
-by their own load reports, and tries once more elsewhere when a worker broke before it answered.  A
-call for an engine that nobody has loaded goes to the first live worker of `wake_at`: it is the
-wake.  While no worker can be reached the call waits, up to its deadline; a worker that is cold is
-dialled only then, because to dial it is to start it.  One that has left, or is lost for longer, may
-rest by now: it is dialled again with a call for it, or by newer routes.  Knows nothing of HTTP,
-keys or caches.
+by their own load reports, and tries once more elsewhere, within a budget, when a worker broke or
+went silent before it answered.  A call for an engine that nobody has loaded goes to the first live
+worker of `wake_at`: it is the wake.  While no worker can be reached the call waits, up to its
+deadline; a worker that is cold is dialled only then, because to dial it is to start it.  One that
+has left, or is lost for longer, may rest by now: it is dialled again with a call for it, or by
+newer routes.  Knows nothing of HTTP, keys or caches.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import structlog
 
 from edge.calls import Call, Ref
 from edge.errors import ClientGone, DeadlineExceeded, Refusal, Unavailable, WorkerLost, jittered
+from edge.retry_budget import Budget
 from edge.starting import to_start
 from edge.worker_conn import WorkerConn
 from pool.wire.control import EngineRoute, Routes
@@ -29,7 +30,8 @@ from pool.wire.handshake import Secrets
 
 LATE_S = 0.03  # how long after its deadline a worker may still answer, before the edge does
 SWEEP_S = 0.02  # so often calls are looked for whose deadline is near; these get a timer each
-LOST_RETRIES = 1  # a call is sent again so often when its worker broke: it may have run
+STALL_S = 0.2  # a look that comes so late says nothing about who was silent meanwhile
+LOST_RETRIES = 1  # a call is sent again so often when its worker was lost: it may have run
 HELD_RETRIES = 2  # and so often when it had not loaded the model yet, so that it never ran
 
 _log = structlog.get_logger()
@@ -54,7 +56,10 @@ class Pool:
         self._conns: dict[str, WorkerConn] = {}
         self._engines: dict[Ref, EngineRoute] = {}
         self._waiting: dict[Call, None] = {}  # in order: who came first is sent first
-        self.retries = 0  # calls sent again because their worker broke
+        self.budget = Budget()
+        self.retries = 0  # calls sent again because their worker was lost
+        self.retries_refused = 0  # calls that ended because their worker broke
+        self.silences = 0  # workers that hung, or could not be heard
         self.returns = 0  # calls sent elsewhere because their worker gave them back
         self._leaving: set[WorkerConn] = set()  # get nothing new, and may have calls under way
 
@@ -92,10 +97,14 @@ class Pool:
     def start(self, call: Call) -> None:
         """Send `call`, or let it wait for a worker; its future ends soon after its deadline."""
         call.pool = self
+        self.budget.pay()
+        self._send(call)
+
+    def _send(self, call: Call) -> None:
         now_s = time.monotonic()
         conn = self._pick_for(call)
         if conn is not None:
-            conn.send(call, now_s)
+            self._send_over(conn, call, now_s)
             return
         self._waiting[call] = None
         # Also for one that is refused: it may come back.
@@ -104,6 +113,11 @@ class Pool:
         wake_s = engine.wake_ms / 1000 if engine is not None else 0.0
         if call.deadline_s < now_s + wake_s:
             self.cancel(call, _asleep(wake_s))
+
+    def _send_over(self, conn: WorkerConn, call: Call, now_s: float) -> None:
+        engine = self._engines.get(call.ref)
+        call.is_held = engine is None or conn.id not in engine.warm
+        conn.send(call, now_s)
 
     def cancel(self, call: Call, error: Refusal | None = None) -> None:
         """End a call that nobody waits for, all the way down."""
@@ -183,7 +197,7 @@ class Pool:
             conn = self._pick_for(call)
             if conn is not None:
                 self._waiting.pop(call, None)
-                conn.send(call, now_s)
+                self._send_over(conn, call, now_s)
         self._start_for_waiting(now_s)
 
     def _start_for_waiting(self, now_s: float) -> None:
@@ -193,21 +207,46 @@ class Pool:
         for ref, deadline_s in first_s.items():
             self._start_for(ref, now_s, deadline_s)
 
-    def on_broken(self, call: Call) -> None:
-        """Try a call once more whose worker broke before it answered.
-
-        One that waited for a load that its worker did not survive is tried wherever it may wake.
-        """
+    def on_broken(self, call: Call, conn: WorkerConn) -> None:
+        """Try a call once more whose worker broke before it answered."""
         if call.future.done():
             return
-        engine = self._engines.get(call.ref)
-        was_warm = engine is not None and call.conn is not None and call.conn.id in engine.warm
         call.conn = None
-        if call.has_parts or call.sent > (LOST_RETRIES if was_warm else HELD_RETRIES):
+        if self._may_retry(call):
+            self.retries += 1
+            self._send(call)
+        else:
+            self.retries_refused += 1
             call.fail(WorkerLost("the worker that had this call broke"))
-            return
-        self.retries += 1
-        self.start(call)
+
+    def _may_retry(self, call: Call) -> bool:
+        """Tell whether a call whose worker was lost may be sent again, and take that as done.
+
+        One that waited for a load that its worker did not survive has not run: it is tried wherever
+        it may wake, and takes nothing out of the budget.
+        """
+        if call.has_parts:
+            return False
+        if call.is_held:
+            return call.sent <= HELD_RETRIES
+        return call.sent <= LOST_RETRIES and self.budget.take()
+
+    def on_silent(self, conn: WorkerConn) -> None:
+        """Send the calls elsewhere that a silent worker has, as far as there is somebody else.
+
+        The others stay: it may speak again in time.  What it says of those that left is dropped.
+        """
+        self.silences += 1
+        self._move_from(conn)
+
+    def _move_from(self, conn: WorkerConn) -> None:
+        now_s = time.monotonic()
+        for call in list(conn.calls.values()):
+            found = self._pick_for(call) if call.deadline_s > now_s else None
+            if found is not None and not call.future.done() and self._may_retry(call):
+                conn.forget(call)
+                self.retries += 1
+                self._send_over(found, call, now_s)
 
     def on_draining(self, conn: WorkerConn) -> None:
         """Send nothing more over `conn`, and dial whoever takes the worker's place.
@@ -225,15 +264,19 @@ class Pool:
         call.conn = None
         call.sent -= 1
         self.returns += 1
-        self.start(call)
+        self._send(call)
 
     async def sweep_forever(self) -> None:
         """Give a timer to every call whose deadline comes before the next look.
 
         One for each call from its start would cost more than most calls do.
         """
+        before_s = time.monotonic()
         while True:
             await asyncio.sleep(SWEEP_S)
+            now_s = time.monotonic()
+            self._listen(now_s, now_s - before_s - SWEEP_S)
+            before_s = now_s
             for conn in [conn for conn in self._leaving if not conn.calls]:
                 self._leaving.discard(conn)
                 conn.close()
@@ -246,6 +289,13 @@ class Pool:
                     near = [c for c in conn.calls.values() if c.deadline_s + LATE_S < until_s]
                     for call in near:
                         self._expire_at(call, call.deadline_s + LATE_S)
+
+    def _listen(self, now_s: float, late_s: float) -> None:
+        stalled_s = late_s if late_s >= STALL_S else 0.0
+        for conn in (*self._conns.values(), *self._leaving):
+            conn.listen(now_s, stalled_s)
+            if conn.is_silent and conn.calls:
+                self._move_from(conn)
 
     def _expire_at(self, call: Call, at_s: float) -> None:
         left_s = at_s - time.monotonic()

@@ -2,6 +2,10 @@
 
 One connection carries many calls at a time, large inputs through memory that is shared with a
 worker of this host.  Where a call goes whose worker broke or gave it back is its owner's decision.
+
+A worker that says how often it speaks and then does not is silent: it hangs, or the network does.
+It is sent nothing new, and its connection is kept: if it speaks again it is up again.  One that is
+silent for long is hung up on and dialled anew; it has to greet before it is sent anything.
 """
 
 from __future__ import annotations
@@ -30,9 +34,15 @@ from pool.wire.peer import DIAL_S_MAX, Address, Peer, dial
 REDIAL_S_MIN = 0.02
 REDIAL_S_MAX = 0.25  # who came back is not kept waiting; who is gone leaves the routes
 STEADY_S = 1.0  # after a connection that lasted so long the next one is dialled almost at once
+SILENT_BEATS = 2.9  # a worker of which so many reports in a row are missing is silent
+LOST_BEATS = 20  # and after so many its connection is given up
 RETURNS_MAX = 8  # a call is sent again so often when a worker gave it back, because it never ran
 
 _log = structlog.get_logger()
+
+
+class Silent(WireError):
+    """A worker that does not speak any more; it may live."""
 
 
 class Owner(Protocol):
@@ -44,8 +54,11 @@ class Owner(Protocol):
     def on_up(self) -> None:
         """A worker can be called now."""
 
-    def on_broken(self, call: Call) -> None:
+    def on_broken(self, call: Call, conn: WorkerConn) -> None:
         """The worker of `call` broke before it answered."""
+
+    def on_silent(self, conn: WorkerConn) -> None:
+        """The worker has gone silent just now."""
 
     def on_returned(self, call: Call) -> None:
         """The worker of `call` gave it back: it never ran."""
@@ -79,6 +92,10 @@ class WorkerConn:
         self._arena: Arena | None = None  # once the worker looks into it
         self.calls: dict[int, Call] = {}
         self.wait_us = 0
+        self.is_silent = False
+        self._silent_s_min = math.inf  # as long as the worker never is while it lives
+        self._reads = 0
+        self._heard_s = 0.0
         self._incarnation = ""  # of the process that has spoken
         self.has_heir = False  # routes that came since name another process
         self._next_id = 0
@@ -91,7 +108,7 @@ class WorkerConn:
     @property
     def is_up(self) -> bool:
         """Tell whether a call can be sent now."""
-        return self.peer is not None and self.peer.is_open
+        return self.peer is not None and self.peer.is_open and not self.is_silent
 
     @property
     def load(self) -> float:
@@ -185,6 +202,35 @@ class WorkerConn:
         """Dial no more; calls under way may still come to their end."""
         self.is_cold = True
 
+    def listen(self, now_s: float, stalled_s: float) -> None:
+        """Notice whether the worker has gone silent, or speaks again; to be called often.
+
+        Args:
+            now_s: monotonic.
+            stalled_s: for so long this process has heard nobody, by its own fault.
+        """
+        peer = self.peer
+        if peer is None:
+            return
+        self._heard_s += stalled_s
+        if peer.reads != self._reads:
+            self._reads, self._heard_s = peer.reads, now_s
+            if self.is_silent:
+                self._set_silent(None)
+                _log.info("worker_speaks", worker=self.id)
+                self._owner.on_up()
+        elif not self.is_silent:
+            if now_s - self._heard_s >= self._silent_s_min:
+                self._set_silent(now_s)
+                _log.warning("worker_silent", worker=self.id, calls=len(self.calls))
+                self._owner.on_silent(self)
+        elif now_s - self._heard_s >= self._silent_s_min * LOST_BEATS / SILENT_BEATS:
+            peer.close(Silent("it has gone silent"))
+
+    def _set_silent(self, since_s: float | None) -> None:
+        self.is_silent = since_s is not None
+        self.dialled_s = since_s  # for a while nobody is started in its place
+
     async def _keep(self) -> None:
         redial_s = REDIAL_S_MIN
         while True:
@@ -240,6 +286,8 @@ class WorkerConn:
         if hello.wire != data.WIRE or hello.id != self.id:
             raise WireError(f"{self.address} is {hello.id} of wire {hello.wire}, not {self.id}")
         self.wait_us = 0
+        self._silent_s_min = hello.load_ms / 1000 * SILENT_BEATS or math.inf
+        self._heard_s = time.monotonic()
         self._incarnation = hello.incarnation
         self._wanted.clear()
         self.dialled_s = None
@@ -250,6 +298,7 @@ class WorkerConn:
 
     def _on_lost(self, error: Exception | None) -> None:
         self.peer = self._dialled = self._arena = None
+        self.is_silent = False
         if self._offered is not None:
             self._offered.close()
             self._offered = None
@@ -259,7 +308,7 @@ class WorkerConn:
         if calls:
             _log.warning("worker_lost", worker=self.id, calls=len(calls), error=str(error or ""))
         for call in calls.values():
-            self._owner.on_broken(call)
+            self._owner.on_broken(call, self)
 
     def _frame(self, header: bytes, body: Buffer) -> None:
         message = data.decode(header)

@@ -8,6 +8,7 @@ the controller's commands.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets as random_secrets
 import signal
@@ -54,7 +55,8 @@ from registry_sync.scheduling import take_turns
 from registry_sync.supervised import leave, say_draining, say_ready, until_told
 
 HEARTBEAT_S = 0.5
-LOAD_REPORT_S = 0.1
+LOAD_REPORT_S = 0.1  # a load that has changed is told within this
+LOAD_BEAT_S = 0.5  # and any load, so that edges know that we live
 DRAIN_POLL_S = 0.02
 LAST_WORDS_S = 0.01  # for the loop to write what was sent
 CLOSE_S_MAX = 1.0  # for a run that is under way when the time to drain is over
@@ -113,7 +115,13 @@ class Worker:
 
     def hello(self) -> data.Hello:
         """Return this worker's first message to an edge."""
-        return data.Hello(data.WIRE, "worker", self.config.id, self.incarnation)
+        return data.Hello(
+            data.WIRE,
+            "worker",
+            self.config.id,
+            self.incarnation,
+            load_ms=int(LOAD_BEAT_S * 1000),
+        )
 
     def slot(self, model: str, version: str) -> EngineSlot:
         """Return the slot of a version; raises `BadName`."""
@@ -239,12 +247,15 @@ class Worker:
                 self.link.send(found)
 
     async def report_forever(self) -> None:
-        """Tell the edges a load that has changed."""
+        """Tell the edges a load that has changed, and now and then that we live."""
+        told_s = -math.inf
         while True:
             await asyncio.sleep(LOAD_REPORT_S)
             wait_us = self._wait_us()
-            if wait_us != self._reported_us:
-                self._reported_us = wait_us
+            now_s = time.monotonic()
+            # Where it comes out a little early, a whole round later would be late.
+            if wait_us != self._reported_us or now_s - told_s > LOAD_BEAT_S - LOAD_REPORT_S / 2:
+                self._reported_us, told_s = wait_us, now_s
                 calls = sum(slot.calls for slot in self._slots.values())
                 for edge in self.peers:
                     edge.peer.send(data.encode(data.Load(wait_us, calls)))

@@ -106,6 +106,7 @@ PURE = (
     "registry_sync.pt2_operators",
     "registry_sync.pt2_rules",
     "edge.starting",
+    "edge.retry_budget",
     "edge.variants",
     "edge.cache",
     "edge.sampling",

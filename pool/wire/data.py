@@ -1,6 +1,6 @@
 """The messages between edge and worker.
 
-    Hello   [1, wire, role, id, incarnation, arena_fd, arena_bytes]
+    Hello   [1, wire, role, id, incarnation, arena_fd, arena_bytes, load_ms]
     Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
              [[name, datatype, shape, bytes], ...], [output, ...], stream,
              rows_max, arena_at, insists, progress,
@@ -23,9 +23,9 @@ A worker that drains says so once.  The edge sends nothing new from then on, and
 last call is answered; so no call is ever on its way to a worker that has gone.
 An edge's hello may offer an arena (see arena.py), and the worker's then says that it looks into it:
 from then on a call's tensors may lie there instead of behind its header.
-A worker sends its load every half second, whether anything has changed or not: who hears nothing
-for three of these has lost it.  A call that is to run alone shares its run with nobody, and its
-worker says that it begins before it does: whoever dies of it then is known to have died of it.
+A worker sends its load every `load_ms` of its hello, whether anything has changed or not: who hears
+nothing for three of these has lost it.  A call that is to run alone shares its run with nobody, and
+its worker says that it begins before it does: whoever dies of it then is known to have died of it.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
     incarnation: _Short
     arena_fd: _Count = 0  # of the edge's process
     arena_bytes: _Count = 0  # offered by the edge, taken by the worker; 0: no arena
+    load_ms: _Count = 0  # of a worker: so often at least it sends its load; 0: not said
 
 
 class ShadowOf(msgspec.Struct, array_like=True, frozen=True):

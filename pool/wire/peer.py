@@ -86,6 +86,7 @@ class Peer(asyncio.BufferedProtocol):
         body_bytes_max: int = BODY_BYTES_MAX,
     ) -> None:
         self.is_open = False
+        self.reads = 0  # how often something has come
         self._on_frame: Callable[[bytes, Buffer], None] = self._keep
         self._on_lost: Callable[[Exception | None], None] | None = None
         self._early: list[tuple[bytes, Buffer]] = []
@@ -116,6 +117,7 @@ class Peer(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._is_reading = True
+        self.reads += 1
         try:
             self._reader.received(nbytes)
         except WireError as error:

@@ -261,7 +261,20 @@ async def test_worker_says_who_it_is(node: Node) -> None:
     edge = await node.edge()
     edge.say(data.Hello(data.WIRE, "edge", "e1", ""))
     await edge.until(lambda: edge.heard)
-    assert edge.heard[0][0] == data.Hello(data.WIRE, "worker", "w1", node.worker.incarnation)
+    assert edge.heard[0][0] == node.worker.hello()
+    hello = data.Hello(data.WIRE, "worker", "w1", node.worker.incarnation, load_ms=500)
+    assert node.worker.hello() == hello
+
+
+async def test_worker_tells_its_load_again_and_again_though_it_stays_the_same(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "LOAD_REPORT_S", 0.01)
+    monkeypatch.setattr(worker, "LOAD_BEAT_S", 0.05)
+    edge = await node.edge()
+    edge.say(data.Hello(data.WIRE, "edge", "e1", ""))
+    await edge.until(lambda: len(edge.heard) >= 4)
+    assert [message for message, *_ in edge.heard[1:]] == [data.Load(0, 0)] * 3
 
 
 async def test_edge_of_another_wire_is_refused(node: Node) -> None:
@@ -650,7 +663,7 @@ async def test_arena_that_cannot_be_opened_leaves_the_socket(node: Node) -> None
     edge.say(data.Hello(data.WIRE, "edge", "e1", "", 2**20, 1 << 20))
     edge.call("failing", [7])
     assert values_of((await edge.reply())[1]) == [7]
-    assert edge.heard[0][0] == data.Hello(data.WIRE, "worker", "w1", node.worker.incarnation)
+    assert edge.heard[0][0] == node.worker.hello()
 
 
 SHADOW = data.ShadowOf("e/r", "sleeper", "1", 1000.0)

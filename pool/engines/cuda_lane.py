@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -63,6 +65,30 @@ class _Buffer:
         return 0 if self._memory is None else self._memory.numel()
 
 
+class Turns:
+    """Lets at most `count` runs of a session compute at the same time; the others copy meanwhile.
+
+    Runs that compute together end together: then all of them copy, and the device idles.  Who
+    waits, waits on the device, so no thread is woken for it.  For any threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        # The whole mutable state: until where the last runs compute, the oldest first.
+        self._ends: deque[torch.cuda.Event] = deque(maxlen=count)
+
+    @contextlib.contextmanager
+    def take(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """What is enqueued on `stream` meanwhile computes once its turn has come."""
+        with self._lock:
+            if len(self._ends) == self._ends.maxlen:
+                stream.wait_event(self._ends[0])
+            yield
+            end = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            end.record(stream)
+            self._ends.append(end)
+
+
 class Lane:
     """A stream with its program and its buffers; used by one thread at a time."""
 
@@ -72,8 +98,10 @@ class Lane:
         device: torch.device,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
+        turns: Turns,
     ) -> None:
         self._program = program
+        self._turns = turns
         self._device = device
         self._inputs = inputs
         self._outputs = {spec.name: spec for spec in outputs}
@@ -123,10 +151,12 @@ class Lane:
                     for spec in self._inputs
                 }
                 self._fill(inputs, parts)
-                outputs = self._program(inputs)
+                with self._turns.take(self._stream):
+                    outputs = self._program(inputs)
             else:
                 self._fill(captured.inputs, parts)
-                captured.graph.replay()
+                with self._turns.take(self._stream):
+                    captured.graph.replay()
                 outputs = captured.outputs
             answer = []
             for name in wanted:

@@ -1,8 +1,8 @@
 """A session on a GPU: lanes of streams, buffers that are reused, a CUDA graph for each batch size.
 
-What the model is, is a `Program` for each lane; torch and TensorRT bring their own.  With two lanes
-the copies of one batch overlap with the computing of the other.  Imports torch, so it is imported
-only when a model needs it.
+What the model is, is a `Program` for each lane; torch and TensorRT bring their own.  Two lanes
+compute at the same time while a third copies.  Imports torch, so it is imported only when a model
+needs it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 
 from pool.engines.base import NUMPY_DTYPES, Array, Tensors
 from pool.engines.buckets import bucket_of, buckets
-from pool.engines.cuda_lane import Lane, NotByRow, Program
+from pool.engines.cuda_lane import Lane, NotByRow, Program, Turns
 from pool.engines.rows import Tails, can_join, run_zeros, small, zeros
 from pool.engines.torch_types import engine_error
 from registry_sync.documents import TensorSpec
 
-LANES: Final = 2  # one copies while the other computes; more would only wait for the device
+LANES: Final = 3
+COMPUTING_MAX: Final = 2  # of them: two fill the device where one batch does not; one copies
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +78,8 @@ class CudaSession:
         self._graphs = graphs
         self._names = [spec.name for spec in outputs]
         # The whole mutable state: the lanes until `close`, and what `warmup` finds out.
-        self._lanes = [Lane(program, device, inputs, outputs) for program in programs]
+        turns = Turns(COMPUTING_MAX)
+        self._lanes = [Lane(program, device, inputs, outputs, turns) for program in programs]
         self._free: SimpleQueue[Lane] = SimpleQueue()
         for lane in self._lanes:
             self._free.put(lane)

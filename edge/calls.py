@@ -18,6 +18,7 @@ from edge.errors import (
     ModelFailed,
     NotFound,
     Refusal,
+    ShareExceeded,
     Unavailable,
     Unprocessable,
     WorkerLost,
@@ -48,6 +49,8 @@ def refusal_of(reply: data.Reply) -> Refusal:
             return NotFound(reply.detail)
         case 422:
             return Unprocessable(reply.detail)
+        case 429:
+            return ShareExceeded(reply.detail, retry_after_s=jittered(reply.retry_after_ms / 1000))
         case 503:
             return Unavailable(reply.detail, retry_after_s=jittered(reply.retry_after_ms / 1000))
         case 504:

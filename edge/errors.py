@@ -123,6 +123,16 @@ class QuotaExceeded(Refusal):
         self.retry_after_s = retry_after_s
 
 
+class ShareExceeded(Refusal):
+    """The key's tenant has more under way than its part, while others compete."""
+
+    status, code = 429, "share"
+
+    def __init__(self, text: str, *, retry_after_s: float) -> None:
+        super().__init__(text, headers=retry_headers(retry_after_s))
+        self.retry_after_s = retry_after_s
+
+
 class HeadersTooLarge(Refusal):
     """More or longer request headers than are read."""
 

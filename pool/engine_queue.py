@@ -14,22 +14,26 @@ from typing import TypeVar
 
 import structlog
 
+from pool.admission import Ahead
 from pool.batching import Limits, Run, Shed, decide
+from pool.closing import close_session
 from pool.counters import QueueCounters
-from pool.engines.base import Session, reason_of
-from pool.expiry import Expiries
+from pool.engines.base import Session
 from pool.inline import InlineRule
 from pool.lanes import Lanes, UnderWay
-from pool.line import Line
-from pool.profile import ArrivalRate
+from pool.lobby import Lobby
 from pool.runner import Runner, ThreadRunner, run_here
 from pool.running import Ran, run_tickets
 from pool.streaming import Stream
 from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
-from registry_sync.memory import give_back
 
 T = TypeVar("T")
 
+OVERLOADED = "overloaded: the deadline cannot be met; try again later, or allow more time"
+OVER_SHARE = (
+    "this key's tenant has more calls waiting than its share of the model's time can answer by "
+    "their deadlines, while others wait; send fewer at a time"
+)
 _CUT_SHORT = Failed(503, "the engine is being unloaded")
 
 _log = structlog.get_logger(__name__)
@@ -82,14 +86,9 @@ class EngineQueue:
         # The whole mutable state, besides the counters.
         # What was learned:
         self._rows_max = rows_max if session.batches and not session.streams else 1
-        self._arrivals = ArrivalRate()
         self._inline = InlineRule()
-        # Who waits, in order, and which of them have come since the last step:
-        self._waiting = Line()
-        self._arrived: list[Ticket] = []
-        self._rows_waiting = 0
-        self._bytes_waiting = 0
-        self._expiries = Expiries(self._waiting, self._expire, clock, self._loop)
+        # Who waits:
+        self._waiting = Lobby(self._expire, clock, self._loop)
         # Who runs and how long that takes, and what happens next:
         self._lanes = Lanes(lanes)
         self._is_step_due = False
@@ -117,7 +116,7 @@ class EngineQueue:
     @property
     def bytes_waiting(self) -> int:
         """How many bytes the inputs of the waiting tickets have."""
-        return self._bytes_waiting
+        return self._waiting.bytes
 
     @property
     def rows_per_s_max(self) -> float:
@@ -131,11 +130,15 @@ class EngineQueue:
 
     def wait_s(self) -> float:
         """Predict how long a ticket that came now would wait for its run, in seconds."""
-        lanes, rows = self._lanes, self._rows_waiting
-        wait_s = 0.0
-        if lanes.is_full or (rows and lanes.under_way):
-            wait_s = lanes.free_in_s(self._clock())
+        lanes, rows = self._lanes, self._waiting.rows
+        wait_s = self._free_in_s(self._clock())
         return wait_s + lanes.work_s(rows, self._rows_max) if rows else wait_s
+
+    def _free_in_s(self, now_s: float) -> float:
+        lanes = self._lanes
+        if lanes.is_full or (lanes.under_way and self._waiting):
+            return lanes.free_in_s(now_s)
+        return 0.0
 
     def __repr__(self) -> str:
         rows = sum([run.rows for run in self._lanes.under_way])
@@ -151,21 +154,20 @@ class EngineQueue:
         the signature.
         """
         self.counters.submitted += 1
-        refusal = self._refusal_of(ticket)
+        waiting, is_full = self._waiting, self._lanes.is_full
+        refusal: Failed | Returned | None = self._refusal_of(ticket)
+        if refusal is None:
+            now_s = self._clock()
+            waiting.arrivals.add(ticket.rows, now_s, ticket.deadline_s - ticket.arrived_s)
+            waiting.admission.came(ticket.tenant, now_s)
+            if is_full or waiting:
+                refusal = self._too_late(ticket, now_s)
         if refusal is not None:
             self._settle(ticket, refusal)
             return
-        now_s = self._clock()
-        self._arrivals.add(ticket.rows, now_s, ticket.deadline_s - ticket.arrived_s)
-        self._waiting.add(ticket)
-        self._rows_waiting += ticket.rows
-        self._bytes_waiting += ticket.bytes
+        waiting.add(ticket, is_next=not is_full)
         self._is_idle_known = False
-        if self._lanes.is_full:
-            self._expiries.watch(ticket)
-        else:
-            # Most run at once and never need watching.
-            self._arrived.append(ticket)
+        if not is_full:
             self._step_soon()
 
     def _refusal_of(self, ticket: Ticket) -> Failed | Returned | None:
@@ -179,6 +181,27 @@ class EngineQueue:
             return Failed(422, "this model answers in pieces: ask for a stream")
         return None
 
+    def _too_late(self, ticket: Ticket, now_s: float) -> Failed | None:
+        """Refuse a ticket that would be answered after its deadline, as far as can be told."""
+        waiting, lanes = self._waiting, self._lanes
+        if self._session.streams:
+            return None  # how long others go on says nothing about when it is this one's turn
+        ahead = Ahead(self._free_in_s(now_s), waiting.line.rows_before(ticket), lanes.at_once)
+        retry_after_s = waiting.admission.refused_s(
+            ticket.rows,
+            left_s=ticket.deadline_s - now_s,
+            slo_s=ticket.deadline_s - ticket.arrived_s,
+            ahead=ahead,
+            limits=self._limits(now_s),
+            arrival_rows_per_s=self._rows_per_s(now_s),
+        )
+        if not retry_after_s:
+            return None
+        self.counters.refused += 1
+        if waiting.admission.has_rivals(now_s):
+            return Failed(429, OVER_SHARE, retry_after_s)
+        return Failed(503, OVERLOADED, retry_after_s)
+
     def cancel(self, ticket: Ticket) -> bool:
         """Settle a ticket as `Cancelled`, because its caller is gone.
 
@@ -189,7 +212,7 @@ class EngineQueue:
         """
         if ticket.settled:
             return False
-        self._remove(ticket)
+        self._waiting.remove(ticket)
         self._stop_stream_of(ticket)
         self._settle(ticket, Cancelled())
         self._report_idle()
@@ -197,8 +220,8 @@ class EngineQueue:
 
     def return_waiting(self) -> None:
         """Settle who waits as `Returned`."""
-        for ticket in list(self._waiting):
-            self._remove(ticket)
+        for ticket in self._waiting.everybody():
+            self._waiting.remove(ticket)
             self._settle(ticket, Returned())
 
     def succeed(self, old: EngineQueue) -> None:
@@ -208,14 +231,8 @@ class EngineQueue:
         about the model, so what `old` has found out holds on.  `old` is to be closed next.
         """
         self.counters = old.counters
-        self._arrivals = old._arrivals
         self._rows_max = min(self._rows_max, old._rows_max)
-        for ticket in list(old._waiting):
-            old._remove(ticket)
-            self._waiting.add(ticket)
-            self._rows_waiting += ticket.rows
-            self._bytes_waiting += ticket.bytes
-            self._expiries.watch(ticket)
+        self._waiting.succeed(old._waiting)
         self._is_idle_known = False
         self._step_soon()
 
@@ -231,7 +248,7 @@ class EngineQueue:
         """
         if self._closed is None:
             self._closed = self._loop.create_future()
-            self._expiries.close()
+            self._waiting.close()
             self.return_waiting()
             if not self._lanes.under_way:
                 self._close_session()
@@ -246,23 +263,9 @@ class EngineQueue:
             return
         self._is_session_closing = True
 
-        def work() -> str:
-            try:
-                self._session.close()
-            except Exception as error:
-                # Nothing depends on it any more, and there is nobody to raise it to.
-                return reason_of(error)
-            give_back()
-            return ""
-
-        def done(problem: str, _: float) -> None:
-            if problem:
-                _log.warning("engine_close_failed", engine=self.name, reason=problem)
-            assert self._closed is not None
-            self._closed.set_result(None)
-
-        self._runner.start(work, done)
-        self._runner.close()
+        closed = self._closed
+        assert closed is not None
+        close_session(self._session, self._runner, self.name, lambda: closed.set_result(None))
 
     # The engine's next step.
 
@@ -278,26 +281,28 @@ class EngineQueue:
         self._report_idle()
 
     def _launch_next(self) -> None:
-        lanes = self._lanes
+        lanes, waiting = self._lanes, self._waiting
         was_inline = False
-        while self._waiting and not lanes.is_full and not was_inline:
+        while waiting and not lanes.is_full and not was_inline:
             now_s = self._clock()
-            match decide(self._waiting, now_s, self._limits(now_s), self._rows_per_s(now_s)):
+            waiting.line.look(now_s, is_standing=waiting.admission.is_standing)
+            match decide(waiting.line, now_s, self._limits(now_s), self._rows_per_s(now_s)):
                 case Shed(count):
-                    for ticket in self._take(self._first(count)):
+                    tickets = waiting.first(count)
+                    waiting.take(tickets)
+                    for ticket in tickets:
                         self._settle(ticket, self._overdue(ticket, now_s))
                 case Run(count):
-                    tickets = self._first(count)
+                    tickets = waiting.first(count)
                     rows = sum([ticket.rows for ticket in tickets])
                     if lanes.under_way and not self._begins_beside(tickets[0], rows):
                         break
-                    was_inline = self._launch(self._take(tickets), rows, now_s)
-        if was_inline and self._waiting:
+                    run = UnderWay(tickets, rows, now_s, lanes.profile.run_s(rows))
+                    waiting.take(tickets, run.expected_s / rows)
+                    was_inline = self._launch(run)
+        if was_inline and waiting:
             self._step_soon()  # first whoever else wants the loop
-        for ticket in self._arrived:
-            if ticket in self._waiting:
-                self._expiries.watch(ticket)
-        self._arrived.clear()
+        waiting.watch_arrived()
 
     def _begins_beside(self, ticket: Ticket, rows: int) -> bool:
         """Tell whether a run that `ticket` is the first of may begin beside those under way."""
@@ -318,12 +323,11 @@ class EngineQueue:
     def _rows_per_s(self, now_s: float) -> float:
         """How many rows arrive for the lane that runs next."""
         lanes = self._lanes
-        return self._arrivals.rows_per_s(now_s) / (lanes.count if lanes.under_way else 1)
+        return self._waiting.arrivals.rows_per_s(now_s) / (lanes.count if lanes.under_way else 1)
 
-    def _launch(self, tickets: list[Ticket], rows: int, now_s: float) -> bool:
-        """Run tickets; tell whether that is done already."""
-        lanes = self._lanes
-        run = UnderWay(tickets, rows, now_s, lanes.profile.run_s(rows))
+    def _launch(self, run: UnderWay) -> bool:
+        """Begin a run; tell whether it is done already."""
+        lanes, tickets, rows = self._lanes, run.tickets, run.rows
         if self._session.streams:
             self._launch_stream(run, tickets[0])
             return False
@@ -410,28 +414,8 @@ class EngineQueue:
 
     # Bookkeeping.
 
-    def _first(self, count: int) -> list[Ticket]:
-        """Return the first tickets of the head's shape."""
-        first: list[Ticket] = []
-        for ticket in self._waiting:
-            if not first or ticket.shape_key == first[0].shape_key:
-                first.append(ticket)
-                if len(first) == count:
-                    break
-        return first
-
-    def _take(self, tickets: list[Ticket]) -> list[Ticket]:
-        for ticket in tickets:
-            self._remove(ticket)
-        return tickets
-
-    def _remove(self, ticket: Ticket) -> None:
-        if self._waiting.remove(ticket):
-            self._rows_waiting -= ticket.rows
-            self._bytes_waiting -= ticket.bytes
-
     def _expire(self, ticket: Ticket) -> None:
-        self._remove(ticket)
+        self._waiting.remove(ticket)
         self._stop_stream_of(ticket)
         self._settle(ticket, self._overdue(ticket, self._clock()))
         self._report_idle()

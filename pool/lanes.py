@@ -43,6 +43,11 @@ class Lanes:
         """How long runs take that begin now."""
         return self._beside if self.under_way and self._beside.runs_known else self._alone
 
+    @property
+    def at_once(self) -> int:
+        """How many runs overlap, as far as runs have shown what that costs them."""
+        return self.count if self._beside.runs_known else 1
+
     def takes(self, rows: int, rows_max: int) -> bool:
         """Say whether a batch is to begin now, or to grow until a run has ended.
 
@@ -103,9 +108,7 @@ class Lanes:
 
     def work_s(self, rows: int, rows_max: int) -> float:
         """Predict how long so many rows take that are run in batches, on all lanes together."""
-        profile, at_once = self._alone, 1
-        if self._beside.runs_known:
-            profile, at_once = self._beside, self.count
+        profile = self._beside if self._beside.runs_known else self._alone
         batches, rest = divmod(rows, rows_max)
         last_s = profile.run_s(rest) if rest else 0.0
-        return (batches * profile.run_s(rows_max) + last_s) / at_once
+        return (batches * profile.run_s(rows_max) + last_s) / self.at_once

@@ -1,64 +1,140 @@
 """The tickets that wait for one engine, in the order in which they are served.
 
-By priority, then by arrival.  Priorities run from 1, the highest, to 100, the lowest; who names
-none has `PRIORITY_DEFAULT`, in the middle, so that others can step behind as well as before.
+By priority, then fairly between tenants, then by arrival.  Priorities run from 1, the highest, to
+100, the lowest; who names none has `PRIORITY_DEFAULT`, in the middle, so that others can step
+behind as well as before.
 
 Strict: a ticket waits for every one of a higher priority, however long it has waited.  Nothing
 ages, because a ticket's wait has a bound of its own, its deadline: at that moment it is refused,
 whatever its priority.  A low priority may cost an answer; it lets nobody wait for ever.
+
+Tenants of one priority share the engine's predicted seconds by their weights: next is whoever has
+used the least of it for its weight.  Who did not use his part may make up for `CREDIT_S` of it, so
+a tenant that stays within its part goes first, however many calls of others wait.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Final
 
 from pool.ticket import Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 
+# Of the engine's time.  Longer forgives longer bursts; but whoever comes back with a flood may
+# take the engine from all others for as long.
+CREDIT_S: Final = 0.5
+KNOWN_MAX: Final = 1024  # tenants of which is known what they have used
+ROW_S: Final = 0.001  # what a row takes, before anything has run: only ratios count then
+# Whoever has waited for more of its time than this, while calls are being refused, is late.
+LATE_SHARE: Final = 0.85
+
+
+class _Party:
+    """The tickets of one tenant at one priority, by arrival."""
+
+    __slots__ = ("rows", "share", "spent_s", "tickets")
+
+    def __init__(self, spent_s: float) -> None:
+        self.tickets: OrderedDict[Ticket, None] = OrderedDict()
+        self.rows = 0
+        self.share = 1.0
+        self.spent_s = spent_s  # of the engine's time, over its share
+
+
+class _Level:
+    """Everybody of one priority."""
+
+    __slots__ = ("known", "spent_s", "waiting")
+
+    def __init__(self) -> None:
+        # The whole mutable state: tenants that were seen, those of them that wait, and what the
+        # one had spent before that was served last.
+        self.known: dict[str, _Party] = {}
+        self.waiting: dict[str, _Party] = {}
+        self.spent_s = 0.0
+
+    def party(self, ticket: Ticket) -> _Party:
+        """Return the tenant's place, for a ticket that comes to wait."""
+        party = self.known.get(ticket.tenant)
+        if party is None:
+            if len(self.known) >= KNOWN_MAX:
+                self.known = dict(self.waiting)
+            party = self.known[ticket.tenant] = _Party(self.spent_s)
+        if not party.tickets:
+            self.waiting[ticket.tenant] = party
+            party.share = ticket.share
+            party.spent_s = max(party.spent_s, self.spent_s - CREDIT_S)
+        return party
+
+    def starts_s(self, tenant: str) -> float:
+        """Return what a tenant is taken to have spent if it comes now."""
+        party = self.known.get(tenant)
+        if party is None:
+            return self.spent_s
+        return party.spent_s if party.tickets else max(party.spent_s, self.spent_s - CREDIT_S)
+
 
 class Line:
-    """Tickets by (priority, arrival); each is in it once.
+    """Tickets by (priority, fair turn of the tenant, arrival); each is in it once.
 
-    As long as nobody names a priority it is one ordered dict and costs what that costs.  Besides,
-    there is one for each priority that somebody waits with.
+    As long as nobody names a priority and there is one tenant, it is one ordered dict and costs
+    what that costs.
+
+    Source:
+        Start-time fair queueing (Goyal et al., SIGCOMM 1996), over seconds of the engine.  Does
+        what a deficit round robin over seconds does, without rounds: who comes back need not wait
+        for one to end.
     """
 
-    __slots__ = ("_default", "_levels", "_order")
+    __slots__ = ("_default", "_is_standing", "_levels", "_now_s", "_order", "_row_s", "rows")
 
     def __init__(self) -> None:
         # The whole mutable state: who waits with the default priority, and who with another one,
-        # by priority; and all of these in order while there is any but the default.
-        self._default: OrderedDict[Ticket, None] = OrderedDict()
-        self._levels: dict[int, OrderedDict[Ticket, None]] = {}
-        self._order: list[OrderedDict[Ticket, None]] | None = None
+        # by priority; all of these in order while there is any but the default; rows that wait.
+        self._default = _Level()
+        self._levels: dict[int, _Level] = {}
+        self._order: list[_Level] | None = None
+        self.rows = 0
+        # What a row takes by the last run; the last look at the clock, and what was known then.
+        self._row_s = ROW_S
+        self._now_s = 0.0
+        self._is_standing = False
 
     def add(self, ticket: Ticket) -> None:
-        """Let `ticket` wait behind everybody of its priority or a higher one."""
+        """Let `ticket` wait behind everybody of its tenant and priority, or of a higher one."""
         priority = ticket.priority
-        if priority == PRIORITY_DEFAULT:
-            self._default[ticket] = None
-            return
-        level = self._levels.get(priority)
+        level = self._default if priority == PRIORITY_DEFAULT else self._levels.get(priority)
         if level is None:
-            level = self._levels[priority] = OrderedDict()
+            level = self._levels[priority] = _Level()
             self._sort()
-        level[ticket] = None
+        party = level.party(ticket)
+        party.tickets[ticket] = None
+        party.rows += ticket.rows
+        self.rows += ticket.rows
 
     def remove(self, ticket: Ticket) -> bool:
         """Take `ticket` out; tell whether it was in."""
-        if ticket in self._default:
-            del self._default[ticket]
-            return True
-        level = self._levels.get(ticket.priority)
-        if level is None or ticket not in level:
+        level = self._level_of(ticket)
+        party = None if level is None else level.waiting.get(ticket.tenant)
+        if level is None or party is None or ticket not in party.tickets:
             return False
-        del level[ticket]
-        if not level:
-            del self._levels[ticket.priority]
-            self._sort()
+        del party.tickets[ticket]
+        party.rows -= ticket.rows
+        self.rows -= ticket.rows
+        if not party.tickets:
+            del level.waiting[ticket.tenant]
+            if not level.waiting and level is not self._default:
+                del self._levels[ticket.priority]
+                self._sort()
         return True
+
+    def _level_of(self, ticket: Ticket) -> _Level | None:
+        priority = ticket.priority
+        return self._default if priority == PRIORITY_DEFAULT else self._levels.get(priority)
 
     def _sort(self) -> None:
         if not self._levels:
@@ -67,18 +143,97 @@ class Line:
         levels = {**self._levels, PRIORITY_DEFAULT: self._default}
         self._order = [levels[priority] for priority in sorted(levels)]
 
+    def charge(self, tickets: Iterable[Ticket], row_s: float) -> None:
+        """Note that `tickets` were taken for a run of so many seconds for each row."""
+        if row_s > 0:
+            self._row_s = row_s
+        for ticket in tickets:
+            level = self._level_of(ticket)
+            if level is None or len(level.known) < 2:
+                continue  # nobody is there to share with
+            party = level.known.get(ticket.tenant)
+            if party is not None:
+                level.spent_s = max(level.spent_s, party.spent_s)
+                party.spent_s += self._row_s * ticket.rows / party.share
+
+    def look(self, now_s: float, *, is_standing: bool) -> None:
+        """Go by this time, and by whether there is more to do than can be done.
+
+        A tenant whose oldest ticket is late is then served from the newest on, which can still be
+        in time for certain.
+        """
+        self._now_s = now_s
+        self._is_standing = is_standing
+
+    def rows_before(self, ticket: Ticket) -> int:
+        """Count the rows that are served before those of `ticket`, if it came now."""
+        if self._order is None and len(self._default.known) < 2:
+            return self.rows
+        rows = 0
+        for priority, level in self._levels.items():
+            if priority < ticket.priority:
+                rows += sum([party.rows for party in level.waiting.values()])
+        if ticket.priority > PRIORITY_DEFAULT:
+            rows += sum([party.rows for party in self._default.waiting.values()])
+        its = self._level_of(ticket)
+        if its is None:
+            return rows
+        own = its.waiting.get(ticket.tenant)
+        own_rows = 0 if own is None else own.rows
+        turn_s = its.starts_s(ticket.tenant) + self._row_s * own_rows / ticket.share
+        for party in its.waiting.values():
+            if party is not own:
+                before = int((turn_s - party.spent_s) * party.share / self._row_s)
+                rows += min(party.rows, max(0, before))
+        return rows + own_rows
+
     def __iter__(self) -> Iterator[Ticket]:
         """Go through the tickets as they are to be served."""
         if self._order is None:
-            return iter(self._default)
-        return chain.from_iterable(self._order)
+            return self._in_turn(self._default)
+        return chain.from_iterable(map(self._in_turn, self._order))
+
+    def _in_turn(self, level: _Level) -> Iterator[Ticket]:
+        if len(level.waiting) == 1:
+            (party,) = level.waiting.values()
+            return self._own_order(party)
+        return self._by_turns(level)
+
+    def _by_turns(self, level: _Level) -> Iterator[Ticket]:
+        turns = [
+            (party.spent_s, index, party, self._own_order(party))
+            for index, party in enumerate(level.waiting.values())
+        ]
+        heapq.heapify(turns)
+        while turns:
+            spent_s, index, party, tickets = turns[0]
+            ticket = next(tickets, None)
+            if ticket is None:
+                heapq.heappop(turns)
+                continue
+            yield ticket
+            spent_s += self._row_s * ticket.rows / party.share
+            heapq.heapreplace(turns, (spent_s, index, party, tickets))
+
+    def _own_order(self, party: _Party) -> Iterator[Ticket]:
+        if self._is_standing:
+            oldest = next(iter(party.tickets))
+            slo_s = oldest.deadline_s - oldest.arrived_s
+            if self._now_s - oldest.arrived_s > LATE_SHARE * slo_s:
+                return reversed(party.tickets)
+        return iter(party.tickets)
 
     def __contains__(self, ticket: object) -> bool:
-        if ticket in self._default:
-            return True
-        return any(ticket in level for level in self._levels.values())
+        if not isinstance(ticket, Ticket):
+            return False
+        level = self._level_of(ticket)
+        party = None if level is None else level.waiting.get(ticket.tenant)
+        return party is not None and ticket in party.tickets
 
     def __len__(self) -> int:
         if self._order is None:
-            return len(self._default)
-        return sum(map(len, self._order))
+            return sum([len(party.tickets) for party in self._default.waiting.values()])
+        return sum([len(one.tickets) for level in self._order for one in level.waiting.values()])
+
+    def __bool__(self) -> bool:
+        return bool(self._default.waiting) or bool(self._levels)

@@ -127,7 +127,9 @@ class Served:
             case Answer():
                 self._answer(outcome, tensors)
             case Failed(status, detail, retry_after_s):
-                self.refuse(status, detail, int(retry_after_s * 1000) if status == 503 else 0)
+                self.refuse(
+                    status, detail, int(retry_after_s * 1000) if status in (429, 503) else 0
+                )
             case Overdue(was_shed=True):
                 self.refuse(503, "overloaded: the deadline cannot be met", RETRY_AFTER_MS)
             case Returned(why):
@@ -204,6 +206,7 @@ class Served:
             self.call.call_id,
             status,
             detail[:DETAIL_CHARS_MAX],
+            wait_us=self.slot.wait_us,
             retry_after_ms=retry_after_ms,
             not_run=not_run,
         )

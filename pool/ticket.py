@@ -31,7 +31,7 @@ class Failed(msgspec.Struct, frozen=True):
 
     status: int
     detail: str
-    retry_after_s: float = 1.0  # of a 503
+    retry_after_s: float = 1.0  # of a 429 or 503
 
 
 class Overdue(msgspec.Struct, frozen=True):

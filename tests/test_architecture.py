@@ -51,6 +51,7 @@ LATE_IMPORTS = {
 
 # Policies are functions of values: they know no clock, loop, file, log or chance.
 PURE = (
+    "pool.admission",
     "pool.batching",
     "pool.engines.buckets",
     "pool.engines.choice",
@@ -84,6 +85,7 @@ PURE = (
     "pool.inline",
     "pool.recycling",
     "pool.lanes",
+    "pool.line",
     "pool.scaling.gaps",
     "pool.scaling.hazard",
     "pool.scaling.keepalive",

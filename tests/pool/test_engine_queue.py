@@ -542,7 +542,7 @@ def test_many_that_are_answered_leave_no_deadline_behind() -> None:
         for _ in range(5000):
             bench.submit(0, slo_s=1000)
             await asyncio.sleep(0.0003)
-        assert len(bench.queue._expiries._heap) <= 300
+        assert len(bench.queue._waiting._expiries._heap) <= 300
 
     virtual_time.run(main())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pool.batching import Limits, Run, Shed, decide
-from pool.line import Line
+from pool.line import CREDIT_S, KNOWN_MAX, Line
 from pool.ticket import Answer, Overdue, Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 from tests.pool.test_engine_queue import Bench
@@ -90,3 +92,137 @@ def test_nobody_is_shed_for_the_sake_of_a_lower_priority() -> None:
     crowd = [ticket(slo_s=10.0) for _ in range(40)]
     assert decide([urgent, *crowd], 0.003, limits, arrival_rows_per_s=50_000) == Run(6)
     assert decide([equal, *crowd], 0.003, limits, arrival_rows_per_s=50_000) == Shed(1)
+
+
+# Tenants.
+
+
+def of(tenant: str, *, share: float = 1.0, rows: int = 1, priority: int = 50) -> Ticket:
+    return asked([0] * rows, tenant=tenant, share=share, priority=priority).ticket
+
+
+def names(line: Line, count: int) -> str:
+    return "".join(ticket.tenant for ticket in islice(line, count))
+
+
+def serve(line: Line, count: int = 1, row_s: float = 0.01) -> str:
+    tickets = list(islice(line, count))
+    for ticket in tickets:
+        line.remove(ticket)
+    line.charge(tickets, row_s)
+    return "".join(ticket.tenant for ticket in tickets)
+
+
+def test_tenants_take_turns_however_many_calls_one_has() -> None:
+    line = Line()
+    for tenant, count in (("a", 20), ("b", 3), ("c", 5)):
+        for _ in range(count):
+            line.add(of(tenant))
+    assert names(line, 28) == "abc" * 3 + "ac" * 2 + "a" * 15
+    assert "".join(serve(line) for _ in range(28)) == "abc" * 3 + "ac" * 2 + "a" * 15
+    assert not line
+    assert line.rows == 0
+
+
+def test_turns_are_by_share_and_by_rows() -> None:
+    line = Line()
+    for _ in range(30):
+        line.add(of("a", share=2.0))
+        line.add(of("b", rows=3))
+    served = "".join(serve(line) for _ in range(35))
+    assert served.count("a") == pytest.approx(30, abs=2)
+    assert served.count("b") == pytest.approx(5, abs=2)
+
+
+def test_a_run_is_charged_with_what_it_takes_not_with_its_rows() -> None:
+    line = Line()
+    for _ in range(20):
+        line.add(of("a"))
+        line.add(of("b"))
+    served = ""
+    for _ in range(12):
+        tenant = names(line, 1)
+        served += serve(line, row_s=0.03 if tenant == "b" else 0.01)  # of a shape of its own
+    assert served.count("a") == 9
+
+
+def test_who_stays_within_his_share_goes_first() -> None:
+    line = Line()
+    for _ in range(100):
+        line.add(of("noisy"))
+    line.add(of("quiet"))
+    for _ in range(20):  # a quarter of the engine's time
+        serve(line, 3)
+        line.add(of("quiet"))
+        assert names(line, 1) == "quiet"
+
+
+def test_nobody_saves_up_more_than_the_credit() -> None:
+    line = Line()
+    line.add(of("b"))
+    serve(line)
+    for _ in range(1000):
+        line.add(of("a"))
+        serve(line)
+    for _ in range(200):
+        line.add(of("a"))
+        line.add(of("b"))
+    ahead = round(CREDIT_S / 0.01)
+    served = "".join(serve(line) for _ in range(ahead + 20))
+    assert served.count("b") == pytest.approx(ahead + 10, abs=2)
+
+
+def test_priorities_come_before_shares() -> None:
+    line = Line()
+    for _ in range(3):
+        line.add(of("a", priority=1))
+        line.add(of("b"))
+    assert names(line, 6) == "aaabbb"
+
+
+def test_once_the_oldest_are_late_the_newest_go_first_within_each_tenant() -> None:
+    line = Line()
+    old = [asked(0, tenant="a", slo_s=1.0).ticket for _ in range(3)]
+    new = [asked(0, tenant="b", slo_s=1.0, arrived_s=0.8).ticket for _ in range(2)]
+    for ticket in (*old, *new):
+        line.add(ticket)
+    for now_s, is_standing in ((0.9, False), (0.84, True)):
+        line.look(now_s, is_standing=is_standing)
+        assert list(line) == [old[0], new[0], old[1], new[1], old[2]]
+    line.look(0.9, is_standing=True)
+    assert list(line) == [old[2], new[0], old[1], new[1], old[0]]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from([1, 50]), st.integers(1, 4)), min_size=1
+    ),
+    st.sampled_from("abcd"),
+    st.lists(st.integers(1, 4), max_size=5),
+)
+def test_rows_before_a_ticket_are_those_that_come_before_it(
+    tickets: list[tuple[str, int, int]], tenant: str, runs: list[int]
+) -> None:
+    line = Line()
+    for name, priority, rows in tickets:
+        line.add(of(name, priority=priority, rows=rows))
+    for count in runs:
+        serve(line, count)
+    newcomer = of(tenant)
+    predicted = line.rows_before(newcomer)
+    line.add(newcomer)
+    found = 0
+    for ticket in line:
+        if ticket is newcomer:
+            break
+        found += ticket.rows
+    # Turns go by whole tickets: each other tenant may be one ahead.
+    assert abs(predicted - found) <= 4 * 3
+
+
+def test_tenants_without_end_are_not_remembered() -> None:
+    line = Line()
+    for number in range(3 * KNOWN_MAX):
+        line.add(of(f"tenant {number}"))
+        serve(line)
+    assert len(line._default.known) <= KNOWN_MAX

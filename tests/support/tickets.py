@@ -47,6 +47,8 @@ def asked(
     outputs: tuple[str, ...] = (),
     on_chunk: Callable[[Tensors], Awaitable[None] | None] | None = None,
     on_alone: Callable[[Callable[[], None]], None] | None = None,
+    tenant: str = "",
+    share: float = 1.0,
 ) -> Asked:
     """Make a ticket whose input `x` holds `values`, one a row."""
     tensor = np.atleast_1d(np.asarray(values, np.int64))
@@ -68,6 +70,8 @@ def asked(
         on_settled=settle,
         on_chunk=on_chunk,
         on_alone=on_alone,
+        tenant=tenant,
+        share=share,
     )
     result = Asked(ticket)
     return result

@@ -1,0 +1,117 @@
+"""Whether a call that comes now may wait for an engine: only if it can be answered in time.
+
+A queue that is bounded by a number of calls is too long for one engine and too short for another;
+bounded by time, whoever cannot be in time hears so at once and can go elsewhere.  Decides only;
+pure.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from pool.batching import Limits, target_rows
+
+# Once a call was refused, and until nobody waits any more, calls that are taken are to wait for no
+# more than this part of their time: predictions are off by something, and a queue that is always
+# full to the brim answers everybody at the last moment.
+STANDING_SHARE: Final = 0.75
+# Whose whole time is not longer is told soon enough by the engine's next step, which knows better.
+SHORT_S: Final = 0.04
+RETRY_AFTER_S_MIN: Final = 1.0
+COMPETING_S: Final = 1.0  # a tenant competes for so long after its last call
+
+
+class Ahead(msgspec.Struct, frozen=True):
+    """What a call would wait for."""
+
+    free_in_s: float  # until the engine can begin something
+    rows: int  # that are served before the call
+    at_once: int = 1  # so many batches at a time
+
+
+def finish_in_s(
+    rows: int, ahead: Ahead, limits: Limits, slo_s: float, arrival_rows_per_s: float
+) -> tuple[float, float]:
+    """Predict when a call of so many rows begins and when it is answered, from now on.
+
+    What waits is run in full batches; the last of them, in which the call is, grows until it
+    begins by what arrives, up to the size that keeps up with that.
+
+    >>> one_by_one = Limits(1, lambda rows: 0.02)
+    >>> [round(s, 2) for s in finish_in_s(1, Ahead(0.01, 5), one_by_one, 0.5, 0.0)]
+    [0.11, 0.13]
+    """
+    rows_max = limits.rows_max
+    batches, rest = divmod(ahead.rows, rows_max)
+    begin_s = ahead.free_in_s
+    if batches:
+        begin_s += batches * limits.run_s(rows_max) / ahead.at_once
+    own = rest + rows
+    if own < rows_max and arrival_rows_per_s and begin_s:
+        grown = own + int(arrival_rows_per_s * begin_s)
+        own = max(own, min(grown, target_rows(limits, slo_s, arrival_rows_per_s)))
+    return begin_s, begin_s + limits.run_s(own)
+
+
+class Admission:
+    """Remembers whether the queue has been standing, and which tenants compete."""
+
+    __slots__ = ("_last", "_last_s", "_other_s", "is_standing")
+
+    def __init__(self) -> None:
+        # The whole mutable state: whether a call was refused since somebody last found the queue
+        # empty; whose call came last, and when; and when somebody else's did.
+        self.is_standing = False
+        self._last = ""
+        self._last_s = self._other_s = float("-inf")
+
+    def came(self, tenant: str, now_s: float) -> None:
+        """Note that a call has come."""
+        if tenant != self._last:
+            self._last, self._other_s = tenant, self._last_s
+        self._last_s = now_s
+
+    def has_rivals(self, now_s: float) -> bool:
+        """Tell whether anybody but the tenant whose call came last has called lately."""
+        return now_s - self._other_s < COMPETING_S
+
+    def cleared(self) -> None:
+        """Note that nobody waits."""
+        self.is_standing = False
+
+    def refused_s(
+        self,
+        rows: int,
+        left_s: float,
+        slo_s: float,
+        ahead: Ahead,
+        limits: Limits,
+        arrival_rows_per_s: float,
+    ) -> float:
+        """Decide about a call.
+
+        Args:
+            rows: of the call.
+            left_s: until its deadline.
+            slo_s: from its arrival to its deadline.
+            ahead: what it would wait for.
+            limits: of the engine.
+            arrival_rows_per_s: lately.
+
+        Returns:
+            0 if the call may wait; else in how many seconds another try makes sense.
+        """
+        if slo_s <= SHORT_S:
+            return 0.0
+        run_s, rows_max = limits.run_s, limits.rows_max
+        is_next = ahead.rows + rows <= rows_max
+        if not self.is_standing and is_next and ahead.free_in_s + run_s(rows_max) <= left_s:
+            return 0.0  # nearly always
+        begin_s, end_s = finish_in_s(rows, ahead, limits, slo_s, arrival_rows_per_s)
+        if end_s > left_s:
+            self.is_standing |= ahead.rows >= rows_max  # or its time is short, and no queue long
+        elif not self.is_standing or is_next or begin_s <= STANDING_SHARE * slo_s:
+            return 0.0
+        return max(RETRY_AFTER_S_MIN, begin_s)

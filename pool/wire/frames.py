@@ -5,6 +5,14 @@
     body   =  data wire: the tensors' bytes in header order, each padded with zeros to 8 bytes
               control wire: the message itself, which may be longer than a header; no header
 
+    summed frame  =  header_bytes: u32 | body_bytes: u32 | sum of these 8 bytes: 8 bytes
+                     | sum of header and body: 8 bytes | header | body
+
+Between hosts frames carry sums (XXH3 of 64 bits): what a network card, a switch or a memory has
+changed on the way must not become an answer, and TCP's own 16 bits let too much pass.  The lengths
+have a sum of their own: with a wrong one we would wait for bytes that never come.  On one host, and
+under TLS, frames carry none.
+
 The body is never touched on its way: it is received into a buffer of its own, which begins on a
 16-byte boundary, so that every tensor in it is aligned for every datatype.
 This module knows nothing of messages, sockets or time.
@@ -16,10 +24,13 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from xxhash import xxh3_64, xxh3_64_digest
+
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 PREFIX = struct.Struct("!II")
 _unpack_prefix = PREFIX.unpack_from
+SUMMED_PREFIX_BYTES = PREFIX.size + 16
 ALIGN_BYTES = 8  # the largest OIP element
 HEADER_BYTES_MAX = 1 << 20  # 1,024 tensors with names of 900 bytes would fit
 BODY_BYTES_MAX = 256 << 20  # four times the largest HTTP body (64 MiB), for outputs
@@ -77,6 +88,23 @@ def _prefix(header_bytes: int, body_bytes: int) -> bytes:
     return PREFIX.pack(header_bytes, body_bytes)
 
 
+def summed(buffers: Sequence[Buffer]) -> list[Buffer]:
+    """Return the buffers of a frame of `encode` with its sums; large parts stay uncopied."""
+    first = bytes(buffers[0])
+    lengths, start = first[:8], first[8:]
+    if len(buffers) == 1:
+        return [lengths + xxh3_64_digest(lengths) + xxh3_64_digest(start) + start]
+    rest = buffers[1:]
+    return [lengths + xxh3_64_digest(lengths) + _sum_of(start, *rest) + start, *rest]
+
+
+def _sum_of(*buffers: Buffer) -> bytes:
+    found = xxh3_64()
+    for buffer in buffers:
+        found.update(buffer)
+    return found.digest()
+
+
 class FrameReader:
     """Cuts what a socket delivers into frames.  Sans I/O: the caller owns the socket.
 
@@ -96,8 +124,9 @@ class FrameReader:
         self.on_frame = on_frame
         self.header_bytes_max = header_bytes_max
         self.body_bytes_max = body_bytes_max
-        # The whole mutable state: the scratch buffer and how much of it is filled; and while a
-        # large frame is under way, its header and its own buffer.
+        # The whole mutable state: whether frames carry sums; the scratch buffer and how much of it
+        # is filled; and while a large frame is under way, its header, sum and own buffer.
+        self._prefix_bytes = 8
         self._scratch = bytearray(self.SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
         self._filled_bytes = 0
@@ -105,7 +134,12 @@ class FrameReader:
         self._large: bytearray | None = None
         self._large_view = memoryview(b"")
         self._large_header = b""
+        self._large_sum = b""
         self._large_filled_bytes = 0
+
+    def expect_sums(self) -> None:
+        """Take every frame from the next one on for a summed one."""
+        self._prefix_bytes = self._needed_bytes = SUMMED_PREFIX_BYTES
 
     def buffer(self) -> memoryview:
         """Return where the next bytes of the stream belong; never empty."""
@@ -117,7 +151,7 @@ class FrameReader:
         """Take note that `count_bytes` were written to `buffer()`; deliver complete frames.
 
         Raises:
-            WireError: a length is over its limit.
+            WireError: a length is over its limit, or a sum does not fit.
         """
         if self._large is not None:
             self._large_filled_bytes += count_bytes
@@ -125,6 +159,8 @@ class FrameReader:
                 header, body = self._large_header, self._large
                 self._large = None
                 self._large_view = memoryview(b"")
+                if self._prefix_bytes != 8 and _sum_of(header, body) != self._large_sum:
+                    raise _damaged(len(header), len(body))
                 self.on_frame(header, body)
             return
         self._filled_bytes += count_bytes
@@ -134,23 +170,31 @@ class FrameReader:
         start, filled = 0, self._filled_bytes
         if filled < self._needed_bytes:
             return
+        prefix_bytes = self._prefix_bytes
         header_bytes, body_bytes = self._lengths(self._view, 0)
-        end = 8 + header_bytes + body_bytes
+        end = prefix_bytes + header_bytes + body_bytes
         # One copy for all frames of this read; slices of bytes are the cheapest there are.
         read = bytes(self._view[:filled]) if end <= filled else b""
         while end <= filled:
-            header_end = start + 8 + header_bytes
-            self.on_frame(read[start + 8 : header_end], read[header_end:end])
+            begin = start + prefix_bytes
+            if prefix_bytes != 8 and xxh3_64_digest(read[begin:end]) != read[start + 16 : begin]:
+                raise _damaged(header_bytes, body_bytes)
+            self.on_frame(read[begin : begin + header_bytes], read[begin + header_bytes : end])
             start = end
-            if filled - start < 8:
-                self._keep(start, 8)
+            prefix_bytes = self._prefix_bytes  # the end of a handshake changes it
+            if filled - start < prefix_bytes:
+                self._keep(start, prefix_bytes)
                 return
             header_bytes, body_bytes = self._lengths(read, start)
-            end = start + 8 + header_bytes + body_bytes
+            end = start + prefix_bytes + header_bytes + body_bytes
         self._await(start, header_bytes, body_bytes)
 
     def _lengths(self, buffer: Buffer, start: int) -> tuple[int, int]:
         header_bytes, body_bytes = _unpack_prefix(buffer, start)
+        if self._prefix_bytes != 8 and (
+            xxh3_64_digest(buffer[start : start + 8]) != buffer[start + 8 : start + 16]
+        ):
+            raise _damaged(header_bytes, body_bytes)
         if header_bytes > self.header_bytes_max or body_bytes > self.body_bytes_max:
             raise WireError(
                 f"a frame announces {header_bytes} + {body_bytes} bytes; "
@@ -160,13 +204,13 @@ class FrameReader:
 
     def _await(self, start: int, header_bytes: int, body_bytes: int) -> None:
         """Make ready for the rest of the frame that begins at `start`."""
-        header_end = start + 8 + header_bytes
-        needed_bytes = 8 + header_bytes + body_bytes
+        header_end = start + self._prefix_bytes + header_bytes
+        needed_bytes = header_end - start + body_bytes
         if needed_bytes > self.SCRATCH_BYTES:
             if header_end <= self._filled_bytes:
                 self._begin_large(start, header_end, self._filled_bytes, body_bytes)
                 return
-            needed_bytes = 8 + header_bytes
+            needed_bytes = header_end - start
             self._grow(needed_bytes)
         self._keep(start, needed_bytes)
 
@@ -179,14 +223,16 @@ class FrameReader:
         self._needed_bytes = needed_bytes
 
     def _begin_large(self, start: int, header_end: int, filled: int, body_bytes: int) -> None:
-        self._large_header = bytes(self._view[start + 8 : header_end])
+        begin = start + self._prefix_bytes
+        self._large_header = bytes(self._view[begin:header_end])
+        self._large_sum = bytes(self._view[start + 16 : begin])  # where there is one
         self._large = bytearray(body_bytes)
         self._large_view = memoryview(self._large)
         count = filled - header_end
         self._large_view[:count] = self._view[header_end:filled]
         self._large_filled_bytes = count
         self._filled_bytes = 0
-        self._needed_bytes = 8
+        self._needed_bytes = self._prefix_bytes
 
     def _grow(self, count_bytes: int) -> None:
         """Make room for a header that is itself larger than the scratch buffer (rare)."""
@@ -196,3 +242,9 @@ class FrameReader:
         larger[: self._filled_bytes] = self._view[: self._filled_bytes]
         self._scratch = larger
         self._view = memoryview(larger)
+
+
+def _damaged(header_bytes: int, body_bytes: int) -> WireError:
+    return WireError(
+        f"a frame of {header_bytes} + {body_bytes} bytes came damaged: its sum differs"
+    )

@@ -1,8 +1,11 @@
 """How two processes prove to each other that they belong to one fleet, before anything else.
 
     server → client   Challenge [1, wire, nonce]
-    client → server   Proof     [2, secret_id, nonce, mac]    mac over b"client", both nonces
-    server → client   Accept    [3, mac]                      mac over b"server", both nonces
+    client → server   Proof     [2, secret_id, nonce, mac, wire]  mac over b"client", both nonces
+    server → client   Accept    [3, mac]                          mac over b"server", both nonces
+
+`wire` is what each side speaks: 1 is bare frames, 2 summed ones (see frames.py), and the lesser of
+the two is spoken.  From 2 on it is part of both macs, so that no damage to it passes unnoticed.
 
 HMAC-SHA256 under the fleet secret.  The server takes its current and its previous secret, so that
 a fleet can be moved to a new one without a pause.  An unknown id costs the same work as a known
@@ -20,6 +23,8 @@ import msgspec
 
 from pool.wire.frames import Buffer, WireError
 
+BARE, SUMMED = 1, 2
+WIRE = SUMMED
 NONCE_BYTES = 32
 FRAME_BYTES_MAX = 1024  # nothing longer is read from a stranger
 _Bytes = Annotated[bytes, msgspec.Meta(max_length=64)]
@@ -64,8 +69,11 @@ class Secrets(msgspec.Struct, frozen=True):
         return cls(Secret.of(current.strip()), Secret.of(previous.strip()) if previous else None)
 
 
+_Wire = Annotated[int, msgspec.Meta(ge=BARE, le=2**53)]
+
+
 class Challenge(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    wire: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    wire: _Wire
     nonce: _Bytes
 
 
@@ -73,6 +81,7 @@ class Proof(msgspec.Struct, array_like=True, frozen=True, tag=2):
     secret_id: Annotated[str, msgspec.Meta(max_length=64)]
     nonce: _Bytes
     mac: _Bytes
+    wire: _Wire = BARE
 
 
 class Accept(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -101,8 +110,9 @@ def nonce() -> bytes:
     return secrets.token_bytes(NONCE_BYTES)
 
 
-def _mac(key: bytes, side: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
-    return hmac.digest(key, side + b"\0" + server_nonce + client_nonce, "sha256")
+def _mac(key: bytes, side: bytes, server_nonce: bytes, client_nonce: bytes, wire: int) -> bytes:
+    spoken = b"" if wire == BARE else wire.to_bytes(8, "big")
+    return hmac.digest(key, side + b"\0" + server_nonce + client_nonce + spoken, "sha256")
 
 
 def prove(secret: Secret, challenge: Challenge, client_nonce: bytes) -> Proof:
@@ -113,9 +123,14 @@ def prove(secret: Secret, challenge: Challenge, client_nonce: bytes) -> Proof:
     """
     if len(challenge.nonce) != NONCE_BYTES:
         raise HandshakeFailed("the server's nonce is of a wrong length")
-    return Proof(
-        secret.id, client_nonce, _mac(secret.key, b"client", challenge.nonce, client_nonce)
-    )
+    wire = spoken(challenge)
+    mac = _mac(secret.key, b"client", challenge.nonce, client_nonce, wire)
+    return Proof(secret.id, client_nonce, mac, wire)
+
+
+def spoken(challenge: Challenge) -> int:
+    """Return what a client of this release and the server that sent `challenge` both speak."""
+    return min(challenge.wire, WIRE)
 
 
 def accept(held: Secrets, server_nonce: bytes, proof: Proof) -> Accept:
@@ -128,19 +143,21 @@ def accept(held: Secrets, server_nonce: bytes, proof: Proof) -> Accept:
     for secret in (held.current, held.previous):
         if secret is not None and secret.id == proof.secret_id:
             key = secret.key
-    wanted = _mac(key or bytes(32), b"client", server_nonce, proof.nonce)
+    wanted = _mac(key or bytes(32), b"client", server_nonce, proof.nonce, proof.wire)
     fits = hmac.compare_digest(wanted, proof.mac)
     if key is None or not fits or len(proof.nonce) != NONCE_BYTES:
         raise HandshakeFailed("the peer does not hold this fleet's secret")
-    return Accept(_mac(key, b"server", server_nonce, proof.nonce))
+    if proof.wire > WIRE:
+        raise HandshakeFailed(f"the peer speaks wire {proof.wire}, {WIRE} was offered")
+    return Accept(_mac(key, b"server", server_nonce, proof.nonce, proof.wire))
 
 
-def check_accept(secret: Secret, server_nonce: bytes, client_nonce: bytes, got: Accept) -> None:
+def check_accept(secret: Secret, challenge: Challenge, client_nonce: bytes, got: Accept) -> None:
     """Check that the server holds the secret too.
 
     Raises:
         HandshakeFailed: it does not.
     """
-    wanted = _mac(secret.key, b"server", server_nonce, client_nonce)
+    wanted = _mac(secret.key, b"server", challenge.nonce, client_nonce, spoken(challenge))
     if not hmac.compare_digest(wanted, got.mac):
         raise HandshakeFailed("the server does not hold this fleet's secret")

@@ -27,6 +27,7 @@ from pool.wire.frames import (
     FrameReader,
     WireError,
     encode,
+    summed,
 )
 from pool.wire.handshake import HandshakeFailed, Secrets
 
@@ -97,6 +98,7 @@ class Peer(asyncio.BufferedProtocol):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unsent: list[Buffer] = []  # of this read, or this turn of the loop
         self._is_reading = False
+        self._is_summed = False  # frames carry sums, both ways
         self.on_read: Callable[[], None] | None = None  # after all frames of a read
         self._behind: asyncio.Future[None] | None = None  # done once the other side has read
 
@@ -196,6 +198,8 @@ class Peer(asyncio.BufferedProtocol):
         """
         if not self.is_open or self._loop is None:
             return
+        if self._is_summed:
+            buffers = summed(buffers)
         if not self._unsent and not self._is_reading:
             # What is sent in one turn of the loop leaves in one system call, and wakes the other
             # side once: with many small frames that halves the cost of the hop.
@@ -272,6 +276,14 @@ class Peer(asyncio.BufferedProtocol):
         self._reader.body_bytes_max = limits.body_bytes_max
         self._on_frame, self._on_lost = self._keep, None
 
+    def _speak(self, wire: int) -> None:
+        """Send and expect what was agreed on from the next frame on."""
+        assert self._transport is not None
+        # TLS has its own.
+        if wire >= handshake.SUMMED and self._transport.get_extra_info("sslcontext") is None:
+            self._reader.expect_sums()
+            self._is_summed = True
+
 
 class PeerLimits(msgspec.Struct, frozen=True):
     """The bounds of a connection's frames."""
@@ -344,8 +356,9 @@ async def _prove(peer: Peer, secrets: Secrets, limits: PeerLimits) -> None:
         accepted = handshake.decode(header)
         if not isinstance(accepted, handshake.Accept):
             raise HandshakeFailed("expected an acceptance")
-        handshake.check_accept(secrets.current, challenge.nonce, nonce, accepted)
+        handshake.check_accept(secrets.current, challenge, nonce, accepted)
         peer._trust(limits)
+        peer._speak(handshake.spoken(challenge))
         if not proved.done():
             proved.set_result(None)
 
@@ -495,7 +508,7 @@ class _Accepted(Peer):
         )
         self._nonce = handshake.nonce()
         self.on_frame = self._on_proof
-        self.send(encode(handshake.encode(handshake.Challenge(1, self._nonce))))
+        self.send(encode(handshake.encode(handshake.Challenge(handshake.WIRE, self._nonce))))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._silence is not None:
@@ -511,4 +524,5 @@ class _Accepted(Peer):
         self._trust(self._limits)
         # Before the owner can say anything, which the peer would take for the acceptance.
         self.send(encode(handshake.encode(accepted)))
+        self._speak(proof.wire)
         self._on_peer(self)

@@ -44,7 +44,7 @@ from tests.support.wire import SUITE, Peak, assert_like
 __all__ = ["folder", "run"]  # fixtures
 
 OLD_AND_NEW = Secrets(Secret.of("the secret of tomorrow"), SECRETS.current)
-CHALLENGE = Challenge(1, bytes(NONCE_BYTES))
+CHALLENGE = Challenge(handshake.WIRE, bytes(NONCE_BYTES))
 NONCE = b"c" * NONCE_BYTES
 PROOF = handshake.prove(SECRETS.current, CHALLENGE, NONCE)
 ACCEPT = handshake.accept(SECRETS, CHALLENGE.nonce, PROOF)
@@ -80,8 +80,8 @@ def test_round_trip(message: handshake.Message) -> None:
 
 def test_messages_are_the_documented_arrays() -> None:
     arrays = [msgpack.unpackb(handshake.encode(message)) for message in MESSAGES]
-    assert arrays[0] == [1, 1, bytes(NONCE_BYTES)]
-    assert arrays[1] == [2, SECRETS.current.id, NONCE, PROOF.mac]
+    assert arrays[0] == [1, 2, bytes(NONCE_BYTES)]
+    assert arrays[1] == [2, SECRETS.current.id, NONCE, PROOF.mac, 2]
     assert arrays[2] == [3, ACCEPT.mac]
 
 
@@ -188,12 +188,12 @@ def test_secrets_are_parsed_as_current_and_previous() -> None:
 
 
 def test_proof_with_the_current_secret_is_accepted() -> None:
-    handshake.check_accept(SECRETS.current, CHALLENGE.nonce, NONCE, ACCEPT)
+    handshake.check_accept(SECRETS.current, CHALLENGE, NONCE, ACCEPT)
 
 
 def test_proof_with_the_previous_secret_is_accepted_with_the_previous_secret() -> None:
     accepted = handshake.accept(OLD_AND_NEW, CHALLENGE.nonce, PROOF)
-    handshake.check_accept(SECRETS.current, CHALLENGE.nonce, NONCE, accepted)
+    handshake.check_accept(SECRETS.current, CHALLENGE, NONCE, accepted)
 
 
 def test_proof_with_another_secret_is_refused() -> None:
@@ -225,28 +225,28 @@ def test_nonce_of_another_length_is_refused_even_if_it_is_signed(length: int) ->
 @pytest.mark.parametrize("length", [0, 1, 31, 33, 64])
 def test_challenge_of_another_length_is_not_signed(length: int) -> None:
     with pytest.raises(HandshakeFailed, match="wrong length"):
-        handshake.prove(SECRETS.current, Challenge(1, bytes(length)), NONCE)
+        handshake.prove(SECRETS.current, Challenge(2, bytes(length)), NONCE)
 
 
 @given(st.integers(0, 31), st.integers(0, 7))
 def test_any_flipped_bit_of_a_mac_is_refused(index: int, bit: int) -> None:
     mac = bytearray(PROOF.mac)
     mac[index] ^= 1 << bit
-    assert proof_is_refused(SECRETS, CHALLENGE.nonce, Proof(PROOF.secret_id, NONCE, bytes(mac)))
+    assert proof_is_refused(SECRETS, CHALLENGE.nonce, Proof(PROOF.secret_id, NONCE, bytes(mac), 2))
     mac = bytearray(ACCEPT.mac)
     mac[index] ^= 1 << bit
     with pytest.raises(HandshakeFailed):
-        handshake.check_accept(SECRETS.current, CHALLENGE.nonce, NONCE, Accept(bytes(mac)))
+        handshake.check_accept(SECRETS.current, CHALLENGE, NONCE, Accept(bytes(mac)))
 
 
 @pytest.mark.parametrize("mac", [b"", PROOF.mac[:31], PROOF.mac + b"\0"])
 def test_mac_of_another_length_is_refused(mac: bytes) -> None:
-    assert proof_is_refused(SECRETS, CHALLENGE.nonce, Proof(PROOF.secret_id, NONCE, mac))
+    assert proof_is_refused(SECRETS, CHALLENGE.nonce, Proof(PROOF.secret_id, NONCE, mac, 2))
 
 
 def test_a_clients_mac_sent_back_is_no_acceptance() -> None:
     with pytest.raises(HandshakeFailed, match="server does not hold"):
-        handshake.check_accept(SECRETS.current, CHALLENGE.nonce, NONCE, Accept(PROOF.mac))
+        handshake.check_accept(SECRETS.current, CHALLENGE, NONCE, Accept(PROOF.mac))
 
 
 def test_nonces_are_fresh() -> None:

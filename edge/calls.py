@@ -86,11 +86,14 @@ class Call:
     """One call on its way; `future` ends with an Answer or a Refusal, exactly once."""
 
     __slots__ = (
+        "alone",
         "conn",
         "deadline_s",
         "digest",
+        "fingerprint",
         "future",
         "gave_back",
+        "has_begun",
         "has_parts",
         "id",
         "inputs",
@@ -141,6 +144,9 @@ class Call:
         self.on_chunk = on_chunk
         self.on_held = on_held  # hears what the load does that it waits for, and how long still
         self.has_parts = False
+        self.alone = False  # it may have killed its worker: it is to share its run with nobody
+        self.has_begun = False  # its worker said that this run begins
+        self.fingerprint = b""  # once it was needed; see `quarantine`
         self.is_held = False  # sent to a worker that was to load its engine first
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.pool: Sender | None = None

@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import structlog
 
@@ -24,7 +24,8 @@ from edge.calls import Call, Ref
 from edge.errors import ClientGone, DeadlineExceeded, Refusal, Unavailable, WorkerLost, jittered
 from edge.retry_budget import Budget
 from edge.starting import to_start
-from edge.worker_conn import WorkerConn
+from edge.suspects import Suspects
+from edge.worker_conn import Silent, WorkerConn
 from pool.wire.control import EngineRoute, Routes
 from pool.wire.handshake import Secrets
 
@@ -33,6 +34,7 @@ SWEEP_S = 0.02  # so often calls are looked for whose deadline is near; these ge
 STALL_S = 0.2  # a look that comes so late says nothing about who was silent meanwhile
 LOST_RETRIES = 1  # a call is sent again so often when its worker was lost: it may have run
 HELD_RETRIES = 2  # and so often when it had not loaded the model yet, so that it never ran
+ALONE_SENT_MAX = 4  # so often in all, if it was to run alone and had not begun
 
 _log = structlog.get_logger()
 
@@ -60,6 +62,7 @@ class Pool:
         self.retries = 0  # calls sent again because their worker was lost
         self.retries_refused = 0  # calls that ended because their worker broke
         self.silences = 0  # workers that hung, or could not be heard
+        self.suspects = Suspects(self)
         self.returns = 0  # calls sent elsewhere because their worker gave them back
         self._leaving: set[WorkerConn] = set()  # get nothing new, and may have calls under way
 
@@ -98,9 +101,12 @@ class Pool:
         """Send `call`, or let it wait for a worker; its future ends soon after its deadline."""
         call.pool = self
         self.budget.pay()
-        self._send(call)
+        self.send(call)
 
-    def _send(self, call: Call) -> None:
+    def send(self, call: Call) -> None:
+        """Send a call that has come before, or let it wait; it may have to, or be refused."""
+        if call.ref in self.suspects.watched and self.suspects.stops(call):
+            return
         now_s = time.monotonic()
         conn = self._pick_for(call)
         if conn is not None:
@@ -122,6 +128,7 @@ class Pool:
     def cancel(self, call: Call, error: Refusal | None = None) -> None:
         """End a call that nobody waits for, all the way down."""
         self._waiting.pop(call, None)
+        self.suspects.forget(call)
         if call.conn is not None:
             call.conn.forget(call)
         call.fail(error or ClientGone())
@@ -186,6 +193,11 @@ class Pool:
         named = map(self._conns.get, () if engine is None else engine.wake_at)
         return any(conn is not None and conn.is_cold for conn in named)
 
+    def calls(self) -> list[Call]:
+        """Return the calls that are under way, or wait because no worker can be reached."""
+        conns = (*self._conns.values(), *self._leaving)
+        return [*self._waiting, *(call for conn in conns for call in conn.calls.values())]
+
     def waiting(self) -> dict[str, int]:
         """Return by "model/version" how many calls wait because no worker can be reached."""
         return dict(Counter("/".join(call.ref) for call in self._waiting))
@@ -207,14 +219,31 @@ class Pool:
         for ref, deadline_s in first_s.items():
             self._start_for(ref, now_s, deadline_s)
 
-    def on_broken(self, call: Call, conn: WorkerConn) -> None:
-        """Try a call once more whose worker broke before it answered."""
+    def on_greeted(self, conn: WorkerConn) -> None:
+        """Learn whether the process that had this name before still lives."""
+        self.suspects.heard(conn.id, conn.incarnation)
+
+    def on_ran(self, call: Call) -> None:
+        """Trust a call again that was suspected, and has run alone."""
+        self.suspects.ran(call)
+
+    def on_lost(self, conn: WorkerConn, calls: Sequence[Call], error: Exception | None) -> None:
+        """Try calls once more whose worker broke before it answered; one may have broken it."""
+        if not isinstance(error, Silent):
+            self.suspects.lost(conn, calls)
+        for call in calls:
+            self._on_broken(call, conn)
+
+    def _on_broken(self, call: Call, conn: WorkerConn) -> None:
         if call.future.done():
             return
         call.conn = None
-        if self._may_retry(call):
+        if self.suspects.holds(call):
+            return
+        has_waited = call.alone and not call.has_begun and conn.tells_begin
+        if call.sent < ALONE_SENT_MAX if has_waited else self._may_retry(call):
             self.retries += 1
-            self._send(call)
+            self.send(call)
         else:
             self.retries_refused += 1
             call.fail(WorkerLost("the worker that had this call broke"))
@@ -264,7 +293,7 @@ class Pool:
         call.conn = None
         call.sent -= 1
         self.returns += 1
-        self._send(call)
+        self.send(call)
 
     async def sweep_forever(self) -> None:
         """Give a timer to every call whose deadline comes before the next look.

@@ -51,11 +51,17 @@ class Owner(Protocol):
     edge_id: str
     secrets: Secrets | None
 
+    def on_greeted(self, conn: WorkerConn) -> None:
+        """The worker has said which process it is."""
+
     def on_up(self) -> None:
         """A worker can be called now."""
 
-    def on_broken(self, call: Call, conn: WorkerConn) -> None:
-        """The worker of `call` broke before it answered."""
+    def on_lost(self, conn: WorkerConn, calls: Sequence[Call], error: Exception | None) -> None:
+        """The worker broke before it answered these calls."""
+
+    def on_ran(self, call: Call) -> None:
+        """A call that was to run alone has run to its end."""
 
     def on_silent(self, conn: WorkerConn) -> None:
         """The worker has gone silent just now."""
@@ -96,7 +102,7 @@ class WorkerConn:
         self._silent_s_min = math.inf  # as long as the worker never is while it lives
         self._reads = 0
         self._heard_s = 0.0
-        self._incarnation = ""  # of the process that has spoken
+        self.incarnation = ""  # of the process that has spoken
         self.has_heir = False  # routes that came since name another process
         self._next_id = 0
         self.dialled_s = None if self.is_cold else time.monotonic()  # see `starting.Reach`
@@ -111,6 +117,11 @@ class WorkerConn:
         return self.peer is not None and self.peer.is_open and not self.is_silent
 
     @property
+    def tells_begin(self) -> bool:
+        """Tell whether the worker says it of a call that is to run alone; older ones know none."""
+        return self._silent_s_min < math.inf
+
+    @property
     def load(self) -> float:
         """How long a call sent now would roughly wait, in ms; ties go by calls under way."""
         return self.wait_us / 1000 + len(self.calls)
@@ -122,6 +133,7 @@ class WorkerConn:
         call.id = self._next_id
         call.conn = self
         call.sent += 1
+        call.has_begun = False
         call.sent_s = now_s
         inputs = call.inputs
         heads = [TensorHead(t.name, t.datatype, tuple(t.shape), len(t.data)) for t in inputs]
@@ -145,6 +157,7 @@ class WorkerConn:
             call.shadow if call.sent == 1 else (),
             call.tenant,
             call.share,
+            call.alone,
         )
         try:
             buffers = data.encode(message, () if at else inputs)
@@ -180,7 +193,7 @@ class WorkerConn:
         """Go by what newer routes say of the worker."""
         self.route = worker
         self.is_cold = worker.state == "cold"
-        self.has_heir = self.is_up and worker.incarnation != self._incarnation
+        self.has_heir = self.is_up and worker.incarnation != self.incarnation
         if not self.is_cold and not self.is_up:
             self.start()
         elif self.is_cold and self._dialled is None:
@@ -288,12 +301,13 @@ class WorkerConn:
         self.wait_us = 0
         self._silent_s_min = hello.load_ms / 1000 * SILENT_BEATS or math.inf
         self._heard_s = time.monotonic()
-        self._incarnation = hello.incarnation
+        self.incarnation = hello.incarnation
         self._wanted.clear()
         self.dialled_s = None
         self.peer = self._dialled
         if hello.arena_bytes:
             self._arena = self._offered
+        self._owner.on_greeted(self)
         self._owner.on_up()
 
     def _on_lost(self, error: Exception | None) -> None:
@@ -307,8 +321,7 @@ class WorkerConn:
         calls, self.calls = self.calls, {}
         if calls:
             _log.warning("worker_lost", worker=self.id, calls=len(calls), error=str(error or ""))
-        for call in calls.values():
-            self._owner.on_broken(call, self)
+            self._owner.on_lost(self, list(calls.values()), error)
 
     def _frame(self, header: bytes, body: Buffer) -> None:
         message = data.decode(header)
@@ -322,6 +335,10 @@ class WorkerConn:
             if call is not None and call.on_chunk is not None and not call.future.done():
                 call.has_parts = True
                 call.on_chunk(data.tensors(message.outputs, body))
+        elif type(message) is data.Began:
+            call = self.calls.get(message.call_id)
+            if call is not None:
+                call.has_begun = True
         elif type(message) is data.Progress:
             call = self.calls.get(message.call_id)
             if call is not None and call.on_held is not None:
@@ -338,6 +355,8 @@ class WorkerConn:
             raise WireError(f"a worker does not send {type(message).__name__}")
 
     def _settle(self, call: Call, reply: data.Reply, body: Buffer) -> None:
+        if call.has_begun and reply.status != WorkerLost.status:
+            self._owner.on_ran(call)
         if reply.status == 200:
             try:
                 outputs = data.tensors(reply.outputs, body)
@@ -352,5 +371,9 @@ class WorkerConn:
         elif reply.not_run and len(call.gave_back) < RETURNS_MAX:
             call.gave_back += (self,)
             self._owner.on_returned(call)
+        elif reply.status == WorkerLost.status:
+            # Its process lost the device, and ends: as good as dead, and maybe of this call.
+            call.gave_back += (self,)
+            self._owner.on_lost(self, [call], None)
         else:
             call.fail(refusal_of(reply))

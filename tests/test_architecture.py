@@ -82,6 +82,7 @@ PURE = (
     "pool.rollouts.unit_guard",
     "pool.rollouts.window_guard",
     "pool.deaths",
+    "edge.quarantine",
     "pool.inline",
     "pool.recycling",
     "pool.lanes",

@@ -43,7 +43,7 @@ class FakeWorker:
         self.greets = True
         self.id = Path(address.path).name
         self.incarnation = "i"
-        self.greets = True
+        self.load_ms = 0
         self.server: Server | None = None
         self.peers: list[Peer] = []
         self.heard: list[data.Message] = []
@@ -60,16 +60,19 @@ class FakeWorker:
             peer.close()
         self.peers.clear()
 
+    def hello(self, name: str) -> data.Hello:
+        return data.Hello(data.WIRE, "worker", name, self.incarnation, load_ms=self.load_ms)
+
     def _on_peer(self, peer: Peer) -> None:
         def frame(header: bytes, body: Buffer) -> None:
             message = data.decode(header)
             self.heard.append(message)
             if isinstance(message, data.Hello) and self.greets:
-                peer.send(data.encode(data.Hello(data.WIRE, "worker", self.name, self.incarnation)))
+                peer.send(data.encode(self.hello(self.name)))
             if isinstance(message, data.Call):
                 self.on_call(peer, message)
             elif isinstance(message, data.Hello) and self.greets:
-                peer.send(data.encode(data.Hello(data.WIRE, "worker", self.id, self.incarnation)))
+                peer.send(data.encode(self.hello(self.id)))
 
         self.peers.append(peer)
         peer.on_frame = frame

@@ -1,0 +1,254 @@
+"""Calls that may have killed their worker, sent over real sockets to workers of these tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edge import suspects
+from edge.calls import Answer, Call
+from edge.errors import DeadlineExceeded, Refusal, Unprocessable, WorkerLost
+from edge.quarantine import Row, fingerprint_of
+from pool.wire import data
+from pool.wire.data import Tensor
+from pool.wire.peer import Peer
+from tests.edge.test_dispatch import REF, FakeWorker, Fleet, X, fleet, outcome, redial_s
+
+__all__ = ["fleet", "redial_s"]  # fixtures
+pytestmark = [pytest.mark.rule("F20"), pytest.mark.usefixtures("redial_s")]
+
+BAD = Tensor("x", "FP32", (1,), b"\0\0\x80\x7f")
+
+
+class Life:
+    """Workers that die of `BAD`: they close, and greet as another process afterwards.
+
+    Like real ones they keep what they have until they run it: all at once, or one that is to run
+    alone after its word.
+    """
+
+    def __init__(self, fleet: Fleet, *, dies: bool = True) -> None:
+        self.fleet = fleet
+        self.dies = dies
+        self.deaths: list[str] = []
+        self.kept: dict[str, list[tuple[Peer, data.Call]]] = {}
+        for name, worker in fleet.workers.items():
+            worker.load_ms = 60_000
+            worker.on_call = self.taker(name, worker)
+
+    def taker(self, name: str, worker: FakeWorker) -> Callable[[Peer, data.Call], None]:
+        def take(peer: Peer, call: data.Call) -> None:
+            kept = self.kept.setdefault(name, [])
+            kept.append((peer, call))
+            if len(kept) == 1:
+                asyncio.get_running_loop().call_later(0.02, self.run, name, worker)
+
+        return take
+
+    def run(self, name: str, worker: FakeWorker) -> None:
+        """Run what has come: first all that may share a run, then each that is alone."""
+        kept = self.kept.pop(name, [])
+        together = [one for one in kept if not one[1].alone]
+        for batch in [together, *([one] for one in kept if one[1].alone)]:
+            for peer, call in batch:
+                if call.alone:
+                    peer.send(data.encode(data.Began(call.call_id)))
+            if any(self.is_bad(call) for _, call in batch):
+                self.deaths.append(name)
+                worker.incarnation += "i" * self.dies
+                for peer in worker.peers:
+                    peer.close()
+                worker.peers.clear()
+                return
+            for peer, call in batch:
+                worker.answer(peer, call)
+
+    @staticmethod
+    def is_bad(call: data.Call) -> bool:
+        return call.request_id == "bad"
+
+
+def bad_call(fleet: Fleet, **how: Any) -> Call:
+    """A call that kills its worker: it is known by its id, as nobody looks into tensors here."""
+    return named(fleet, "bad", BAD, **how)
+
+
+def named(fleet: Fleet, request_id: str, tensor: Tensor = X, **how: Any) -> Call:
+    start, fleet.pool.start = fleet.pool.start, lambda call: None  # type: ignore[method-assign]
+    try:
+        call = fleet.call(inputs=(tensor,), **how)
+    finally:
+        fleet.pool.start = start  # type: ignore[method-assign]
+    call.request_id = request_id
+    start(call)
+    return call
+
+
+async def up(fleet: Fleet, warm: str = "abc") -> None:
+    await fleet.up(warm)
+    fleet.route(warm=warm, workers=warm)
+    await fleet.connected(len(warm))
+    fleet.pool.budget.saved = 100.0
+
+
+def status(found: Answer | Refusal) -> int | str:
+    return 200 if isinstance(found, Answer) else found.code
+
+
+async def outcomes(*calls: Call) -> list[int | str]:
+    return [status(await outcome(call)) for call in calls]
+
+
+async def test_a_request_that_kills_two_workers_is_quarantined(fleet: Fleet) -> None:
+    life = Life(fleet)
+    await up(fleet)
+    found = await outcome(bad_call(fleet))
+    assert isinstance(found, Unprocessable)
+    assert found.code == "quarantined"
+    assert "not run again for 600 s" in found.text
+    assert len(life.deaths) == 2
+    sent = [call for worker in fleet.workers.values() for call in worker.calls]
+    assert [call.alone for call in sent if call.request_id == "bad"].count(True) == 1
+    # From now on it reaches nobody, and others do as before.
+    assert await outcomes(bad_call(fleet), bad_call(fleet)) == ["quarantined"] * 2
+    assert len(life.deaths) == 2
+    assert await outcomes(*(named(fleet, str(n)) for n in range(5))) == [200] * 5
+    assert (fleet.pool.suspects.convicted, fleet.pool.suspects.refused) == (1, 3)
+
+
+async def test_batch_mates_are_run_again_alone_and_succeed(fleet: Fleet) -> None:
+    life = Life(fleet)
+    await up(fleet)
+    calls = [
+        named(fleet, "bad" if n == 7 else str(n), Tensor("x", "FP32", (1,), bytes([n] * 4)))
+        for n in range(20)
+    ]
+    found = await outcomes(*calls)
+    assert found == [200] * 7 + ["quarantined"] + [200] * 12
+    assert len(life.deaths) == 2
+    # All of them ran to an end: nobody is suspected any more but the one in quarantine.
+    assert dict(fleet.pool.suspects.watched) == {REF: 1}
+    later = named(fleet, "8", Tensor("x", "FP32", (1,), bytes([8] * 4)))
+    assert not later.alone
+    await outcome(later)
+
+
+async def test_copies_under_way_kill_nobody_else(fleet: Fleet) -> None:
+    """Many clients send the same: while one copy is tried the others wait, and then they end."""
+    life = Life(fleet)
+    await up(fleet)
+    first = bad_call(fleet)
+    await fleet.until(lambda: len(life.deaths) == 1)
+    await fleet.until(lambda: fleet.pool.suspects.watched[REF] == 1)
+    copies = [bad_call(fleet) for _ in range(20)]
+    assert await outcomes(first, *copies) == ["quarantined"] * 21
+    assert len(life.deaths) == 2
+
+
+async def test_a_lost_connection_is_no_death(fleet: Fleet) -> None:
+    life = Life(fleet, dies=False)
+    await up(fleet)
+    assert isinstance(await outcome(bad_call(fleet)), WorkerLost)
+    assert len(life.deaths) == 2
+    # They spoke again as the same processes: nothing is held against the request.
+    await fleet.until(lambda: not fleet.pool.suspects.watched)
+    assert isinstance(await outcome(bad_call(fleet)), WorkerLost)
+    assert len(life.deaths) == 4
+
+
+async def test_nobody_waits_for_ever_to_be_judged(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suspects, "JUDGED_S_MAX", 0.2)
+    life = Life(fleet)
+    await up(fleet)
+    for worker in fleet.workers.values():
+        worker.on_call = lambda peer, call, take=worker.on_call, worker=worker: (  # type: ignore[misc]
+            setattr(worker, "greets", False),
+            take(peer, call),
+        )
+    assert isinstance(await outcome(bad_call(fleet)), WorkerLost)
+    assert len(life.deaths) == 2
+    assert not fleet.pool.suspects.watched
+
+
+async def test_a_copy_that_waits_ends_at_its_deadline(fleet: Fleet) -> None:
+    Life(fleet)
+    await up(fleet)
+    fleet.pool.suspects._known.blame(
+        _fingerprint(), REF, suspects.Loss("x", "1"), fleet.pool.suspects._now(), had_begun=False
+    )
+    for worker in fleet.workers.values():
+        worker.on_call = worker.keep
+    trial = named(fleet, "trial", BAD)
+    copy = named(fleet, "copy", BAD, left_s=0.1)
+    assert isinstance(await outcome(copy), DeadlineExceeded)
+    assert not trial.future.done()
+    gone = named(fleet, "gone", BAD)
+    gone.cancel()
+    assert not fleet.pool.suspects._held
+    third = named(fleet, "third", BAD)
+    trial.cancel()
+    await fleet.until(lambda: len(fleet.served()) == 2)
+    assert third.alone
+
+
+async def test_what_others_learned_holds_at_once(fleet: Fleet) -> None:
+    Life(fleet)
+    await up(fleet)
+    for worker in fleet.workers.values():
+        worker.on_call = worker.keep
+    under_way, other = bad_call(fleet), named(fleet, "other")
+    fleet.pool.suspects.learn([Row(_fingerprint(), REF, 60.0)])
+    found = await outcome(under_way)
+    assert isinstance(found, Unprocessable)
+    assert "for 60 s" in found.text
+    await fleet.until(lambda: sum(len(w.cancels) for w in fleet.workers.values()) == 1)
+    assert not other.future.done()
+    assert [status(await outcome(bad_call(fleet)))] == ["quarantined"]
+    assert fleet.pool.suspects.rows()[0].fingerprint == _fingerprint()
+
+
+async def test_a_lost_device_is_as_bad_as_a_death(fleet: Fleet) -> None:
+    def lose(peer: Peer, call: data.Call) -> None:
+        worker = next(w for w in fleet.workers.values() if peer in w.peers)
+        if call.alone:
+            peer.send(data.encode(data.Began(call.call_id)))
+        if call.request_id != "bad":
+            worker.answer(peer, call)
+            return
+        peer.send(data.encode(data.Reply(call.call_id, 502, "it lost its device")))
+        worker.incarnation += "i"
+        asyncio.get_running_loop().call_later(0.05, peer.close)
+
+    await up(fleet)
+    for worker in fleet.workers.values():
+        worker.load_ms = 60_000
+        worker.on_call = lose
+    assert await outcomes(bad_call(fleet), named(fleet, "good")) == ["quarantined", 200]
+
+
+async def test_guards_hear_of_an_error(fleet: Fleet) -> None:
+    """Whatever the caller is told: the version died of its request, twice."""
+
+    class Told:
+        def __init__(self) -> None:
+            self.statuses: list[int] = []
+
+        def observe(self, unit: Any, status: int, *_: Any) -> None:
+            self.statuses.append(status)
+
+    Life(fleet)
+    await up(fleet)
+    call = bad_call(fleet)
+    told = Told()
+    call.watch = told  # type: ignore[assignment]
+    assert await outcomes(call) == ["quarantined"]
+    assert told.statuses == [502]
+
+
+def _fingerprint() -> bytes:
+    return fingerprint_of("d", [BAD], ("y",))

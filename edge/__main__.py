@@ -51,6 +51,7 @@ from registry_sync.open import open_store
 from registry_sync.scheduling import take_turns
 from registry_sync.stores import StoreError
 from registry_sync.supervised import leave, say_draining
+from registry_sync.trust import Trust
 
 METRICS_S = 1.0
 LOG_S_MAX = 2.0  # that the last lines may take
@@ -99,6 +100,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         find=finder(config),
         secrets=secrets,
         metrics=metrics,
+        trust=Trust(config.require_signed),
     )
     auth = Auth()
     lines_per_s = rates(config.access_log, config.access_log_lines_per_s)

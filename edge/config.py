@@ -34,6 +34,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     lame_duck_s: float = 0.0
     listen_fds: tuple[int, ...] = ()  # the sockets of both ports, kept by the supervisor
     notice_fd: int = -1  # where to say that we drain
+    require_signed: str = ""  # file of trusted keys; empty: manifests need no signature
     log_level: str = "info"
     access_log: AccessLogMode = "sampled"
     access_log_lines_per_s: float = 20.0  # each of what was fine, refused, and failed or slow

@@ -35,6 +35,7 @@ from registry_sync.documents import (
     read_state,
 )
 from registry_sync.rollouts import effective_weights, is_live, state_of
+from registry_sync.trust import Trust
 
 Ref = tuple[str, str]
 
@@ -108,22 +109,27 @@ class Snapshot:
     rejected: Mapping[str, str] = field(default_factory=dict)
 
 
-def compile_snapshot(documents: Documents, old: Snapshot, metrics: Metrics) -> Snapshot:
+def compile_snapshot(
+    documents: Documents, old: Snapshot, metrics: Metrics, trust: Trust | None = None
+) -> Snapshot:
     """Build the snapshot of `documents`, taking over from `old` what has not changed.
 
     The controller has checked the documents; what this (maybe older) release cannot read stays out
     alone, and the last good one serves.
+
+    Args:
+        trust: whose manifests are used; no other one serves, also not as the last good one.
     """
+    trust = trust or Trust()
     rejected = dict(documents.rejected)
     versions: dict[Ref, Version] = {}
     for name, data in documents.manifests.items():
         model, _, number = name.rpartition("/")
         known = old.versions.get((model, number))
-        if known is not None:  # manifests are immutable
-            versions[model, number] = known
-            continue
         try:
-            versions[model, number] = _version(read_manifest(data))
+            trust.check(data)
+            # Manifests are immutable.
+            versions[model, number] = known or _version(read_manifest(data))
         except BadDocument as error:
             rejected[f"models/{name}/manifest.json"] = str(error)
     endpoints: dict[str, Endpoint] = {}
@@ -137,8 +143,8 @@ def compile_snapshot(documents: Documents, old: Snapshot, metrics: Metrics) -> S
             endpoints[name] = _endpoint(read_spec(data), state, versions, metrics, known_as)
         except (ValueError, KeyError) as error:  # a document, its weights, or what it names
             rejected[document] = str(error)
-            if name in old.endpoints:
-                endpoints[name] = old.endpoints[name]
+            if (last := old.endpoints.get(name)) is not None and _may_serve(last, versions, trust):
+                endpoints[name] = last
     keys = old.keys
     try:
         if documents.keys:
@@ -151,6 +157,11 @@ def compile_snapshot(documents: Documents, old: Snapshot, metrics: Metrics) -> S
         if document not in old.rejected:
             _log.warning("document_rejected", document=document, why=why)
     return Snapshot(endpoints, versions, keys, rejected)
+
+
+def _may_serve(last: Endpoint, versions: Mapping[Ref, Version], trust: Trust) -> bool:
+    """Tell whether an endpoint may go on as it was, though its documents cannot be used."""
+    return not trust.is_required or all(arm.version.ref in versions for arm in last.arms)
 
 
 def of_version(version: Version, metrics: Metrics) -> Endpoint:

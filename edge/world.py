@@ -25,6 +25,7 @@ from pool.wire.control import Documents, Routes, VariantCount
 from pool.wire.frames import WireError
 from pool.wire.handshake import Secrets
 from pool.wire.link import ControlLink
+from registry_sync.trust import Trust
 
 COUNTERS_S = 1.0
 ANSWER_S_MAX = 5.0  # of a controller, for what it knows
@@ -49,6 +50,7 @@ class World:
         find: Callable[[], Awaitable[str | None]],
         secrets: Secrets | None,
         metrics: Metrics,
+        trust: Trust | None = None,
     ) -> None:
         self.metrics = metrics
         self.snapshot = Snapshot()
@@ -61,6 +63,8 @@ class World:
         self._pool = pool
         self._folder = folder
         self._documents: Documents | None = None
+        self._trust = trust or Trust()
+        self._trust_changes = self._trust.changes()
         self._routes: Routes | None = None
         self._has_reported = False  # to the controller of the day
         self._asked: dict[int, asyncio.Future[control.Answer]] = {}
@@ -88,9 +92,17 @@ class World:
                 await asyncio.wait([link], timeout=COUNTERS_S)
                 if link.done():
                     link.result()  # it never ends but by a bug
+                self._follow_trust()
                 self.report()
         finally:
             link.cancel()
+
+    def _follow_trust(self) -> None:
+        """Where other keys are trusted now, go by the same documents anew."""
+        changes = self._trust.changes()
+        if changes != self._trust_changes and self._documents is not None:
+            self._take_documents(self._documents, keep=False)
+        self._trust_changes = changes
 
     def report(self) -> None:
         """Tell the controller what was counted so far."""
@@ -209,7 +221,7 @@ class World:
                 raise WireError(f"a controller does not send an edge {type(message).__name__}")
 
     def _take_documents(self, documents: Documents, *, keep: bool) -> None:
-        self.snapshot = compile_snapshot(documents, self.snapshot, self.metrics)
+        self.snapshot = compile_snapshot(documents, self.snapshot, self.metrics, self._trust)
         self.metrics.rejected = len(self.snapshot.rejected)
         self.has_documents = True
         self._unknown_until_s.clear()

@@ -66,6 +66,7 @@ class UpOptions:
     body_bytes_in_flight_max: int = 512 << 20
     access_log: AccessLogMode = "off"
     access_log_lines_per_s: float = 20.0
+    require_signed: str = ""  # file of trusted keys; empty: versions need no signature
     log_level: str = "warning"
     log_folder: Path | None = None
 
@@ -182,6 +183,7 @@ async def running(
                         node.control,
                         os.getpid(),
                         options.plans_bytes_max,
+                        options.require_signed,
                     )
                 )
                 await _until_ready(options, supervisor)
@@ -219,8 +221,15 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             workers_expected=options.workers,
             sync_interval_s=options.sync_interval_s,
             time_scale=options.time_scale,
+            require_signed=options.require_signed,
         ),
-        stack.sync_process(node, options.registry, level, plans_bytes_max=options.plans_bytes_max),
+        stack.sync_process(
+            node,
+            options.registry,
+            level,
+            plans_bytes_max=options.plans_bytes_max,
+            require_signed=options.require_signed,
+        ),
         *stack.worker_processes(
             node,
             options.workers,
@@ -231,6 +240,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             plans_bytes_max=options.plans_bytes_max,
             memory_bytes_max=options.memory_bytes_max,
             on=options.device,
+            require_signed=options.require_signed,
         ),
         *stack.edge_processes(
             node,
@@ -250,6 +260,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             body_bytes_in_flight_max=options.body_bytes_in_flight_max,
             access_log=options.access_log,
             access_log_lines_per_s=options.access_log_lines_per_s,
+            require_signed=options.require_signed,
         ),
     ]
 

@@ -33,6 +33,7 @@ from registry_sync.plan_store import bring_plan, put_plan
 from registry_sync.plans import BadPlan, PlanMeta
 from registry_sync.stores import NotFound, Store, StoreError
 from registry_sync.sync import FetchError, fetch, fetch_golden, golden_path
+from registry_sync.trust import Trust
 
 # `built`: here, and it lies in the registry.  `there`: nothing had to be built.  `overtaken`: it
 # was built here, but another builder's was in the registry first.
@@ -81,7 +82,8 @@ class Workshop:
         stack = node.read_stack()
         bytes_max = BYTES_MAX_DEFAULT if stack is None else stack.plans_bytes_max
         self._store = store
-        self._local = LocalStore(node.data / "store")
+        trust = Trust("" if stack is None else stack.require_signed)
+        self._local = LocalStore(node.data / "store", trust)
         self._plans = LocalPlans(node.data / "store" / "engines", bytes_max)
         self._secrets = secrets
         held = (secrets.current, secrets.previous)

@@ -45,6 +45,7 @@ class StackFile(msgspec.Struct, frozen=True):
     control: str  # the controller's address on this machine
     pid: int
     plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT  # kept on this node
+    require_signed: str = ""  # file of trusted keys; empty: versions need no signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ def sync_process(
     log_level: str,
     *,
     plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT,
+    require_signed: str = "",
 ) -> ProcessSpec:
     """Return the node's sync process."""
     config = SyncConfig(
@@ -169,6 +171,7 @@ def sync_process(
         registry=registry,
         socket=node.sync_socket,
         plans_bytes_max=plans_bytes_max,
+        require_signed=require_signed,
         log_level=log_level,
     )
     return ProcessSpec("sync", "registry_sync", config, STAGE_SYNC)
@@ -184,6 +187,7 @@ def controller_process(
     workers_expected: int = 0,
     sync_interval_s: float = 0.0,
     time_scale: float = 1.0,
+    require_signed: str = "",
 ) -> ProcessSpec:
     """Return a controller; it always listens on the node's own socket."""
     config = ControllerConfig(
@@ -195,6 +199,7 @@ def controller_process(
         sync_interval_s=sync_interval_s,
         time_scale=time_scale,
         workers_expected=workers_expected,
+        require_signed=require_signed,
         log_level=log_level,
     )
     return ProcessSpec("controller", "pool.controller_main", config, STAGE_CONTROLLER)
@@ -215,6 +220,7 @@ def worker_processes(
     plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT,
     memory_bytes_max: int = 0,
     on: str = AUTO,
+    require_signed: str = "",
 ) -> list[ProcessSpec]:
     """Return the node's workers: on unix sockets, or on TCP from `port` on.
 
@@ -248,6 +254,7 @@ def worker_processes(
             drain_s_max=drain_s_max,
             plans_bytes_max=plans_bytes_max,
             memory_bytes_max=memory_bytes_max,
+            require_signed=require_signed,
             log_level=log_level,
         )
         specs.append(
@@ -308,6 +315,7 @@ def edge_processes(
     body_bytes_in_flight_max: int = 512 << 20,
     access_log: AccessLogMode = "off",
     access_log_lines_per_s: float = 20.0,
+    require_signed: str = "",
 ) -> list[ProcessSpec]:
     """Return the node's edges, all on the same ports."""
     name = node.id()
@@ -333,6 +341,7 @@ def edge_processes(
                 body_bytes_in_flight_max=body_bytes_in_flight_max,
                 access_log=access_log,
                 access_log_lines_per_s=access_log_lines_per_s,
+                require_signed=require_signed,
                 log_level=log_level,
             ),
             STAGE_EDGE,

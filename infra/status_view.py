@@ -58,6 +58,7 @@ def lines(status: Document) -> list[str]:
         if endpoint.get("rollout"):
             found.append(f"  {_rollout(endpoint['rollout'])}")
     found.extend(_build_line(build) for build in status.get("builds", ()))
+    found += _signing(status)
     found += [f"rejected {document}: {why}" for document, why in status["rejected"].items()]
     return found
 
@@ -86,8 +87,17 @@ def tables(status: Document) -> RenderableType:
         parts.append(_phases(status))
     if status.get("builds"):
         parts.append(_builds(status))
+    parts += [Text(line) for line in _signing(status)]
     parts += [Text(f"rejected {d}: {why}", "red") for d, why in status["rejected"].items()]
     return Group(*parts)
+
+
+def _signing(status: Document) -> list[str]:
+    signing = status.get("signing", {})
+    if not signing.get("required"):
+        return []
+    keys = ", ".join(f"{key['id']} {key['name']}".rstrip() for key in signing["trusted"])
+    return [f"only versions signed by {keys or 'nobody'}"]
 
 
 def _controller(status: Document) -> Iterator[str]:
@@ -96,6 +106,9 @@ def _controller(status: Document) -> Iterator[str]:
         yield "this controller does not lead"
     if controller.get("registry_error"):
         yield f"registry: {controller['registry_error']}"
+    signing = status.get("signing", {})
+    if signing.get("problem"):
+        yield f"trusted keys: {signing['problem']}; those before hold"
 
 
 def _workers(status: Document) -> Table:

@@ -38,6 +38,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         0.0  # when a process was asked for, by the machine's monotonic clock; 0: unknown
     )
     is_for_call: bool = False  # it is started because a call came
+    require_signed: str = ""  # file of trusted keys; empty: manifests need no signature
     log_level: str = "info"
 
 
@@ -52,6 +53,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     sync_interval_s: float = 0.0  # 0: 1 s for a directory, 10 s for S3
     workers_expected: int = 0  # ready only once so many workers have registered
     time_scale: float = 1.0  # rehearsals: the scaling policies see time pass so many times faster
+    require_signed: str = ""  # file of trusted keys; empty: manifests need no signature
     log_level: str = "info"
 
 

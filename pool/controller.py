@@ -312,6 +312,7 @@ class Controller:
             nodes=self._nodes.status(),
             wanted={**self._scale.wanted(), **dict.fromkeys(self._let_go, 0)},
             rollouts=self._rollout_views(self._rollouts.began()),
+            signing=self._watch.trust.status(),
         )
 
     def _worker_rows(self) -> list[WorkerStatus]:
@@ -409,12 +410,12 @@ class Controller:
     async def poll(self, *, is_asked: bool = False) -> None:
         """Look at the registry once and tell everybody what changed."""
         async with self._polling:
-            before = self._watch.snapshot.specs
+            known = self._watch.snapshot
             try:
                 changed = await asyncio.to_thread(self._watch.poll, is_asked=is_asked)
                 self._registry_error = ""
             except StoreError as error:
-                changed = False
+                changed = self._watch.snapshot is not known  # what may no longer be used is gone
                 if not self._registry_error:
                     _log.warning("registry_unreachable", error=str(error))
                 self._registry_error = str(error)
@@ -424,7 +425,10 @@ class Controller:
                 _log.exception("bug")
                 self._registry_error = f"{type(error).__name__}: {error}"
             specs = self._watch.snapshot.specs
-            self._let_go = letting_go.unless_set(self._let_go, before, specs)
+            self._let_go = letting_go.unless_set(self._let_go, known.specs, specs)
+            if self._watch.trust.is_required:
+                gone = known.manifests.keys() - self._watch.snapshot.manifests.keys()
+                self._let_go.update(dict.fromkeys(gone, False))
         if not self._may_act():
             return
         # What was never read is not empty: edges keep what they have until it is.

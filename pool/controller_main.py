@@ -19,7 +19,7 @@ from pool import last_good
 from pool.config import ControllerConfig
 from pool.controller import Controller
 from pool.learned import Learned
-from pool.registry_watch import RegistryWatch
+from pool.registry_watch import RegistryWatch, trusted_of
 from pool.wire.fleet_secret import load_secrets
 from pool.wire.peer import Address, serve
 from pool.wish_watch import WishWatch
@@ -29,6 +29,7 @@ from registry_sync.logs import configure
 from registry_sync.open import open_store
 from registry_sync.stores import Store, StoreError, StoreUnavailable
 from registry_sync.supervised import leave
+from registry_sync.trust import Trust
 
 SYNC_INTERVAL_S_DIRECTORY = 1.0
 SYNC_INTERVAL_S_S3 = 10.0
@@ -93,7 +94,10 @@ async def run(config: ControllerConfig) -> None:
     secrets = load_secrets(data)
     is_s3 = config.registry.startswith("s3://")
     local = LocalStore(data / "control")
+    trust = Trust(config.require_signed)
     start = last_good.load(local)
+    if start is not None:
+        start = trusted_of(start, trust)
     if start is not None and not is_s3:
         require_folder(config.registry)
     store = await asyncio.to_thread(open_store, config.registry)
@@ -110,7 +114,7 @@ async def run(config: ControllerConfig) -> None:
     leader_store = store if is_s3 else open_store(str(data))
     wishes = WishWatch(store, WISHES_PAUSE_S_S3 if is_s3 else WISHES_PAUSE_S_DIRECTORY)
     controller = Controller(
-        RegistryWatch(store, start, wishes),
+        RegistryWatch(store, start, wishes, trust),
         may_act=lambda: leadership.may_act(time.monotonic()),
         epoch=lambda: leadership.reign.epoch if leadership.reign else 0,
         workers_expected=config.workers_expected,

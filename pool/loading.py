@@ -23,6 +23,7 @@ from registry_sync.client import SyncAway, SyncError, fetch_golden_via, fetch_vi
 from registry_sync.documents import Manifest
 from registry_sync.local import LocalStore
 from registry_sync.sync import golden_path, present
+from registry_sync.trust import Trust
 
 SYNC_BACK_S_MAX: Final = 2.0  # its supervisor starts it again at once; a call may wait for that
 SYNC_LOOK_S: Final = 0.05
@@ -45,7 +46,7 @@ class Loader:
         parking: Parking,
     ) -> None:
         self.guard = guard
-        self.local = LocalStore(Path(config.data) / "store")
+        self.local = LocalStore(Path(config.data) / "store", Trust(config.require_signed))
         self._sync_socket = config.sync_socket
         self._threads = config.threads
         self._engines = engines

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import structlog
@@ -33,6 +33,7 @@ from registry_sync.documents import (
 from registry_sync.endpoints import MARK_SUFFIX
 from registry_sync.names import BadName, check_name, check_version
 from registry_sync.stores import NotFound, Store, StoreError
+from registry_sync.trust import Trust, Untrusted
 
 Ref: TypeAlias = tuple[str, str]
 
@@ -66,12 +67,18 @@ class RegistryWatch:
     Args:
         start: what held last, if anything.
         wishes: those of the same registry.
+        trust: whose manifests are used.
     """
 
     def __init__(
-        self, store: Store, start: Snapshot | None = None, wishes: WishWatch | None = None
+        self,
+        store: Store,
+        start: Snapshot | None = None,
+        wishes: WishWatch | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self.store = store
+        self.trust = trust or Trust()
         self.wishes = wishes or WishWatch(store)
         # The whole mutable state: what holds, and the etags by which a change is noticed.
         self.snapshot = start or Snapshot()
@@ -81,6 +88,7 @@ class RegistryWatch:
         self._keys_etag: str | None = None
         self._are_keys_good = True  # those of that etag
         self._resolved: dict[Ref, None] = {}
+        self._trust_changes = self.trust.changes()
 
     def poll(self, *, is_asked: bool = False) -> bool:
         """Look once; tell whether `snapshot` is another one now.
@@ -89,8 +97,11 @@ class RegistryWatch:
             is_asked: somebody waits for what has been written, wishes too.
 
         Raises:
-            StoreError: the registry did not answer; the snapshot stays.
+            StoreError: the registry did not answer; the snapshot stays, but for what may no
+                longer be used.
         """
+        begun = self.snapshot
+        self._drop_untrusted()
         old = self.snapshot
         specs, spec_bytes = dict(old.specs), dict(old.spec_bytes)
         states, state_bytes = dict(old.states), dict(old.state_bytes)
@@ -141,7 +152,7 @@ class RegistryWatch:
         new = Snapshot(
             specs, states, manifests, spec_bytes, state_bytes, manifest_bytes, key_bytes, rejected
         )
-        changed = new != old
+        changed = new != begun
         self.snapshot = new
         self._spec_etags, self._mark_etags = etags, marks
         self.is_known = True
@@ -177,6 +188,15 @@ class RegistryWatch:
             old.rejected,
         )
         return manifest
+
+    def _drop_untrusted(self) -> None:
+        """Where other keys are trusted now, drop what may no longer be used; look at all anew."""
+        changes = self.trust.changes()
+        if changes == self._trust_changes:
+            return
+        self._trust_changes = changes
+        self._spec_etags.clear()
+        self.snapshot = trusted_of(self.snapshot, self.trust)
 
     def _forget_manifests(
         self,
@@ -221,6 +241,10 @@ class RegistryWatch:
 
     def _read_manifest(self, ref: Ref) -> tuple[bytes, Manifest]:
         data = self.store.get(f"models/{ref[0]}/{ref[1]}/manifest.json").data
+        try:
+            self.trust.check(data)
+        except Untrusted as error:
+            raise BadDocument([f"{ref[0]} version {ref[1]}: {error}"]) from None
         manifest = read_manifest(data)
         if (manifest.model, manifest.version) != ref:
             raise BadDocument(
@@ -280,6 +304,25 @@ def _reject(rejected: dict[str, str], document: str, error: Exception) -> None:
     if rejected.get(document) != str(error):
         rejected[document] = str(error)
         _log.warning("document_rejected", document=document, why=str(error))
+
+
+def trusted_of(snapshot: Snapshot, trust: Trust) -> Snapshot:
+    """Return a snapshot without the manifests that must not be used, and what names them."""
+    refs = {ref for ref, data in snapshot.manifest_bytes.items() if trust.is_good(data)}
+    names = {
+        name
+        for name, spec in snapshot.specs.items()
+        if all((variant.model, variant.version) in refs for variant in spec.variants)
+    }
+    return replace(
+        snapshot,
+        specs={name: snapshot.specs[name] for name in snapshot.specs if name in names},
+        states={name: snapshot.states[name] for name in snapshot.states if name in names},
+        manifests={ref: snapshot.manifests[ref] for ref in snapshot.manifests if ref in refs},
+        spec_bytes={n: data for n, data in snapshot.spec_bytes.items() if n in names},
+        state_bytes={n: data for n, data in snapshot.state_bytes.items() if n in names},
+        manifest_bytes={r: data for r, data in snapshot.manifest_bytes.items() if r in refs},
+    )
 
 
 def restore(documents: Documents) -> Snapshot:

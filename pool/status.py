@@ -72,6 +72,7 @@ def status(
     nodes: Sequence[Mapping[str, Any]] = (),
     wanted: Mapping[tuple[str, str], int] | None = None,
     rollouts: Mapping[str, Mapping[str, Any]] | None = None,
+    signing: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the document that both commands print; only live processes are in it."""
     return {
@@ -90,6 +91,7 @@ def status(
         "build_outcomes": dict(build_outcomes),
         "phases": [dict(row) for row in phases],
         "rejected": dict(rejected),
+        "signing": dict(signing or {}),
     }
 
 

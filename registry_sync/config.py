@@ -17,4 +17,5 @@ class SyncConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     registry: str  # s3://bucket/prefix, file:///path or a path
     socket: str  # unix socket on which the node's workers ask for artifacts
     plans_bytes_max: Annotated[int, Meta(ge=1)] = BYTES_MAX_DEFAULT  # of this node's built plans
+    require_signed: str = ""  # file of trusted keys; empty: manifests need no signature
     log_level: str = "info"

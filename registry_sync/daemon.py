@@ -47,6 +47,7 @@ from registry_sync.open import open_store
 from registry_sync.plan_desk import PlanDesk
 from registry_sync.stores import Distant, Store, StoreError, StoreUnavailable
 from registry_sync.sync import FetchError, fetch, fetch_golden, golden_path, present
+from registry_sync.trust import Trust
 
 _FETCHES_MAX = 8  # each holds up to 64 MiB of parts
 _PUTS_MAX = 4  # apart too: one that waits for another writer does so for a minute
@@ -250,7 +251,8 @@ async def serve(config: SyncConfig) -> None:
     """
     data = Path(config.data)
     plans = LocalPlans(data / "engines", config.plans_bytes_max)
-    daemon = Daemon(Registry(config.registry), LocalStore(data), plans)
+    local = LocalStore(data, Trust(config.require_signed))
+    daemon = Daemon(Registry(config.registry), local, plans)
     path = Path(config.socket)
     with _listening(path) as listener:
         server = await asyncio.start_unix_server(

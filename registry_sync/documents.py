@@ -135,6 +135,14 @@ class GateLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     top1_agreement_min: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
+class Signature(msgspec.Struct, frozen=True):
+    """Who published a manifest; see `signing`.  Whether it is good is `trust`'s to tell."""
+
+    algorithm: Annotated[str, Meta(min_length=1, max_length=64)]
+    key: _Label  # its id
+    value: _Text  # hexadecimal
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """A published version of a model; immutable."""
 
@@ -157,7 +165,7 @@ class Manifest(msgspec.Struct, frozen=True):
     engine: EngineWish | None = None
     gate: GateLimits | None = None
     profile: dict[str, Any] | None = None
-    signature: dict[str, Any] | None = None
+    signature: Signature | None = None  # of all the rest
 
     @property
     def digest(self) -> str:

@@ -25,6 +25,7 @@ from registry_sync.documents import BadDocument, Manifest, read_manifest, write
 from registry_sync.locks import locked
 from registry_sync.names import check_digest, check_name, check_version
 from registry_sync.stores import check_key
+from registry_sync.trust import Trust
 
 # A blob may sit on another device (EXDEV), on a file system without links (EPERM), or already
 # have as many as it may (EMLINK).
@@ -36,9 +37,14 @@ class BadLayout(ValueError):
 
 
 class LocalStore:
-    """The folder below `root`, made if it does not exist; safe between processes."""
+    """The folder below `root`, made if it does not exist; safe between processes.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        trust: whose manifests are used, also of those that are here already.
+    """
+
+    def __init__(self, root: Path, trust: Trust | None = None) -> None:
+        self.trust = trust or Trust()
         self._root = root.resolve()
         for name in ("blobs/sha256", "models", "trees", "documents"):
             (self._root / name).mkdir(parents=True, exist_ok=True)
@@ -65,9 +71,11 @@ class LocalStore:
         _replace(path, write(manifest) if data is None else data)
 
     def load_manifest(self, model: str, version: str) -> Manifest | None:
-        """Return the kept manifest; None if there is none, or none that can be read."""
+        """Return the kept manifest; None if there is none, or none that can be read and used."""
         try:
-            manifest = read_manifest(self._manifest_path(model, version).read_bytes())
+            data = self._manifest_path(model, version).read_bytes()
+            self.trust.check(data)
+            manifest = read_manifest(data)
         except (FileNotFoundError, BadDocument):
             return None
         return manifest if (manifest.model, manifest.version) == (model, version) else None

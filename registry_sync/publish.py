@@ -39,6 +39,7 @@ from registry_sync.onnx_signature import BadModel, read_signature
 from registry_sync.plain import TEXT_BYTES_MAX
 from registry_sync.pt2_signature import FORMAT, publish_archive
 from registry_sync.rules import WEIGHTS_TOTAL, check_version
+from registry_sync.signing import Sign
 from registry_sync.stores import Conflict, NotFound, OutcomeUnknown, Store
 
 ROWS_MAX_DEFAULT: Final = 32
@@ -94,6 +95,7 @@ def publish(
     check: Callable[[Manifest], None] = lambda _: None,
     terms: Terms | None = None,
     convert: Convert | None = None,
+    sign: Sign = lambda manifest: manifest,
 ) -> str:
     """Publish a file or folder as a version of a model, and return the version.
 
@@ -115,6 +117,7 @@ def publish(
         check: sees what is about to be published, without digests, and raises to refuse it.
         terms: precision, engine and gate; None: as the artifact came, on any engine.
         convert: makes what an artifact needs for a precision other than fp32, and checks it.
+        sign: returns the manifest with a signature, see `signing.load_key`.
 
     Raises:
         VersionExists: `version` is taken.
@@ -155,7 +158,7 @@ def publish(
             files=tuple(_upload(store, source) for source in sources),
             golden=None if recorded is None else _upload(store, recorded).sha256,
         )
-    published = _write_manifest(store, draft, version)
+    published = _write_manifest(store, draft, version, sign)
     endpoints.create(store, _first_spec(published))
     return published.version
 
@@ -247,13 +250,14 @@ def _upload(store: Store, source: Source) -> File:
     return File(source.path, sha256, source.bytes)
 
 
-def _write_manifest(store: Store, draft: Manifest, version: str | None) -> Manifest:
+def _write_manifest(store: Store, draft: Manifest, version: str | None, sign: Sign) -> Manifest:
     for _ in range(TRIES_MAX):
         if version is None:
             highest = max(map(int, catalog.versions(store, draft.model)), default=0)
             draft = replace(draft, version=str(highest + 1))
         try:
-            store.put_new(catalog.manifest_key(draft.model, draft.version), documents.write(draft))
+            data = documents.write(sign(draft))
+            store.put_new(catalog.manifest_key(draft.model, draft.version), data)
         except (Conflict, OutcomeUnknown):
             if version is not None:
                 raise VersionExists(draft.model, version) from None

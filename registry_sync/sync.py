@@ -93,7 +93,8 @@ def fetch(
 
     Raises:
         BadName: `model` or `version` cannot be names.
-        BadManifest, BadBlob: the registry's content is at fault.
+        BadManifest, BadBlob: the registry's content is at fault; or the manifest is not one
+            that `local` trusts.
         DiskFull: this node is.
         Stopped: `stop` was set.
         StoreError: the store is, see there; `NotFound` if it lacks the version
@@ -107,6 +108,7 @@ def fetch(
     if len(data) > MANIFEST_BYTES_MAX:
         raise BadManifest(f"{key}: longer than {MANIFEST_BYTES_MAX} bytes")
     try:
+        local.trust.check(data)
         manifest = read_manifest(data)
     except BadDocument as error:
         raise BadManifest(f"{key}: {error}") from error

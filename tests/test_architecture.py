@@ -39,6 +39,7 @@ CONFINED = {
     "onnxruntime": ("pool.engines", *PEERS),
     "boto3": ("registry_sync.s3",),
     "botocore": ("registry_sync.s3",),
+    "cryptography": ("registry_sync.ed25519",),
     "diskcache": ("edge.disk_store",),
     "matplotlib": ("infra.simulate.plots",),
     "magika": (),  # the demo's model: infra.demo_files finds it by name, and does without
@@ -47,6 +48,7 @@ CONFINED = {
 # Imports inside a function, and why each must be one.
 LATE_IMPORTS = {
     ("registry_sync.open", "registry_sync.s3"): "boto3 never loads for a directory",
+    ("registry_sync.signing", "registry_sync.ed25519"): "cryptography never loads for no signature",
 }
 
 # Policies are functions of values: they know no clock, loop, file, log or chance.
@@ -289,7 +291,7 @@ def _loaded_by(modules: list[str], watched: set[str]) -> set[str]:
 
 def test_edge_loads_no_framework() -> None:
     modules = [name for name in SOURCES if _is_in(name, ("edge",))]
-    watched = {"torch", "tensorrt", "onnxruntime", "boto3", "botocore", "onnx"}
+    watched = {"torch", "tensorrt", "onnxruntime", "boto3", "botocore", "onnx", "cryptography"}
     assert not _loaded_by(modules, watched)
 
 

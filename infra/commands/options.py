@@ -23,6 +23,7 @@ from registry_sync.names import BadName
 from registry_sync.open import open_store
 from registry_sync.rollouts import RolloutRefused
 from registry_sync.stores import Store, StoreError
+from registry_sync.trust import BadTrust, read_keys_file
 
 DATA_DEFAULT = Path(os.environ.get("TIDEPOOL_DATA", ".tidepool"))
 
@@ -37,6 +38,34 @@ EngineName = Annotated[
     str, typer.Option("--engine", help="That is to build; default: any that can.")
 ]
 LogLevel = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
+
+RequireSigned = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signed",
+        help="Use only versions signed by a key in this file; see `keys signing`.",
+    ),
+]
+
+
+def trusted_file(path: Path | None) -> str:
+    """Return where a node's trusted keys are; empty: versions need no signature.
+
+    Raises:
+        CannotStart: the file cannot be used, or trusts nobody.
+    """
+    if path is None:
+        return ""
+    try:
+        keys = read_keys_file(path)
+    except BadTrust as error:
+        raise CannotStart(f"--require-signed: {error}") from None
+    if not keys.trusted:
+        raise CannotStart(
+            f"--require-signed {path}: no key is trusted, so nothing could be served; see "
+            "`tidepool keys signing trust`"
+        )
+    return os.path.abspath(path)
 
 
 def node_of(data: Path) -> Node:

@@ -9,8 +9,18 @@ import typer
 
 from infra import wishing
 from infra.changes import recorded
-from infra.commands.options import DATA_DEFAULT, Data, Reason, Registry, poke, said, store_of
+from infra.commands.options import (
+    DATA_DEFAULT,
+    Data,
+    Reason,
+    Registry,
+    node_of,
+    poke,
+    said,
+    store_of,
+)
 from infra.exporting import artifact_of
+from infra.signer import signer_of
 from infra.terms import converting, terms_of
 from pool.wanted import wanted_of
 from registry_sync.documents import Precision
@@ -54,6 +64,9 @@ def publish_command(
     build_for: Annotated[
         str | None, typer.Option(help="Device classes to build plans for, such as sm_86,sm_120.")
     ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(help="Private key of who publishes; see `keys signing`.")
+    ] = None,
     reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
@@ -70,6 +83,7 @@ def publish_command(
         top1_agreement_min=gate_top1,
     )
     with said(), artifact_of(path, onnx_from) as artifact, converting() as convert:
+        signer = signer_of(sign, node_of(data).read_stack())
         store = store_of(data, registry)
         targets = wishing.parse_targets(build_for) if build_for else []
         try:
@@ -89,6 +103,7 @@ def publish_command(
                     ),
                     terms=terms,
                     convert=convert,
+                    sign=signer,
                 ),
                 lambda made: ("", made),
             )

@@ -11,7 +11,16 @@ import typer
 
 from edge.config import AccessLogMode
 from infra import stack
-from infra.commands.options import DATA_DEFAULT, Data, LogLevel, node_of, registry_url, said
+from infra.commands.options import (
+    DATA_DEFAULT,
+    Data,
+    LogLevel,
+    RequireSigned,
+    node_of,
+    registry_url,
+    said,
+    trusted_file,
+)
 from infra.local import TierOptions, UpOptions, run_tier, up
 from infra.node_agent import UpLimits
 from infra.stack import CannotStart, free_port
@@ -182,6 +191,7 @@ def up_command(
     memory_bytes_max: EnginesMax = 0,
     device: Device = stack.AUTO,
     time_scale: TimeScale = 1.0,
+    require_signed: RequireSigned = None,
     log_level: LogLevel = "warning",
 ) -> None:
     """Run the whole system on this machine until Ctrl-C or SIGTERM."""
@@ -211,6 +221,7 @@ def up_command(
         memory_bytes_max=memory_bytes_max,
         device=device,
         time_scale=time_scale,
+        require_signed=trusted_file(require_signed),
         log_level=log_level,
     )
     with said():
@@ -236,6 +247,7 @@ def edge_command(
     access_log_lines_per_s: AccessLines = 20.0,
     cache_memory_bytes: MemoryMax = 256 << 20,
     cache_disk_bytes: DiskMax = 1 << 30,
+    require_signed: RequireSigned = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only the edge."""
@@ -260,6 +272,7 @@ def edge_command(
         body_bytes_in_flight_max=body_bytes_in_flight_max,
         access_log=access_log,
         access_log_lines_per_s=access_log_lines_per_s,
+        require_signed=trusted_file(require_signed),
         cache_memory_bytes=cache_memory_bytes,
         cache_disk_bytes=cache_disk_bytes,
     )
@@ -294,6 +307,7 @@ def pool_command(
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
     memory_bytes_max: EnginesMax = 0,
     device: Device = stack.AUTO,
+    require_signed: RequireSigned = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only workers, with the sync process that brings their artifacts."""
@@ -308,10 +322,12 @@ def pool_command(
         up_min=_workers_min(workers, workers_min), parked=parked, rest_s=workers_idle_s
     )
     node.prepare()
-    url = registry_url(data, registry)
+    url, signed = registry_url(data, registry), trusted_file(require_signed)
     controller = controller or ("" if url.startswith("s3://") else node.control)
     processes = [
-        stack.sync_process(node, url, log_level, plans_bytes_max=plans_bytes_max),
+        stack.sync_process(
+            node, url, log_level, plans_bytes_max=plans_bytes_max, require_signed=signed
+        ),
         *stack.worker_processes(
             node,
             workers,
@@ -325,6 +341,7 @@ def pool_command(
             plans_bytes_max=plans_bytes_max,
             memory_bytes_max=memory_bytes_max,
             on=device,
+            require_signed=signed,
         ),
     ]
     _run(
@@ -346,6 +363,7 @@ def controller_command(
         int, typer.Option("--workers-expected", min=0, help="Not ready before so many.")
     ] = 0,
     sync_interval_s: Interval = 0.0,
+    require_signed: RequireSigned = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only the controller."""
@@ -368,6 +386,7 @@ def controller_command(
         advertise=advertise,
         workers_expected=workers_expected,
         sync_interval_s=sync_interval_s,
+        require_signed=trusted_file(require_signed),
     )
     _run(TierOptions(node, (process,), "controller"), log_level)
 
@@ -376,13 +395,18 @@ def sync_command(
     data: Data = DATA_DEFAULT,
     registry: RegistryOf = "",
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
+    require_signed: RequireSigned = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Run only the process that brings artifacts to this node."""
     node = node_of(data)
     node.prepare()
     process = stack.sync_process(
-        node, registry_url(data, registry), log_level, plans_bytes_max=plans_bytes_max
+        node,
+        registry_url(data, registry),
+        log_level,
+        plans_bytes_max=plans_bytes_max,
+        require_signed=trusted_file(require_signed),
     )
     _run(TierOptions(node, (process,), "sync"), log_level)
 

@@ -49,6 +49,7 @@ def make_key(
     quota: Quota | None = None,
     not_after: float | None = None,
     priority: int = 1,
+    share: float = 1.0,
 ) -> tuple[str, KeyRecord]:
     """Make a new key and its record; the key itself is kept nowhere.
 
@@ -58,12 +59,13 @@ def make_key(
         quota: what the key may use; None is no limit.
         not_after: the unix second from which on the key is refused; None is never.
         priority: the highest that its calls may have, of 1, the highest, to 100.
+        share: how much of a worker's time its tenant gets beside others, by weight.
 
     Raises:
         BadDocument: names the value that does not fit.
     """
     key = f"tp_{secrets.token_hex(8)}_{secrets.token_hex(32)}"
-    return key, record_of(key, tenant, scopes, quota, not_after, priority)
+    return key, record_of(key, tenant, scopes, quota, not_after, priority, share)
 
 
 def record_of(
@@ -73,6 +75,7 @@ def record_of(
     quota: Quota | None = None,
     not_after: float | None = None,
     priority: int = 1,
+    share: float = 1.0,
 ) -> KeyRecord:
     """Return a new record of a key, with a fresh salt; arguments as for `make_key`.
 
@@ -96,6 +99,7 @@ def record_of(
         quota=quota,
         not_after=not_after,
         priority=priority,
+        share=share,
     )
     documents.check_keys(Keys((record,)))
     return record

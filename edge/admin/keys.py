@@ -40,6 +40,7 @@ class NewKey(msgspec.Struct, frozen=True):
     quota: Quota | None = None
     not_after: float | None = None  # unix seconds
     priority: int = 1  # the highest that its calls may have
+    share: float = 1.0  # of a worker's time beside other tenants, by weight
 
 
 class Rotation(msgspec.Struct, frozen=True):
@@ -92,7 +93,8 @@ class ApiKeys:
         wanted = await read_document(request, NewKey)
         try:
             key, record = keys.make_key(
-                wanted.tenant, wanted.scopes, wanted.quota, wanted.not_after, wanted.priority
+                *(wanted.tenant, wanted.scopes, wanted.quota, wanted.not_after),
+                *(wanted.priority, wanted.share),
             )
         except BadDocument as error:
             # Of the request and not of keys.json.
@@ -139,6 +141,7 @@ def _row(record: KeyRecord) -> dict[str, Any]:
         "scopes": record.scopes,
         "quota": record.quota,
         "priority": record.priority,
+        "share": record.share,
         "not_after": record.not_after,
         "previous_not_after": [old.not_after for old in record.previous],
     }

@@ -60,6 +60,10 @@ def create_command(
     priority: Annotated[
         int, typer.Option(min=1, max=100, help="The highest that its calls may have; 1: any.")
     ] = 1,
+    share: Annotated[
+        float,
+        typer.Option(min=0.01, max=100, help="Of a worker's time beside other tenants, by weight."),
+    ] = 1.0,
     reason: Reason = "",
     data: Data = DATA_DEFAULT,
     registry: Registry = "",
@@ -74,7 +78,7 @@ def create_command(
             until_s = _unix_s(not_after)
         quota = _quota(requests_per_s, rows_per_s, burst_s, concurrent)
         store = store_of(data, registry)
-        key, record = keys.make_key(tenant, scope or ["infer:*"], quota, until_s, priority)
+        key, record = keys.make_key(tenant, scope or ["infer:*"], quota, until_s, priority, share)
         recorded(store, reason, "key.create", record.id, lambda: keys.add_key(store, record))
         poke(data, store)
     typer.echo(_json({"id": record.id, "key": key}) if json else key)
@@ -94,6 +98,8 @@ def list_command(data: Data = DATA_DEFAULT, registry: Registry = "", json: Json 
             words.append(" ".join(f"{name}={value:g}" for name, value in limits.items()))
         if record.priority != 1:
             words.append(f"priority={record.priority}")
+        if record.share != 1:
+            words.append(f"share={record.share:g}")
         if record.not_after is not None:
             words.append(f"until {_iso(record.not_after)}")
         words += [f"earlier secret until {_iso(old.not_after)}" for old in record.previous]
@@ -161,6 +167,7 @@ def _row(record: KeyRecord) -> dict[str, Any]:
         "scopes": list(record.scopes),
         "quota": None if record.quota is None else msgspec.structs.asdict(record.quota),
         "priority": record.priority,
+        "share": record.share,
         "not_after": record.not_after,
         "previous_not_after": [old.not_after for old in record.previous],
     }

@@ -393,6 +393,12 @@ def test_a_rotated_key_is_good_and_the_one_before_for_its_grace(site: Site) -> N
     assert [site.stack.infer(MODEL, INPUT, key=key).status for key in (old, new)] == [401, 401]
 
 
+def test_a_key_has_the_share_that_was_asked_for(directory: Site) -> None:
+    made = directory("POST", "/keys", {"share": 3}).json()
+    directory.stack.secrets.append(made["key"])
+    assert made["share"] == directory("GET", f"/keys/{made['id']}").json()["share"] == 3.0
+
+
 def test_a_revoked_key_is_good_on_no_edge(site: Site) -> None:
     id, key = site.key()
     assert site.stack.infer(MODEL, INPUT, key=key).status == 200
@@ -419,6 +425,7 @@ def test_the_operators_own_key_cannot_be_rotated(directory: Site) -> None:
         ({"quota": {"requests": 1}}, "$.quota.requests"),
         ({"not_after": "tomorrow"}, "$.not_after"),
         ({"priority": 0}, "$.priority"),
+        ({"share": 0}, "$.share"),
         ({"key": "my-own-key-of-16-characters"}, "$.key"),
     ],
 )

@@ -249,11 +249,17 @@ def test_key_is_made_with_a_quota_and_an_end_and_rotated(cli: Cli) -> None:
         cli.ok(
             *("keys", "create", "--requests-per-s", "5", "--rows-per-s", "50.5", "--burst-s", "2"),
             *("--concurrent", "3", "--not-after", "2100-01-31T12:00:00Z", "--json"),
+            *("--share", "2.5"),
         )
     )
     quota = {"requests_per_s": 5.0, "rows_per_s": 50.5, "burst_s": 2.0, "concurrent": 3}
     (before,) = json.loads(cli.ok("keys", "list", "--json"))
     assert before["quota"] == quota
+    assert before["share"] == 2.5
+    assert "share=2.5" in cli.ok("keys", "list")
+    misused = cli("keys", "create", "--share", "0")
+    assert misused.code == 2
+    assert "--share" in misused.stderr
     assert before["not_after"] == datetime(2100, 1, 31, 12, tzinfo=UTC).timestamp()
     rotated = json.loads(cli.ok("keys", "rotate", made["id"], "--grace", "1h", "--json"))
     assert rotated["id"] == made["id"]

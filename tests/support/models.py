@@ -77,6 +77,33 @@ def conv(path: Path, size: int = 224, classes: int = 10, *, seed: int = 0) -> Pa
     return save(path, nodes, inputs, outputs, weights)
 
 
+def heavy(path: Path, layers: int = 24, size: int = 256, *, seed: int = 0) -> Path:
+    """Write a model that takes long for one call and never runs two at once.
+
+    x is FP32 [1, 4], y FP32 [1, size]; each layer multiplies two matrices of `size` by `size`.
+    """
+    random = np.random.default_rng(seed)
+    weights = [
+        _weights(random, "spread", (4, size * size)),
+        _weights(random, "w", (size, size)),
+        numpy_helper.from_array(np.array([size, size]), "square"),
+        numpy_helper.from_array(np.array([0]), "rows"),
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "spread"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "square"], ["h0"]),
+    ]
+    for layer in range(layers):
+        nodes += [
+            helper.make_node("MatMul", [f"h{layer}", "w"], [f"m{layer}"]),
+            helper.make_node("Tanh", [f"m{layer}"], [f"h{layer + 1}"]),
+        ]
+    nodes.append(helper.make_node("ReduceMean", [f"h{layers}", "rows"], ["y"]))
+    inputs = [tensor("x", TensorProto.FLOAT, [1, 4])]
+    outputs = [tensor("y", TensorProto.FLOAT, [1, size])]
+    return save(path, nodes, inputs, outputs, weights)
+
+
 def attention(path: Path, hidden: int = 16, classes: int = 4, *, seed: int = 0) -> Path:
     """Write a small masked transformer, the way exporters write one.
 

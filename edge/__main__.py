@@ -146,6 +146,8 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.follow("tidepool_access_lines_dropped", lambda: access.sampler.dropped_total)
     metrics.follow("tidepool_dispatch_returns", lambda: pool.returns)
+    metrics.follow("tidepool_quarantine_refusals", lambda: pool.suspects.refused)
+    metrics.follow("tidepool_quarantine_requests", lambda: pool.suspects.convicted)
     metrics.follow("tidepool_audit_records_lost", lambda: desk.records_lost)
     metrics.in_flight = lambda: app.in_flight
     metrics.pending = app.pending

@@ -28,6 +28,8 @@ _COUNTERS = {
     "tidepool_executions": ("Batches run, by the shares that calls had in them.", ARM),
     "tidepool_quota_refusals": ("Requests that a limit of their key refused.", ("limit",)),
     "tidepool_dispatch_retries": ("Calls sent again because their worker broke.", ()),
+    "tidepool_quarantine_refusals": ("Calls refused because two workers died of them.", ()),
+    "tidepool_quarantine_requests": ("Requests that were found to kill workers.", ()),
     "tidepool_dispatch_returns": ("Calls sent elsewhere because their worker drained.", ()),
     "tidepool_access_lines_dropped": ("Requests that have no line in the access log.", ()),
     "tidepool_audit_records_lost": ("Changes whose record the audit trail has not.", ()),

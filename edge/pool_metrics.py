@@ -99,6 +99,11 @@ class _Node(msgspec.Struct):
     places: list[_Place]
 
 
+class _Quarantined(msgspec.Struct):
+    model: str
+    version: str
+
+
 class _Status(msgspec.Struct):
     workers: list[_Worker]
     edges: list[_Edge]
@@ -108,6 +113,7 @@ class _Status(msgspec.Struct):
     build_outcomes: dict[str, int] = {}
     phases: list[_Phase] = []
     nodes: list[_Node] = []
+    quarantined: list[_Quarantined] = []
 
 
 def pool_text(status: bytes) -> bytes:
@@ -164,6 +170,14 @@ def _families(status: _Status) -> Iterator[Metric]:
     yield from rollout_families(
         [(one.name, one.rollout) for one in status.endpoints if one.rollout is not None]
     )
+    quarantined = GaugeMetricFamily(
+        "tidepool_quarantined",
+        "Requests that are refused because two workers died of them.",
+        labels=("model", "version"),
+    )
+    for ref, count in Counter((q.model, q.version) for q in status.quarantined).items():
+        quarantined.add_metric(ref, count)
+    yield quarantined
     yield from _builds(status)
     yield from _phases(status)
 

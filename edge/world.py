@@ -19,6 +19,7 @@ import structlog
 from edge.dispatch import Pool
 from edge.leases import Leases
 from edge.metrics import Metrics
+from edge.quarantine import Row
 from edge.snapshot import Ref, Snapshot, Version, compile_snapshot
 from pool.wire import control
 from pool.wire.control import Documents, Routes, VariantCount
@@ -74,6 +75,7 @@ class World:
         self._unknown_until_s: dict[Ref, float] = {}
         self.link = ControlLink(find, secrets, self._register, self._on_message)
         self.leases = Leases(self.link.send, self._count_refusal)
+        pool.suspects.on_news = self._tell_poison
 
     def boot(self) -> None:
         """Take over the last good copies, so that a start needs no controller."""
@@ -127,6 +129,7 @@ class World:
             if endpoint.watch is not None:
                 self.link.send(control.Evidence(self.incarnation, endpoint.watch.evidence()))
         now_s = time.monotonic()
+        self._pool.suspects.tidy()
         self.leases.tidy(self.snapshot.keys, now_s)
         self.leases.report(now_s)
 
@@ -190,8 +193,19 @@ class World:
     def _register(self) -> control.Message:
         self._has_reported = False
         return control.RegisterEdge(
-            *(control.WIRE, self._edge_id, self.incarnation, os.getpid(), self.leases.connect())
+            *(control.WIRE, self._edge_id, self.incarnation, os.getpid(), self.leases.connect()),
+            self._quarantined(),
+            True,
         )
+
+    def _quarantined(self) -> tuple[control.Quarantined, ...]:
+        return tuple(
+            control.Quarantined(row.fingerprint, *row.ref, int(row.left_s * 1000))
+            for row in self._pool.suspects.rows()
+        )
+
+    def _tell_poison(self) -> None:
+        self.link.send(control.Poison(self._quarantined()))
 
     def _count_refusal(self, limit: str) -> None:
         self.metrics.count("tidepool_quota_refusals", limit)
@@ -204,6 +218,10 @@ class World:
                 self.link.send(control.Ack(message.epoch, message.seq))
             case Routes():
                 self._take_routes(message, keep=True)
+            case control.Quarantine(_, quarantined):
+                self._pool.suspects.learn(
+                    Row(q.fingerprint, (q.model, q.version), q.left_ms / 1000) for q in quarantined
+                )
             case control.QuotaShares():
                 self.leases.follow(message)
             case control.Resolved():

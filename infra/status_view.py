@@ -60,6 +60,7 @@ def lines(status: Document) -> list[str]:
     found.extend(_build_line(build) for build in status.get("builds", ()))
     found += _signing(status)
     found += [f"rejected {document}: {why}" for document, why in status["rejected"].items()]
+    found += [_quarantined_line(row) for row in status.get("quarantined", ())]
     return found
 
 
@@ -89,6 +90,7 @@ def tables(status: Document) -> RenderableType:
         parts.append(_builds(status))
     parts += [Text(line) for line in _signing(status)]
     parts += [Text(f"rejected {d}: {why}", "red") for d, why in status["rejected"].items()]
+    parts += [Text(_quarantined_line(row), "red") for row in status.get("quarantined", ())]
     return Group(*parts)
 
 
@@ -109,6 +111,13 @@ def _controller(status: Document) -> Iterator[str]:
     signing = status.get("signing", {})
     if signing.get("problem"):
         yield f"trusted keys: {signing['problem']}; those before hold"
+
+
+def _quarantined_line(row: Document) -> str:
+    return (
+        f"quarantined {row['fingerprint']}  {row['model']}/{row['version']}  "
+        f"two workers died of this request, it is refused for {row['left_s']:.0f} s"
+    )
 
 
 def _workers(status: Document) -> Table:

@@ -22,6 +22,7 @@ from pool.load_counts import LoadCounts
 from pool.members import Edge, Worker
 from pool.node_desk import Node, NodeDesk, needed_of
 from pool.placement import Ref, WorkerView
+from pool.quarantine_desk import QuarantineDesk
 from pool.quota_desk import QuotaDesk
 from pool.recent import Recent
 from pool.registry_watch import RegistryWatch, Snapshot
@@ -85,6 +86,7 @@ class Controller:
         self._recent = Recent()
         self._let_go: dict[Ref, bool] = {}  # unloaded by request; see `letting_go`
         self._quotas = QuotaDesk(epoch)
+        self._quarantine = QuarantineDesk(epoch)
         self._builds = BuildOrders(epoch, may_act, watch.wishes)
         self._nodes = NodeDesk(epoch, self.act)
         self._scale = ScaleOrders(self.act, learned, time_scale=time_scale)
@@ -201,6 +203,7 @@ class Controller:
         peer.on_lost = lambda error: self._drop_edge(edge)
         peer.send(control.encode(control.Welcome(control.WIRE, self._epoch())))
         self._quotas.join(name, peer, register)  # before the documents name keys
+        self._quarantine.join(name, peer, register)  # and before the routes name workers
         if self._documents is not None:
             peer.send(control.encode(self._documents))
         if self._routes is not None:
@@ -212,6 +215,7 @@ class Controller:
         if self._edges.get(name) is edge:
             del self._edges[name]
             self._quotas.leave(name)
+            self._quarantine.leave(name)
             self._acked.set()
             _log.info("edge_gone", edge=edge.register.id)
 
@@ -232,6 +236,8 @@ class Controller:
             case control.QuotaDemand() | control.QuotaAck():
                 name = f"{edge.register.id}/{edge.register.incarnation}"
                 self._quotas.on_message(name, message)
+            case control.Poison(quarantined):
+                self._quarantine.learn(quarantined)
             case control.Resolve(model, version):
                 self._later(self._resolve(edge.peer, model, version), edge.peer)
             case control.Ask():
@@ -313,6 +319,7 @@ class Controller:
             wanted={**self._scale.wanted(), **dict.fromkeys(self._let_go, 0)},
             rollouts=self._rollout_views(self._rollouts.began()),
             signing=self._watch.trust.status(),
+            quarantined=self._quarantine.rows(),
         )
 
     def _worker_rows(self) -> list[WorkerStatus]:
@@ -493,6 +500,7 @@ class Controller:
         self._edges.clear()
         self._let_go.clear()
         self._quotas.reset()
+        self._quarantine.reset()
         self._builds.reset()
         self._nodes.reset()
         self._scale.reset()

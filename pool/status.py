@@ -73,6 +73,7 @@ def status(
     wanted: Mapping[tuple[str, str], int] | None = None,
     rollouts: Mapping[str, Mapping[str, Any]] | None = None,
     signing: Mapping[str, Any] | None = None,
+    quarantined: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the document that both commands print; only live processes are in it."""
     return {
@@ -92,6 +93,7 @@ def status(
         "phases": [dict(row) for row in phases],
         "rejected": dict(rejected),
         "signing": dict(signing or {}),
+        "quarantined": [dict(row) for row in quarantined],
     }
 
 

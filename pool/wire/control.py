@@ -12,6 +12,8 @@
     controller → node     Places [23, …]
     edge → controller     Evidence [24, …]
     worker → controller   ShadowReport [25, …]
+    edge → controller     Poison [26, …]
+    controller → edge     Quarantine [27, …]
 
 Positional; fields are only ever appended, each with a default.  Everything from the controller
 carries the epoch of its leadership: whoever has seen a higher one ignores it.  Documents and routes
@@ -108,6 +110,18 @@ class QuotaParts(msgspec.Struct, array_like=True, frozen=True):
     concurrent: _Part
 
 
+class Quarantined(msgspec.Struct, array_like=True, frozen=True):
+    """A request that is not to be run, because workers died of it."""
+
+    fingerprint: Annotated[bytes, msgspec.Meta(max_length=64)]
+    model: _Short
+    version: _Short
+    left_ms: _Count  # for so much longer
+
+
+_Quarantined = Annotated[tuple[Quarantined, ...], _Many]
+
+
 class RegisterEdge(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """An edge is there."""
 
@@ -116,6 +130,8 @@ class RegisterEdge(msgspec.Struct, array_like=True, frozen=True, tag=3):
     incarnation: _Short
     pid: _Count
     parts: Annotated[tuple[QuotaParts, ...], _Many] = ()  # in use; empty: knows of no leases
+    quarantined: _Quarantined = ()  # as far as it knows
+    quarantines: bool = False  # it knows of quarantine, and is to be told
 
 
 class VariantCount(msgspec.Struct, array_like=True, frozen=True):
@@ -468,6 +484,19 @@ class ShadowReport(msgspec.Struct, array_like=True, frozen=True, tag=25):
     counts: Annotated[tuple[ShadowCount, ...], _Many] = ()
 
 
+class Poison(msgspec.Struct, array_like=True, frozen=True, tag=26):
+    """What an edge knows to be in quarantine; sent whenever it has put something there."""
+
+    quarantined: _Quarantined
+
+
+class Quarantine(msgspec.Struct, array_like=True, frozen=True, tag=27):
+    """All that is in quarantine; an edge that knows of more keeps to that too."""
+
+    epoch: _Count
+    quarantined: _Quarantined
+
+
 Message = (
     RegisterWorker
     | Heartbeat
@@ -494,6 +523,8 @@ Message = (
     | Places
     | Evidence
     | ShadowReport
+    | Poison
+    | Quarantine
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -382,3 +382,25 @@ async def test_answer_goes_to_who_asked(place: Place) -> None:
     for question in reversed(member.all(control.Ask)):
         member.say(control.Answer(True, question.what, b"", question.id))
     assert [(await one).detail, (await other).detail] == ["status", "warm"]
+
+
+@pytest.mark.rule("F20")
+async def test_what_is_in_quarantine_is_told_and_learned(place: Place) -> None:
+    suspects = place.world._pool.suspects
+    member = await place.start()
+    assert (await member.hear(control.RegisterEdge)).quarantined == ()
+    member.say(control.Welcome(control.WIRE, 1))
+    row = control.Quarantined(b"fp", "m", "1", 60_000)
+    member.say(control.Quarantine(1, (row,)))
+    await place.until(lambda: suspects.watched)
+    assert suspects.watched == {("m", "1"): 1}
+    suspects.on_news()
+    (told,) = (await member.hear(control.Poison)).quarantined
+    assert (told.fingerprint, told.model, told.version) == (b"fp", "m", "1")
+    assert 0 <= 60_000 - told.left_ms < 20_000
+    member.peer.close()  # the next controller knows nothing
+    again = await place.member()
+    register = await again.hear(control.RegisterEdge)
+    (known,) = register.quarantined
+    assert register.quarantines
+    assert known.fingerprint == b"fp"

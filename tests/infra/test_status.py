@@ -193,6 +193,19 @@ def test_replicas_are_shown_with_what_is_wanted(wanted: int | None, shown: str) 
     assert shown.removesuffix(" warm") in console.export_text()
 
 
+@pytest.mark.rule("F20")
+def test_requests_in_quarantine_are_shown() -> None:
+    row = {"model": "m", "version": "3", "fingerprint": "ab12", "left_s": 59.9}
+    status = {"workers": [], "edges": [], "endpoints": [], "rejected": {}, "quarantined": [row]}
+    said = "quarantined ab12  m/3  two workers died of this request, it is refused for 60 s"
+    assert lines(status) == [said]
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables(status))
+    assert said in console.export_text()
+    text = pool_text(json.dumps({**status, "quarantined": [row, row]}).encode()).decode()
+    assert 'tidepool_quarantined{model="m",version="3"} 2.0' in text
+
+
 def test_rollout_of_an_endpoint_is_one_line() -> None:
     rollout = shown_rollout(state="rolled_back", reason="errors")
     endpoint = {"name": "m", "revision": 3, "variants": [], "rollout": rollout}

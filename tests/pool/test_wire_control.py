@@ -30,6 +30,9 @@ from pool.wire.control import (
     Place,
     Places,
     PlanReady,
+    Poison,
+    Quarantine,
+    Quarantined,
     QuotaAck,
     QuotaDemand,
     QuotaParts,
@@ -124,6 +127,8 @@ ROUTE_ARRAY = ["digits", "3", ["worker-0"], ["worker-1", "worker-0"], "warm", "f
 PLACE = Place("worker-0", "unix:/run/worker-0.sock", "cuda:0", "up", 4711)
 PLACE_ARRAY = ["worker-0", "unix:/run/worker-0.sock", "cuda:0", "up", 4711]
 PARTS = QuotaParts("ab12", 0.25, 0.5, 1.0)
+QUARANTINED = Quarantined(b"fp", "digits", "3", 60_000)
+QUARANTINED_ARRAY = [b"fp", "digits", "3", 60_000]
 PARTS_ARRAY = ["ab12", 0.25, 0.5, 1.0]
 
 # Each message, its positional array, and how many fields behind the kind it must have.
@@ -156,8 +161,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         1,
     ),
     (
-        RegisterEdge(1, "edge-0", "c3d4", 4712, (PARTS,)),
-        [3, 1, "edge-0", "c3d4", 4712, [PARTS_ARRAY]],
+        RegisterEdge(1, "edge-0", "c3d4", 4712, (PARTS,), (QUARANTINED,), True),
+        [3, 1, "edge-0", "c3d4", 4712, [PARTS_ARRAY], [QUARANTINED_ARRAY], True],
         4,
     ),
     (Ack(5, 9), [5, 5, 9], 2),
@@ -205,6 +210,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     (Places(5, 9, ("worker-0",), ("worker-1",)), [23, 5, 9, ["worker-0"], ["worker-1"]], 3),
     (Evidence("inc-1", (ARM_EVIDENCE,)), [24, "inc-1", [ARM_EVIDENCE_ARRAY]], 1),
     (ShadowReport((SHADOW_COUNT,)), [25, [SHADOW_COUNT_ARRAY]], 0),
+    (Poison((QUARANTINED,)), [26, [QUARANTINED_ARRAY]], 1),
+    (Quarantine(5, (QUARANTINED,) * 2), [27, 5, [QUARANTINED_ARRAY] * 2], 2),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 BY_NAME = {type(message).__name__: array for message, array, _ in EXAMPLES}
@@ -237,7 +244,7 @@ FIELDS = {
     "phases is_for_call memory_bytes_max",
     Heartbeat: "wait_us calls engines draining plans_refused",
     Counters: "incarnation counts in_flight waiting",
-    RegisterEdge: "wire id incarnation pid parts",
+    RegisterEdge: "wire id incarnation pid parts quarantined quarantines",
     Ack: "epoch seq",
     Resolve: "model version",
     Ask: "what argument id",
@@ -274,6 +281,9 @@ FIELDS = {
     ShadowCount: "rollout baseline candidate offered dropped failed compared unlike rows top1_off "
     "error_sum error_max errors worst last_failure absent",
     ShadowReport: "counts",
+    Quarantined: "fingerprint model version left_ms",
+    Poison: "quarantined",
+    Quarantine: "epoch quarantined",
 }
 
 

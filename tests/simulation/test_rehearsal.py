@@ -137,7 +137,7 @@ def test_real_stacks_do_what_the_simulator_says(
     start_stack: Callable[..., Stack], tmp_path: Path
 ) -> None:
     """Both at once, in stacks of their own: endpoints of one learn from each other."""
-    played = {600: trace(7, models=8, hours=3.0), "auto": habits(1, hours=8.0, of_each=6)}
+    played = {600: trace(7, models=8, hours=3.0), "auto": habits(3, hours=5.0, of_each=10)}
 
     def seen_of(idle_s: object) -> tuple[Row, float]:
         return real_stack(played[idle_s], stacks[idle_s], tmp_path / f"{idle_s}", idle_s=idle_s)

@@ -98,6 +98,7 @@ class Call:
         "id",
         "inputs",
         "is_held",
+        "is_watched",
         "on_chunk",
         "on_held",
         "outputs",
@@ -147,6 +148,7 @@ class Call:
         self.alone = False  # it may have killed its worker: it is to share its run with nobody
         self.has_begun = False  # its worker said that this run begins
         self.fingerprint = b""  # once it was needed; see `quarantine`
+        self.is_watched = False  # how it ends is held against other workers' calls
         self.is_held = False  # sent to a worker that was to load its engine first
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.pool: Sender | None = None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,11 +20,20 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from edge.calls import Call, Ref
-from edge.errors import ClientGone, DeadlineExceeded, Refusal, Unavailable, WorkerLost, jittered
+from edge.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    Refusal,
+    Unavailable,
+    WorkerLost,
+    jittered,
+)
+from edge.replicas import Engines, Replicas
 from edge.retry_budget import Budget
 from edge.starting import to_start
 from edge.suspects import Suspects
 from edge.worker_conn import Silent, WorkerConn
+from pool.wire import data
 from pool.wire.control import EngineRoute, Routes
 from pool.wire.handshake import Secrets
 
@@ -56,13 +64,13 @@ class Pool:
         # The whole mutable state: connections by worker id, routes by engine, and the calls that
         # wait until some worker can be reached.
         self._conns: dict[str, WorkerConn] = {}
-        self._engines: dict[Ref, EngineRoute] = {}
+        self._engines = Engines(self._is_up)
         self._waiting: dict[Call, None] = {}  # in order: who came first is sent first
         self.budget = Budget()
         self.retries = 0  # calls sent again because their worker was lost
         self.retries_refused = 0  # calls that ended because their worker broke
-        self.silences = 0  # workers that hung, or could not be heard
         self.suspects = Suspects(self)
+        self.silences = 0  # workers that hung, or could not be heard
         self.returns = 0  # calls sent elsewhere because their worker gave them back
         self._leaving: set[WorkerConn] = set()  # get nothing new, and may have calls under way
 
@@ -85,12 +93,17 @@ class Pool:
                 self._conns[worker_id] = WorkerConn(self, worker)
             else:
                 known.follow(worker)
-        self._engines = {(engine.model, engine.version): engine for engine in routes.engines}
+        self._engines.follow(routes)
         self.on_up()
 
     def route(self, ref: Ref) -> EngineRoute | None:
         """Return what the controller last said of an engine."""
-        return self._engines.get(ref)
+        engine = self._engines.get(ref)
+        return None if engine is None else engine.route
+
+    def _is_up(self, worker: str) -> bool:
+        conn = self._conns.get(worker)
+        return conn is not None and conn.is_up
 
     @property
     def workers_up(self) -> int:
@@ -108,22 +121,17 @@ class Pool:
         if call.ref in self.suspects.watched and self.suspects.stops(call):
             return
         now_s = time.monotonic()
-        conn = self._pick_for(call)
+        conn = self._pick_for(call, now_s)
         if conn is not None:
-            self._send_over(conn, call, now_s)
+            self._engines.send(call, conn, now_s)
             return
         self._waiting[call] = None
         # Also for one that is refused: it may come back.
         self._start_for(call.ref, now_s, call.deadline_s)
-        engine = self._engines.get(call.ref)
-        wake_s = engine.wake_ms / 1000 if engine is not None else 0.0
+        route = self.route(call.ref)
+        wake_s = route.wake_ms / 1000 if route is not None else 0.0
         if call.deadline_s < now_s + wake_s:
             self.cancel(call, _asleep(wake_s))
-
-    def _send_over(self, conn: WorkerConn, call: Call, now_s: float) -> None:
-        engine = self._engines.get(call.ref)
-        call.is_held = engine is None or conn.id not in engine.warm
-        conn.send(call, now_s)
 
     def cancel(self, call: Call, error: Refusal | None = None) -> None:
         """End a call that nobody waits for, all the way down."""
@@ -133,20 +141,19 @@ class Pool:
             call.conn.forget(call)
         call.fail(error or ClientGone())
 
-    def _pick_for(self, call: Call) -> WorkerConn | None:
+    def _pick_for(self, call: Call, now_s: float) -> WorkerConn | None:
         """Pick a worker; one that gave the call back only when nobody else can be reached."""
         engine = self._engines.get(call.ref)
-        if not call.gave_back or engine is None:
-            return self._pick(call.ref)
-        named = map(self._conns.get, (*engine.warm, *engine.wake_at))
+        if engine is None:
+            return None
+        if not call.gave_back:
+            return self._pick(engine, now_s)
+        named = map(self._conns.get, (*engine.route.warm, *engine.route.wake_at))
         up = [conn for conn in named if conn is not None and conn.is_up]
         return min(up, key=call.gave_back.count, default=None)
 
-    def _pick(self, ref: Ref) -> WorkerConn | None:
-        engine = self._engines.get(ref)
-        if engine is None:
-            return None
-        warm = engine.warm
+    def _pick(self, engine: Replicas, now_s: float) -> WorkerConn | None:
+        warm = engine.route.warm
         if len(warm) == 1:
             conn = self._conns.get(warm[0])
             if conn is not None and conn.is_up:
@@ -156,11 +163,9 @@ class Pool:
             up = [c for c in map(self._conns.get, warm) if c is not None and c.is_up]
             if len(up) < len(warm):
                 self._want(warm)
-            if len(up) > 2:
-                up = random.sample(up, 2)
             if up:
-                return min(up, key=lambda conn: conn.load)
-        for worker_id in engine.wake_at:
+                return engine.choose(up, now_s)
+        for worker_id in engine.route.wake_at:
             conn = self._conns.get(worker_id)
             if conn is not None and conn.is_up:
                 return conn
@@ -174,10 +179,10 @@ class Pool:
 
     def _start_for(self, ref: Ref, now_s: float, deadline_s: float) -> None:
         """Have a worker started for a call that waits, if need be; dial those that were lost."""
-        engine = self._engines.get(ref)
-        if engine is None:
+        route = self.route(ref)
+        if route is None:
             return
-        found = map(self._conns.get, (*engine.warm, *engine.wake_at))
+        found = map(self._conns.get, (*route.warm, *route.wake_at))
         named = [conn for conn in found if conn is not None]
         conn = to_start(named, now_s, deadline_s - now_s)
         if conn is not None:
@@ -189,14 +194,24 @@ class Pool:
 
     def is_starting(self, ref: Ref) -> bool:
         """Tell whether there are places without a process where `ref` may wake."""
-        engine = self._engines.get(ref)
-        named = map(self._conns.get, () if engine is None else engine.wake_at)
+        route = self.route(ref)
+        named = map(self._conns.get, () if route is None else route.wake_at)
         return any(conn is not None and conn.is_cold for conn in named)
 
     def calls(self) -> list[Call]:
         """Return the calls that are under way, or wait because no worker can be reached."""
         conns = (*self._conns.values(), *self._leaving)
         return [*self._waiting, *(call for conn in conns for call in conn.calls.values())]
+
+    def away(self) -> dict[str, str]:
+        """Return by worker why it gets no calls now, or only some on trial."""
+        found = self._engines.away()
+        found.update((conn.id, ["silent"]) for conn in self._conns.values() if conn.is_silent)
+        return {name: ", ".join(whys) for name, whys in found.items()}
+
+    def ejections(self) -> dict[str, int]:
+        """Return how often a worker was left alone, by why."""
+        return {"silent": self.silences, **self._engines.ejections}
 
     def waiting(self) -> dict[str, int]:
         """Return by "model/version" how many calls wait because no worker can be reached."""
@@ -206,10 +221,10 @@ class Pool:
         """Try the calls that wait: a worker or a route has come."""
         now_s = time.monotonic()
         for call in list(self._waiting):
-            conn = self._pick_for(call)
+            conn = self._pick_for(call, now_s)
             if conn is not None:
                 self._waiting.pop(call, None)
-                self._send_over(conn, call, now_s)
+                self._engines.send(call, conn, now_s)
         self._start_for_waiting(now_s)
 
     def _start_for_waiting(self, now_s: float) -> None:
@@ -231,6 +246,9 @@ class Pool:
         """Try calls once more whose worker broke before it answered; one may have broken it."""
         if not isinstance(error, Silent):
             self.suspects.lost(conn, calls)
+        # Held against the worker once, however many calls it had.
+        for ref in {call.ref for call in calls if call.is_watched}:
+            self._engines.failed(ref, conn.id)
         for call in calls:
             self._on_broken(call, conn)
 
@@ -260,6 +278,10 @@ class Pool:
             return call.sent <= HELD_RETRIES
         return call.sent <= LOST_RETRIES and self.budget.take()
 
+    def on_ended(self, call: Call, conn: WorkerConn, reply: data.Reply) -> None:
+        """Compare how a worker answered with what others do."""
+        self._engines.answered(call, conn.id, reply)
+
     def on_silent(self, conn: WorkerConn) -> None:
         """Send the calls elsewhere that a silent worker has, as far as there is somebody else.
 
@@ -271,11 +293,11 @@ class Pool:
     def _move_from(self, conn: WorkerConn) -> None:
         now_s = time.monotonic()
         for call in list(conn.calls.values()):
-            found = self._pick_for(call) if call.deadline_s > now_s else None
+            found = self._pick_for(call, now_s) if call.deadline_s > now_s else None
             if found is not None and not call.future.done() and self._may_retry(call):
                 conn.forget(call)
                 self.retries += 1
-                self._send_over(found, call, now_s)
+                self._engines.send(call, found, now_s)
 
     def on_draining(self, conn: WorkerConn) -> None:
         """Send nothing more over `conn`, and dial whoever takes the worker's place.
@@ -342,11 +364,14 @@ class Pool:
         if call.future.done():
             return
         if call in self._waiting:
-            why = "can be reached" if call.ref in self._engines else "knows this model yet"
+            why = "can be reached" if self.route(call.ref) is not None else "knows this model yet"
             text = f"no worker of the pool {why}"
             self.cancel(call, Unavailable(text, retry_after_s=jittered(1.0)))
         else:
+            conn = call.conn
             self.cancel(call, DeadlineExceeded("no answer before the deadline"))
+            if call.is_watched and isinstance(conn, WorkerConn) and not conn.is_silent:
+                self._engines.failed(call.ref, conn.id)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -63,6 +63,9 @@ class Owner(Protocol):
     def on_ran(self, call: Call) -> None:
         """A call that was to run alone has run to its end."""
 
+    def on_ended(self, call: Call, conn: WorkerConn, reply: data.Reply) -> None:
+        """A call that is watched was answered."""
+
     def on_silent(self, conn: WorkerConn) -> None:
         """The worker has gone silent just now."""
 
@@ -357,6 +360,8 @@ class WorkerConn:
     def _settle(self, call: Call, reply: data.Reply, body: Buffer) -> None:
         if call.has_begun and reply.status != WorkerLost.status:
             self._owner.on_ran(call)
+        if call.is_watched:
+            self._owner.on_ended(call, self, reply)
         if reply.status == 200:
             try:
                 outputs = data.tensors(reply.outputs, body)

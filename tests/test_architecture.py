@@ -112,6 +112,7 @@ PURE = (
     "registry_sync.pt2_rules",
     "edge.starting",
     "edge.retry_budget",
+    "edge.outliers",
     "edge.variants",
     "edge.cache",
     "edge.sampling",

@@ -15,9 +15,8 @@ from edge.quarantine import Row, fingerprint_of
 from pool.wire import data
 from pool.wire.data import Tensor
 from pool.wire.peer import Peer
-from tests.edge.test_dispatch import REF, FakeWorker, Fleet, X, fleet, outcome, redial_s
+from tests.support.edge_fleet import REF, FakeWorker, Fleet, X, outcome
 
-__all__ = ["fleet", "redial_s"]  # fixtures
 pytestmark = [pytest.mark.rule("F20"), pytest.mark.usefixtures("redial_s")]
 
 BAD = Tensor("x", "FP32", (1,), b"\0\0\x80\x7f")

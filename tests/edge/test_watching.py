@@ -45,8 +45,8 @@ from registry_sync.documents import (
 )
 from registry_sync.keys import make_key
 from registry_sync.rollout_terms import Guard, Rollout, RolloutState, Step
-from tests.edge.test_dispatch import FakeWorker
 from tests.support.artifacts import manifest_of
+from tests.support.edge_fleet import FakeWorker
 
 KEY, RECORD = make_key("t", ["infer:*"])
 MANIFESTS = {f"m/{v}": write(manifest_of({"f": v.encode()}, version=v)) for v in "12"}

@@ -1,0 +1,320 @@
+"""Workers that hang, break, fail or are slow, under an edge's dispatch; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.calls import Answer, Call
+from edge.dispatch import Pool
+from edge.errors import DeadlineExceeded, ModelFailed, Refusal, WorkerLost
+from edge.outliers import CALLS_MIN, OUT_S
+from pool.wire import data
+from pool.wire.peer import Peer
+from tests.simulation.processes import Process
+from tests.simulation.world import World, simulate, until
+from tests.support.edge_fleet import Fleet, X, outcome
+
+BEAT_S = 0.5
+
+
+@dataclass
+class Scene:
+    """An edge and three workers that speak every half second, each of them a process."""
+
+    world: World
+    fleet: Fleet
+    processes: dict[str, Process]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fleet[name]
+
+    @property
+    def pool(self) -> Pool:
+        return self.fleet.pool
+
+    def stop(self, name: str) -> None:
+        self.processes[name].kill(signal.SIGSTOP)
+
+    def go_on(self, name: str) -> None:
+        self.processes[name].kill(signal.SIGCONT)
+
+    async def stopped(self, name: str, count: int, **options: Any) -> list[Call]:
+        """Return calls that a worker has which was stopped then."""
+        for other in "abc":
+            self[other].on_call = self[other].keep
+        calls: list[Call] = []
+        while len(self[name].calls) < count:
+            calls.append(self.fleet.call(**options))
+            await asyncio.sleep(0.002)
+        self.stop(name)
+        for call in calls:
+            if call.conn is not None and call.conn.id != name:
+                call.cancel()
+                await outcome(call)
+        for other in "abc":
+            self[other].on_call = self[other].answer
+        return [call for call in calls if not call.future.done()]
+
+
+def play(main: Callable[[Scene], Coroutine[Any, Any, None]], warm: str = "abc") -> None:
+    """Run `main` with all of `warm` connected."""
+
+    async def run(world: World) -> None:
+        with tempfile.TemporaryDirectory(prefix="tp") as folder:
+            scene = Scene(world, Fleet(Path(folder)), {})
+
+            async def live(name: str) -> None:
+                worker = scene[name]
+                worker.load_ms = worker.load_ms or int(BEAT_S * 1000)
+                await worker.up()
+                while True:
+                    await asyncio.sleep(BEAT_S)
+                    worker.tell(data.Load(0, 0))
+
+            async def edge() -> None:
+                scene.fleet.pool = Pool("e1", None)
+                scene.fleet.route(warm, workers="abc")
+                await scene.pool.sweep_forever()
+
+            for name in "abc":
+                scene.processes[name] = world.start(name, lambda name=name: live(name))
+            scene.processes["e"] = world.start("e", edge)
+            await until(lambda: scene.pool.workers_up == 3)
+            await main(scene)
+            await scene.pool.close()
+
+    simulate(run)
+
+
+async def ends(calls: list[Call]) -> list[type]:
+    return [type(await outcome(call)) for call in calls]
+
+
+@pytest.mark.rule("F2")
+def test_stopped_worker_is_found_within_1500_ms_and_its_calls_go_elsewhere() -> None:
+    async def main(scene: Scene) -> None:
+        (call,) = await scene.stopped("b", 1)
+        began_s = scene.world.now_s
+        assert isinstance(await outcome(call), Answer)
+        assert scene.world.now_s - began_s <= 1.5
+        assert call.conn is not None
+        assert call.conn.id in "ac"
+        assert (scene.pool.away(), scene.pool.retries) == ({"b": "silent"}, 1)
+        served = len(scene["b"].calls)
+        assert await ends([scene.fleet.call() for _ in range(20)]) == [Answer] * 20
+        assert len(scene["b"].calls) == served
+        assert scene.pool.ejections()["silent"] == 1
+
+    play(main)
+
+
+@pytest.mark.rule("F2")
+def test_worker_that_goes_on_is_taken_again_and_what_it_says_of_moved_calls_is_dropped() -> None:
+    async def main(scene: Scene) -> None:
+        (call,) = await scene.stopped("b", 1)
+        answer = await outcome(call)
+        scene["b"].on_call = lambda peer, call: scene["b"].answer(peer, call, wait_us=77)
+        scene.go_on("b")
+        await until(lambda: scene.pool.workers_up == 3)
+        (peer,) = scene["b"].peers
+        scene["b"].answer(peer, scene["b"].calls[0], wait_us=5)
+        await asyncio.sleep(0.1)
+        assert await outcome(call) is answer
+        assert not scene.pool.away()
+        await ends([scene.fleet.call() for _ in range(20)])
+        assert len(scene["b"].calls) > 1
+        assert [cancel.call_id for cancel in scene["b"].cancels] == [scene["b"].calls[0].call_id]
+
+    play(main)
+
+
+def test_calls_of_a_stopped_worker_that_are_beyond_the_budget_stay_and_may_still_be_answered() -> (
+    None
+):
+    async def main(scene: Scene) -> None:
+        calls = await scene.stopped("b", 40, left_s=10.0)
+        began, budget = len(calls), scene.pool.budget.saved
+        await asyncio.sleep(3.0)
+        moved = sum(call.future.done() for call in calls)
+        assert moved == int(budget + 1e-6) < began
+        assert scene.pool.retries == moved
+        # More may move as more calls come.
+        await ends([scene.fleet.call() for _ in range(20)])
+        await asyncio.sleep(0.1)
+        assert sum(call.future.done() for call in calls) == moved + 2
+        scene.go_on("b")
+        for peer in scene["b"].peers:
+            for call in scene["b"].calls:
+                scene["b"].answer(peer, call)
+        assert await ends(calls) == [Answer] * began
+
+    play(main)
+
+
+def test_only_replica_keeps_its_calls_while_it_is_silent() -> None:
+    async def main(scene: Scene) -> None:
+        (call,) = await scene.stopped("b", 1)
+        late = scene.fleet.call()
+        await asyncio.sleep(4.0)
+        assert not call.future.done()
+        scene.go_on("b")
+        (peer,) = scene["b"].peers
+        scene["b"].answer(peer, scene["b"].calls[0])
+        assert await ends([call, late]) == [Answer, Answer]
+        assert scene.pool.retries == 0
+
+    play(main, warm="b")
+
+
+def test_stream_that_has_begun_stays_with_a_silent_worker() -> None:
+    async def main(scene: Scene) -> None:
+        def begin(peer: Peer, call: data.Call) -> None:
+            peer.send(data.encode(data.Chunk(call.call_id, 0, data.heads([X])), [X]))
+
+        for name in "abc":
+            scene[name].on_call = begin
+        parts: list[Any] = []
+        call = scene.fleet.call(left_s=4.0, on_chunk=parts.append)
+        await until(lambda: parts)
+        assert call.conn is not None
+        scene.stop(call.conn.id)
+        assert isinstance(await outcome(call), DeadlineExceeded)
+        assert (len(parts), scene.pool.retries) == (1, 0)
+
+    play(main)
+
+
+def test_worker_that_does_not_say_how_often_it_speaks_is_never_silent() -> None:
+    async def main(scene: Scene) -> None:
+        scene["b"].load_ms = 0
+        for peer in scene["b"].peers:
+            peer.close()
+        await until(lambda: scene.pool.workers_up == 3)
+        scene["b"].peers[-1].send(data.encode(data.Hello(data.WIRE, "worker", "b", "i")))
+        await asyncio.sleep(0.1)
+        scene.stop("b")
+        await asyncio.sleep(5.0)
+        assert scene.pool.workers_up == 3
+
+    play(main)
+
+
+def test_busy_worker_that_speaks_keeps_its_calls() -> None:
+    async def main(scene: Scene) -> None:
+        for name in "abc":
+            scene[name].on_call = scene[name].keep
+        calls = [scene.fleet.call(left_s=8.0) for _ in range(6)]
+        await asyncio.sleep(7.0)
+        assert scene.pool.workers_up == 3
+        assert scene.pool.retries == 0
+        assert await ends(calls) == [DeadlineExceeded] * 6
+
+    play(main)
+
+
+def test_edge_that_hung_itself_takes_nobody_for_silent() -> None:
+    async def main(scene: Scene) -> None:
+        scene.stop("e")
+        await asyncio.sleep(10.0)
+        scene.go_on("e")
+        await asyncio.sleep(5.0)
+        assert scene.pool.ejections()["silent"] == 0
+
+    play(main)
+
+
+@pytest.mark.rule("F3")
+def test_worker_that_stays_silent_is_hung_up_on_and_dialled_until_it_greets() -> None:
+    async def main(scene: Scene) -> None:
+        calls = await scene.stopped("b", 2, left_s=60.0)
+        assert await ends(calls) == [Answer] * len(calls)
+        await asyncio.sleep(12.0)
+        assert scene.pool.away() == {}
+        assert scene.pool.workers_up == 2
+        scene.go_on("b")
+        await until(lambda: scene.pool.workers_up == 3)
+        assert sum(peer.is_open for peer in scene["b"].peers) == 1
+
+    play(main)
+
+
+def test_calls_of_a_broken_worker_are_sent_again_within_the_budget_alone() -> None:
+    async def main(scene: Scene) -> None:
+        calls = await scene.stopped("b", 40)
+        budget = int(scene.pool.budget.saved + 1e-6)
+        scene.processes["b"].kill(signal.SIGKILL)
+        found = await ends(calls)
+        assert found.count(Answer) == budget
+        assert found.count(WorkerLost) == len(calls) - budget == scene.pool.retries_refused
+
+    play(main)
+
+
+@pytest.mark.rule("F30")
+def test_replica_that_fails_gets_no_calls_but_some_on_trial() -> None:
+    async def main(scene: Scene) -> None:
+        def fail(peer: Peer, call: data.Call) -> None:
+            peer.send(data.encode(data.Reply(call.call_id, 500, "broken")))
+
+        scene["b"].on_call = fail
+        found: list[Answer | Refusal] = []
+        began_s = scene.world.now_s
+        while scene.world.now_s < began_s + 60:
+            found.append(await outcome(scene.fleet.call()))
+            await asyncio.sleep(0.05)
+        assert sum(isinstance(one, ModelFailed) for one in found) <= CALLS_MIN + 5
+        assert scene.pool.away() == {"b": "errors of m/1"}
+        scene["b"].on_call = scene["b"].answer
+        await asyncio.sleep(60)
+        for _ in range(10):
+            assert isinstance(await outcome(scene.fleet.call()), Answer)
+        assert not scene.pool.away()
+
+    play(main)
+
+
+@pytest.mark.rule("F30")
+def test_replica_that_takes_ten_times_as_long_is_left_alone() -> None:
+    async def main(scene: Scene) -> None:
+        def after(name: str, seconds: float) -> Callable[[Peer, data.Call], None]:
+            def answer(peer: Peer, call: data.Call) -> None:
+                asyncio.get_running_loop().call_later(seconds, scene[name].answer, peer, call)
+
+            return answer
+
+        for name in "abc":
+            scene[name].on_call = after(name, 0.3 if name == "c" else 0.03)
+        for _ in range(40):
+            await ends([scene.fleet.call() for _ in range(4)])
+        assert scene.pool.away() == {"c": "slow of m/1"}
+        assert len(scene["c"].calls) < 20
+        seen = len(scene["c"].calls)
+        await asyncio.sleep(OUT_S)
+        scene["c"].on_call = after("c", 0.03)
+        for _ in range(6):
+            await ends([scene.fleet.call() for _ in range(4)])
+        assert not scene.pool.away()
+        assert len(scene["c"].calls) > seen
+
+    play(main)
+
+
+def test_new_process_of_a_replica_that_was_left_alone_is_taken_at_once() -> None:
+    async def main(scene: Scene) -> None:
+        scene["b"].on_call = lambda peer, call: peer.send(
+            data.encode(data.Reply(call.call_id, 500, "broken"))
+        )
+        await ends([scene.fleet.call() for _ in range(60)])
+        assert scene.pool.away()
+        scene.fleet.route("abc", workers="abc", incarnation="j")
+        assert not scene.pool.away()
+
+    play(main)

@@ -469,15 +469,7 @@ class Controller:
                 for member in self._members():
                     member.heard_s = now_s  # this process stood still; they may have spoken
                 self._scale.hold(2 * HEARTBEAT_S)
-            for edge in list(self._edges.values()):
-                if now_s - edge.heard_s > EDGE_SILENCE_S_MAX:
-                    edge.peer.close(WireError("it has gone silent"))
-                    self._drop_edge(edge)
-            for worker in list(self._workers.values()):
-                if now_s - worker.heard_s > WORKER_SILENCE_S_MAX:
-                    why = "no heartbeat" if worker.is_connected else "connection lost"
-                    worker.peer.close(WireError(why))
-                    self._drop_worker(worker, why)
+            self._drop_silent(now_s)
             if now_s - spoke_s >= KEEPALIVE_S:
                 spoke_s = now_s
                 self._tell_all(control.Welcome(control.WIRE, self._epoch()))
@@ -486,6 +478,24 @@ class Controller:
             self._nodes.round(now_s)
             self._scale.save_if_due()
             self.act()
+
+    def _drop_silent(self, now_s: float) -> None:
+        """Drop edges that were not heard for long, and workers that were not while others were.
+
+        If nobody is heard it is we who are deaf: workers work on, and routes without them would
+        only keep calls from them.
+        """
+        heard_s = max([member.heard_s for member in self._members()], default=now_s)
+        for edge in list(self._edges.values()):
+            if now_s - edge.heard_s > EDGE_SILENCE_S_MAX:
+                edge.peer.close(WireError("it has gone silent"))
+                self._drop_edge(edge)
+        for worker in list(self._workers.values()):
+            until_s = heard_s if worker.is_connected else now_s
+            if until_s - worker.heard_s > WORKER_SILENCE_S_MAX:
+                why = "no heartbeat" if worker.is_connected else "connection lost"
+                worker.peer.close(WireError(why))
+                self._drop_worker(worker, why)
 
     def _is_same_reign(self) -> bool:
         """Tell whether this process leads, and has led without a break since it began to act."""

@@ -189,6 +189,10 @@ async def test_silent_worker_leaves_the_routes(
     member = await stack.joined(edge())
     silent = await stack.joined(worker("w1"))
     await member.hear(control.Routes, lambda r: len(r.workers) == 1)
+    await asyncio.sleep(0.3)
+    # Nobody was heard: that says nothing about the worker.
+    assert member.all(control.Routes)[-1].workers
+    member.say(control.Counters("i1", ()))
     await silent.lost()
     await member.hear(control.Routes, lambda r: r.seq > 1 and not r.workers)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,10 @@ from registry_sync.open import open_store
 from registry_sync.stores import Store
 from tests.support.processes import Ended, command, descendants, environment, is_alive, tidepool
 from tests.support.stack import Stack, StackOptions, _run, until
+from tests.support.toxics import ToxicProxy, toxic_proxy
 
 STOP_S_MAX = 30.0
+BETWEEN = "127.0.0.2"  # where proxies listen, on the ports of those behind them at 127.0.0.1
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Fleet(Stack):
         workers: int = 1,
         engines: Sequence[str] = (),
         pool_arguments: Sequence[str] = (),
+        is_toxic: bool = False,
     ) -> None:
         super().__init__(folder / "client", StackOptions(registry=registry))
         self.env: dict[str, str | None] = {
@@ -98,11 +102,22 @@ class Fleet(Stack):
             "TIDEPOOL_FLEET_SECRET": secrets.token_hex(32),
         }
         self.control_port = free_port()
+        # Who is dialled through a proxy: the controller first, then each worker.
+        self.toxic_ports: list[int] = []
+        self.proxies: list[ToxicProxy] = []
+        advertised: tuple[str, ...] = ()
+        if is_toxic:
+            first = free_ports(workers)
+            self.toxic_ports = [self.control_port, *range(first, first + workers)]
+            advertised = ("--advertise", f"tcp://{BETWEEN}:{self.control_port}")
+            told = ("--advertise-host", BETWEEN, "--worker-port", str(first))
+            pool_arguments = (*pool_arguments, *told)
         a = folder / "a"
         self.controller = self.tier(
             *("controller", "--data", str(a), "--registry", registry),
             *("--listen", f"tcp://127.0.0.1:{self.control_port}"),
             *("--workers-expected", str(pools * workers)),
+            *advertised,
         )
         self.edge = self.tier(
             *("edge", "--data", str(a), "--registry", registry, "--edges", str(edges)),
@@ -197,6 +212,16 @@ class Fleet(Stack):
         return "".join(tier.log() for tier in self.tiers)
 
 
+def free_ports(count: int) -> int:
+    """Return the first of so many free ports in a row."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError, OverflowError):
+            for number in range(count):
+                held.enter_context(socket.create_server(("127.0.0.1", first + number)))
+            return first
+
+
 @contextlib.contextmanager
 def running_fleet(
     folder: Path,
@@ -208,8 +233,13 @@ def running_fleet(
     workers: int = 1,
     engines: Sequence[str] = (),
     pool_arguments: Sequence[str] = (),
+    is_toxic: bool = False,
 ) -> Iterator[Fleet]:
-    """Run two nodes, or more: `pools` with `workers` each; `env` is what boto3 needs."""
+    """Run two nodes, or more: `pools` with `workers` each; `env` is what boto3 needs.
+
+    Where it `is_toxic`, the controller and the workers of the one pool are dialled through
+    `proxies`.
+    """
     fleet = Fleet(
         *(folder, registry, env),
         edges=edges,
@@ -217,9 +247,12 @@ def running_fleet(
         workers=workers,
         engines=engines,
         pool_arguments=pool_arguments,
+        is_toxic=is_toxic,
     )
-    try:
+    with contextlib.ExitStack() as ends:
+        for port in fleet.toxic_ports:
+            between = toxic_proxy(("127.0.0.1", port), (BETWEEN, port))
+            fleet.proxies.append(ends.enter_context(between))
+        ends.callback(fleet.stop)
         fleet.start()
         yield fleet
-    finally:
-        fleet.stop()

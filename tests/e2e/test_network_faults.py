@@ -1,0 +1,164 @@
+"""Between edge, workers and controller lies a bad network: no call is lost, late or wrong."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.load import Load
+from tests.support.models import identity
+from tests.support.nodes import Fleet, running_fleet
+from tests.support.seaweed import BUCKET, S3Server
+from tests.support.stack import until
+from tests.support.toxics import DOWN, UP, ToxicProxy, Toxics
+
+WORKERS = 2
+DEADLINE_S = 2.0
+LATE_S_MAX = 0.25  # beyond the deadline
+NOISE_S = 1.0  # of a machine that other tests keep busy
+BACK_S_MAX = 40.0
+
+
+@dataclass
+class Net:
+    """The fleet, and what lies between its processes."""
+
+    fleet: Fleet
+    workers: list[ToxicProxy]
+    controller: ToxicProxy
+
+    def load(self, **options: float) -> Load:
+        return Load(self.fleet.url, self.fleet.key, "echo", threads=8, **options)  # type: ignore[arg-type]
+
+    @contextmanager
+    def spoilt(self, toxics: Toxics, *proxies: ToxicProxy) -> Iterator[None]:
+        """Spoil what passes meanwhile, and see afterwards that all is well again."""
+        proxies = proxies or tuple(self.workers)
+        for proxy in proxies:
+            proxy.toxics = toxics
+        try:
+            yield
+        finally:
+            for proxy in proxies:
+                proxy.heal()
+            until(self.is_whole, BACK_S_MAX, "both workers serve again", 0.05)
+
+    def is_whole(self) -> bool:
+        """Tell whether every worker is known and warm."""
+        return [engine["state"] for engine in self.fleet.engine("echo")] == ["warm"] * WORKERS
+
+    def descriptors(self) -> int:
+        """Return how many files and sockets the edge has open."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.fleet.edge.pids())
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory, seaweed: S3Server) -> Iterator[Net]:
+    """An edge, a controller and two workers that reach each other through proxies alone."""
+    folder = tmp_path_factory.mktemp("net")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in seaweed.environment.items():
+            patch.setenv(name, value)
+        registry = f"s3://{BUCKET}/{folder.name}"
+        with running_fleet(
+            *(folder, registry, seaweed.environment), edges=1, workers=WORKERS, is_toxic=True
+        ) as fleet:
+            fleet.publish("echo", identity(folder / "1.onnx"))
+            deadline_ms = int(DEADLINE_S * 1000)
+            scale = {"replicas_min": WORKERS}
+            fleet.edit_endpoint("echo", cache=None, deadline_ms=deadline_ms, scale=scale)
+            controller, *workers = fleet.proxies
+            net = Net(fleet, workers, controller)
+            until(net.is_whole, BACK_S_MAX, "a replica in both workers", 0.05)
+            yield net
+
+
+def go_on(load: Load, count: int) -> None:
+    """Wait for so many more right answers, whatever else fails meanwhile."""
+    wanted = load.answered + count
+    until(lambda: load.answered >= wanted, 60.0, f"{count} more answers; {load.failed[-3:]}")
+
+
+def assert_in_time(load: Load) -> None:
+    """See that no answer came later than its deadline allows."""
+    assert max(load.latencies_s) <= DEADLINE_S + LATE_S_MAX + NOISE_S
+
+
+def assert_few_failed(load: Load, share: float) -> None:
+    """See that what failed says so, is little, and nothing is wrong."""
+    assert not load.wrong, load.wrong[:3]
+    assert len(load.failed) <= load.answered * share, (len(load.failed), load.failed[:3])
+    assert all(text[:3] in ("502", "503", "504") for text in load.failed), load.failed[:3]
+
+
+@pytest.mark.rule("F4")
+def test_flipped_bits_never_become_an_answer(net: Net) -> None:
+    with net.load() as load:
+        with net.spoilt(Toxics(flip_every_bytes=150_000), *net.workers, net.controller):
+            go_on(load, 1500)
+        go_on(load, 20)
+    flipped = sum(proxy.flipped for proxy in net.fleet.proxies)
+    print(f"{flipped} bits flipped, {load.answered} answered, {len(load.failed)} failed")
+    assert flipped > 1
+    assert_few_failed(load, 0.003)  # a call that met two of them
+
+
+@pytest.mark.rule("F4")
+def test_connections_that_are_reset_or_end_in_the_middle_of_a_frame_lose_no_call(net: Net) -> None:
+    with net.load() as load:
+        load.more(100)
+        for number in range(4):
+            net.workers[number % WORKERS].reset()
+            load.more(100)
+        with net.spoilt(Toxics(only=DOWN, cut_after_bytes=20_000), net.workers[0]):
+            load.more(500)
+        load.more(20)
+    assert net.workers[0].cut > 0
+    load.assert_clean()
+
+
+def test_slow_network_costs_time_and_nothing_else(net: Net) -> None:
+    slow = Toxics(delay_s=0.01, jitter_s=0.01, bytes_per_s=1e6)
+    with net.load() as load:
+        with net.spoilt(slow, *net.workers, net.controller):
+            load.more(100)
+        load.more(20)
+    load.assert_clean()
+
+
+@pytest.mark.rule("F3")
+@pytest.mark.parametrize(
+    "only",
+    ["", pytest.param(UP, marks=pytest.mark.slow), pytest.param(DOWN, marks=pytest.mark.slow)],
+)
+def test_half_open_connection_is_found_and_leaves_nothing_behind(net: Net, only: str) -> None:
+    before = net.descriptors()
+    with net.load() as load:
+        load.more(50)
+        with net.spoilt(Toxics(only=only, is_black_hole=True), net.workers[0]):
+            time.sleep(2.0)
+            go_on(load, 200)
+        go_on(load, 50)
+    print(f"longest {max(load.latencies_s):.2f} s, {len(load.failed)} failed")
+    assert_few_failed(load, 0.02)
+    assert_in_time(load)
+    until(lambda: net.descriptors() <= before, 10.0, "no descriptor is left")
+
+
+@pytest.mark.slow
+@pytest.mark.rule("F27")
+def test_controller_behind_a_broken_network_is_not_missed(net: Net) -> None:
+    with net.load() as load:
+        load.more(50)
+        for toxics in (Toxics(is_black_hole=True), Toxics(only=UP, is_black_hole=True)):
+            with net.spoilt(toxics, net.controller):
+                time.sleep(6.0)  # longer than a silent controller is believed in
+                load.more(50)
+        load.more(50)
+    load.assert_clean()
+    assert max(engine["loads"] for engine in net.fleet.engine("echo")) == 1

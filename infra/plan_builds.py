@@ -86,8 +86,7 @@ class Workshop:
         self._local = LocalStore(node.data / "store", trust)
         self._plans = LocalPlans(node.data / "store" / "engines", bytes_max)
         self._secrets = secrets
-        held = (secrets.current, secrets.previous)
-        self._keys = {secret.id: secret.key for secret in held if secret is not None}
+        self._keys = secrets.keys
         # Somebody waits for it: only what serves goes before.
         gives_way = stack is not None
         self._bench = Bench(data=node.data, gives_way=gives_way, log_level="warning")

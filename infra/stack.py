@@ -21,7 +21,8 @@ from edge.config import AccessLogMode, EdgeConfig
 from infra.child import ProcessSpec
 from pool.config import ControllerConfig, WorkerConfig
 from pool.engines import device
-from pool.wire import peer
+from pool.wire.listening import listen
+from pool.wire.peer import Address
 from registry_sync import local_plans
 from registry_sync.config import SyncConfig
 
@@ -353,7 +354,7 @@ def edge_processes(
 
 
 def _worker_sockets(address: str) -> list[socket.socket]:
-    return [peer.listen(peer.Address.parse(address))]
+    return [listen(Address.parse(address))]
 
 
 def _edge_sockets(*addresses: tuple[str, int]) -> list[socket.socket]:

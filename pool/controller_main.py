@@ -21,7 +21,8 @@ from pool.controller import Controller
 from pool.learned import Learned
 from pool.registry_watch import RegistryWatch, trusted_of
 from pool.wire.fleet_secret import load_secrets
-from pool.wire.peer import Address, serve
+from pool.wire.listening import serve
+from pool.wire.peer import Address
 from pool.wish_watch import WishWatch
 from registry_sync.leader import Leadership, Wait, resign, step
 from registry_sync.local import LocalStore

@@ -98,7 +98,6 @@ class PlanShelf:
         self._guard = guard
         self._portable = portable
         self._sync_socket = sync_socket
-        self._keys = _keys_of(secrets)
         # The whole mutable state: how many plans were refused, whose use has been noted, and the
         # right to try one out.
         self.refused = 0
@@ -148,6 +147,11 @@ class PlanShelf:
         return Loaded(
             manifest, manifest.digest, whole, option.engine.name, datatypes, option.identity
         )
+
+    @property
+    def _keys(self) -> dict[str, bytes]:
+        """The fleet's secrets of this moment, by id."""
+        return {} if self.secrets is None else self.secrets.keys
 
     async def get(self, option: Option, *, ask: bool) -> Found:
         """Find the plan of an option, and have it tried out if nobody has done so.
@@ -274,9 +278,12 @@ class PlanShelf:
                 return again
             golden = await self.golden(option.spec.manifest)
             report = await building.try_out(self.bench, option, again, golden)
+            secret_key = self._keys.get(again.secret_id)
+            if secret_key is None:
+                raise BadPlan("the secret that vouches for it has been retired")
             record = signed_gate(
                 GateRecord(key=option.key, plan_sha256=again.meta.plan_sha256, report=report),
-                self._keys[again.secret_id],
+                secret_key,
             )
             await asyncio.to_thread(self.plans.put_gate, option.key, again.secret_id, record)
         if not report.golden:
@@ -288,10 +295,3 @@ class PlanShelf:
     def _why_not(self, option: Option, plan: LocalPlan) -> str:
         manifest = option.spec.manifest
         return gate.why_not(plan.gate, gate.limits_of(manifest.gate, option.identity.precision))
-
-
-def _keys_of(secrets: Secrets | None) -> dict[str, bytes]:
-    if secrets is None:
-        return {}
-    both = [secrets.current, *([secrets.previous] if secrets.previous else [])]
-    return {secret.id: secret.key for secret in both}

@@ -46,7 +46,8 @@ from pool.wire.fleet_secret import load_secrets
 from pool.wire.frames import WireError
 from pool.wire.handshake import Secrets
 from pool.wire.link import ControlLink
-from pool.wire.peer import Address, Peer, Server, serve
+from pool.wire.listening import Server, serve
+from pool.wire.peer import Address, Peer
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
 from registry_sync.memory import calm_collector, map_large_blocks

@@ -55,8 +55,7 @@ class Engines:
 
     def __init__(self, desk: Desk, secrets: Secrets | None) -> None:
         self._desk = desk
-        held = (secrets.current, secrets.previous) if secrets is not None else ()
-        self._secret_keys = {secret.id: secret.key for secret in held if secret is not None}
+        self._secrets = secrets
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -158,7 +157,7 @@ class Engines:
     async def _rows(
         self, choose: Callable[[list[Listed]], list[Listed]] = list
     ) -> list[dict[str, Any]]:
-        keys = self._secret_keys
+        keys = {} if self._secrets is None else self._secrets.keys
         return plan_catalog.rows(
             await self._desk.read(lambda store: plan_catalog.plans(store, keys, choose))
         )

@@ -22,7 +22,8 @@ from pool.wire import data
 from pool.wire.arena import PLACE_BYTES_MIN, Arena, ArenaView
 from pool.wire.data import Tensor
 from pool.wire.frames import Buffer
-from pool.wire.peer import Address, Peer, dial, serve
+from pool.wire.listening import serve
+from pool.wire.peer import Address, Peer, dial
 
 IN_FLIGHT = 64  # for small bodies, as many clients at once would have
 IN_FLIGHT_LARGE = 8

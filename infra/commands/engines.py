@@ -137,8 +137,7 @@ def _secret_keys(data: Path) -> dict[str, bytes]:
         ValueError: there is one, and it does not fit.
     """
     secrets = load_secrets(node_of(data).data)
-    held = () if secrets is None else (secrets.current, secrets.previous)
-    return {secret.id: secret.key for secret in held if secret is not None}
+    return {} if secrets is None else secrets.keys
 
 
 def _gone_row(one: UnusedPlans) -> dict[str, Any]:

@@ -7,9 +7,11 @@
 `wire` is what each side speaks: 1 is bare frames, 2 summed ones (see frames.py), and the lesser of
 the two is spoken.  From 2 on it is part of both macs, so that no damage to it passes unnoticed.
 
-HMAC-SHA256 under the fleet secret.  The server takes its current and its previous secret, so that
-a fleet can be moved to a new one without a pause.  An unknown id costs the same work as a known
-one.  The handshake proves who speaks; it does not hide what is said (TLS does).
+HMAC-SHA256 under the fleet secret.  Both sides take the current and the previous secret, so that a
+fleet can be moved to a new one node by node, without a pause.  An unknown id costs the same work as
+a known one.  The handshake proves who speaks; it does not hide what is said (TLS does).  Over TLS
+the macs are also over the `binding`, a digest of the server's certificate as each side sees it: who
+sits in between with another one is found out, although nobody knew the right one before.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Annotated
 import msgspec
 
 from pool.wire.frames import Buffer, WireError
+from pool.wire.tls import WireTls
 
 BARE, SUMMED = 1, 2
 WIRE = SUMMED
@@ -56,17 +59,53 @@ class Secret(msgspec.Struct, frozen=True):
         return cls(hashlib.sha256(b"tidepool fleet id\0" + key).hexdigest()[:12], key)
 
 
-class Secrets(msgspec.Struct, frozen=True):
-    """What this process holds: `current` is used to dial, both are accepted."""
+class Secrets:
+    """What this process proves itself with: secrets, and `tls` beneath where an address says so.
 
-    current: Secret
-    previous: Secret | None = None
+    The first secret is used to dial, then the second where nobody knows the first; both are taken.
+    Those of a file may change while it runs (`fleet_secret.SecretsFile`): ask anew each time.
+    """
+
+    def __init__(
+        self, current: Secret, previous: Secret | None = None, tls: WireTls | None = None
+    ) -> None:
+        self._held: tuple[Secret, ...] = (current,) if previous is None else (current, previous)
+        self.tls = WireTls(None) if tls is None else tls
 
     @classmethod
-    def parse(cls, text: str) -> Secrets:
-        """Return the secrets of "current" or "current,previous"."""
+    def parse(cls, text: str, tls: WireTls | None = None) -> Secrets:
+        """Return the secrets of "current" or "current,previous"; raises `ValueError`."""
         current, _, previous = text.strip().partition(",")
-        return cls(Secret.of(current.strip()), Secret.of(previous.strip()) if previous else None)
+        before = Secret.of(previous.strip()) if previous else None
+        return Secrets(Secret.of(current.strip()), before, tls)
+
+    @property
+    def may_change(self) -> bool:
+        """Tell whether it is worth to ask again."""
+        return False
+
+    @property
+    def held(self) -> tuple[Secret, ...]:
+        """All of them, the current one first."""
+        return self._held
+
+    @property
+    def current(self) -> Secret:
+        """Which is used to dial, and to sign."""
+        return self.held[0]
+
+    @property
+    def keys(self) -> dict[str, bytes]:
+        """All of them by id, the current one first."""
+        return {secret.id: secret.key for secret in self.held}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secrets) and self.held == other.held
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(secret.id for secret in self.held)})"
 
 
 _Wire = Annotated[int, msgspec.Meta(ge=BARE, le=2**53)]
@@ -110,13 +149,16 @@ def nonce() -> bytes:
     return secrets.token_bytes(NONCE_BYTES)
 
 
-def _mac(key: bytes, side: bytes, server_nonce: bytes, client_nonce: bytes, wire: int) -> bytes:
+def _mac(
+    key: bytes, side: bytes, server_nonce: bytes, client_nonce: bytes, wire: int, binding: bytes
+) -> bytes:
     spoken = b"" if wire == BARE else wire.to_bytes(8, "big")
-    return hmac.digest(key, side + b"\0" + server_nonce + client_nonce + spoken, "sha256")
+    text = side + b"\0" + server_nonce + client_nonce + spoken + binding
+    return hmac.digest(key, text, "sha256")
 
 
-def prove(secret: Secret, challenge: Challenge, client_nonce: bytes) -> Proof:
-    """Return the client's answer to `challenge`.
+def prove(secret: Secret, challenge: Challenge, client_nonce: bytes, binding: bytes = b"") -> Proof:
+    """Return the client's answer to `challenge`; `binding`: of the TLS beneath, if any.
 
     Raises:
         HandshakeFailed: the challenge's nonce is not of the one length that is signed.
@@ -124,7 +166,7 @@ def prove(secret: Secret, challenge: Challenge, client_nonce: bytes) -> Proof:
     if len(challenge.nonce) != NONCE_BYTES:
         raise HandshakeFailed("the server's nonce is of a wrong length")
     wire = spoken(challenge)
-    mac = _mac(secret.key, b"client", challenge.nonce, client_nonce, wire)
+    mac = _mac(secret.key, b"client", challenge.nonce, client_nonce, wire, binding)
     return Proof(secret.id, client_nonce, mac, wire)
 
 
@@ -133,31 +175,31 @@ def spoken(challenge: Challenge) -> int:
     return min(challenge.wire, WIRE)
 
 
-def accept(held: Secrets, server_nonce: bytes, proof: Proof) -> Accept:
+def accept(held: Secrets, server_nonce: bytes, proof: Proof, binding: bytes = b"") -> Accept:
     """Check a client's proof and return the server's own.
 
     Raises:
         HandshakeFailed: the id is unknown, or the proof is not made with that secret.
     """
-    key = None
-    for secret in (held.current, held.previous):
-        if secret is not None and secret.id == proof.secret_id:
-            key = secret.key
-    wanted = _mac(key or bytes(32), b"client", server_nonce, proof.nonce, proof.wire)
+    key = held.keys.get(proof.secret_id)
+    wanted = _mac(key or bytes(32), b"client", server_nonce, proof.nonce, proof.wire, binding)
     fits = hmac.compare_digest(wanted, proof.mac)
     if key is None or not fits or len(proof.nonce) != NONCE_BYTES:
         raise HandshakeFailed("the peer does not hold this fleet's secret")
     if proof.wire > WIRE:
         raise HandshakeFailed(f"the peer speaks wire {proof.wire}, {WIRE} was offered")
-    return Accept(_mac(key, b"server", server_nonce, proof.nonce, proof.wire))
+    return Accept(_mac(key, b"server", server_nonce, proof.nonce, proof.wire, binding))
 
 
-def check_accept(secret: Secret, challenge: Challenge, client_nonce: bytes, got: Accept) -> None:
+def check_accept(
+    secret: Secret, challenge: Challenge, client_nonce: bytes, got: Accept, binding: bytes = b""
+) -> None:
     """Check that the server holds the secret too.
 
     Raises:
         HandshakeFailed: it does not.
     """
-    wanted = _mac(secret.key, b"server", challenge.nonce, client_nonce, spoken(challenge))
+    wire = spoken(challenge)
+    wanted = _mac(secret.key, b"server", challenge.nonce, client_nonce, wire, binding)
     if not hmac.compare_digest(wanted, got.mac):
         raise HandshakeFailed("the server does not hold this fleet's secret")

@@ -7,13 +7,10 @@ written.  Knows no message but the handshake's.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -29,11 +26,12 @@ from pool.wire.frames import (
     encode,
     summed,
 )
-from pool.wire.handshake import HandshakeFailed, Secrets
+from pool.wire.handshake import HandshakeFailed, Secret, Secrets
+from pool.wire.tls import binding_of
 
 HANDSHAKE_S_MAX = 5.0
+TLS_CLOSE_S_MAX = 1.0  # for the other side's last word
 DIAL_S_MAX = 5.0
-BACKLOG = 1024
 WRITE_BYTES_MAX = 512 << 20  # a peer that lets this much wait has stopped reading
 WRITTEN_S = 0.001  # so often it is looked whether everything is written, where that matters
 BEHIND_BYTES = 8 << 20  # a peer for which so much waits is behind: streams pause for it
@@ -42,26 +40,30 @@ UNIX_PATH_BYTES_MAX = 100  # sun_path holds 108 on Linux, 104 on macOS
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where to listen or dial: "unix:/path" or "tcp://host:port"."""
+    """Where to listen or dial: "unix:/path", "tcp://host:port" or "tls://host:port"."""
 
     path: str = ""
     host: str = ""
     port: int = 0
+    is_tls: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Address:
         """Return the address in `text`.
 
         Raises:
-            ValueError: neither "unix:/path" nor "tcp://host:port".
+            ValueError: it is neither of the three.
         """
         if text.startswith("unix:") and len(text) > len("unix:"):
             return cls(path=text.removeprefix("unix:"))
-        if text.startswith("tcp://"):
-            host, _, port = text.removeprefix("tcp://").rpartition(":")
+        scheme, found, rest = text.partition("://")
+        if found and scheme in ("tcp", "tls"):
+            host, _, port = rest.rpartition(":")
             if host and port.isdigit() and int(port) < 65536:
-                return cls(host=host.strip("[]"), port=int(port))
-        raise ValueError(f"address {text!r}: expected unix:/path or tcp://host:port")
+                return cls(host=host.strip("[]"), port=int(port), is_tls=scheme == "tls")
+        raise ValueError(
+            f"address {text!r}: expected unix:/path, tcp://host:port or tls://host:port"
+        )
 
     @property
     def needs_secret(self) -> bool:
@@ -69,7 +71,10 @@ class Address(msgspec.Struct, frozen=True):
         return not self.path
 
     def __str__(self) -> str:
-        return f"unix:{self.path}" if self.path else f"tcp://{self.host}:{self.port}"
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'tls' if self.is_tls else 'tcp'}://{host}:{self.port}"
 
 
 class Peer(asyncio.BufferedProtocol):
@@ -87,6 +92,7 @@ class Peer(asyncio.BufferedProtocol):
         body_bytes_max: int = BODY_BYTES_MAX,
     ) -> None:
         self.is_open = False
+        self.secret_id = ""  # of the secret with which the handshake was done; "": there was none
         self.reads = 0  # how often something has come
         self._on_frame: Callable[[bytes, Buffer], None] = self._keep
         self._on_lost: Callable[[Exception | None], None] | None = None
@@ -190,6 +196,11 @@ class Peer(asyncio.BufferedProtocol):
         pid: int = _PEERCRED.unpack(found)[0]
         return pid
 
+    def certificate(self) -> bytes:
+        """Return the other side's certificate (DER); empty without TLS."""
+        tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
+        return b"" if tls is None else tls.getpeercert(binary_form=True) or b""
+
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Queue one frame's buffers for writing; on a closed connection do nothing.
 
@@ -270,13 +281,13 @@ class Peer(asyncio.BufferedProtocol):
         if early and self.is_open and self._transport is not None:
             self._transport.resume_reading()
 
-    def _trust(self, limits: PeerLimits) -> None:
+    def trust(self, limits: PeerLimits) -> None:
         """Leave the handshake: what comes next is the owner's, within the owner's bounds."""
         self._reader.header_bytes_max = limits.header_bytes_max
         self._reader.body_bytes_max = limits.body_bytes_max
         self._on_frame, self._on_lost = self._keep, None
 
-    def _speak(self, wire: int) -> None:
+    def speak(self, wire: int) -> None:
         """Send and expect what was agreed on from the next frame on."""
         assert self._transport is not None
         # TLS has its own.
@@ -296,7 +307,7 @@ class PeerLimits(msgspec.Struct, frozen=True):
 
 
 # Until a peer has proved itself, nothing beyond a handshake frame is buffered.
-_STRANGER = PeerLimits(handshake.FRAME_BYTES_MAX, 0)
+STRANGER = PeerLimits(handshake.FRAME_BYTES_MAX, 0)
 
 
 async def dial(
@@ -308,17 +319,20 @@ async def dial(
 ) -> Peer:
     """Connect to `address`, proving the fleet secret over TCP, within `s_max`.
 
+    The secret before is tried where the other side does not know the current one (yet).
+
     Raises:
         ValueError: a unix path that is too long.
-        OSError: nobody listens there, or not in time.
-        HandshakeFailed: the two do not hold the same secret.
+        OSError: nobody listens there, or not in time; or its certificate is not of this fleet.
+        HandshakeFailed: the two do not hold the same secret, or this side would have to speak
+            plainly although its fleet has a CA.
     """
     loop = asyncio.get_running_loop()
     made = limits or PeerLimits()
     try:
         async with asyncio.timeout(s_max):
             if address.path:
-                _check_length(address)
+                check_length(address)
                 _, peer = await loop.create_unix_connection(made.peer, address.path)
                 return peer
             if secrets is None:
@@ -326,18 +340,43 @@ async def dial(
                     f"{address} is dialled over TCP, which needs a fleet secret: "
                     "set TIDEPOOL_FLEET_SECRET or put it into DATA/secrets"
                 )
-            _, peer = await loop.create_connection(_STRANGER.peer, address.host, address.port)
-            try:
-                await _prove(peer, secrets, made)
-            except BaseException:
-                peer.close(HandshakeFailed("handshake failed"))
-                raise
-            return peer
+            if secrets.tls.is_mutual and not address.is_tls:
+                raise HandshakeFailed(
+                    f"{address}: this node has a CA for the wire, so that it dials only tls://"
+                )
+            held = secrets.held
+            for secret in held:
+                try:
+                    return await _dial_with(secret, address, secrets, made)
+                except HandshakeFailed:
+                    if secret is held[-1]:
+                        raise
+            raise AssertionError("no secret is held")
     except TimeoutError:
         raise ConnectionError(f"{address} did not answer within {s_max} s") from None
 
 
-async def _prove(peer: Peer, secrets: Secrets, limits: PeerLimits) -> None:
+async def _dial_with(
+    secret: Secret, address: Address, secrets: Secrets, limits: PeerLimits
+) -> Peer:
+    options: dict[str, Any] = {}
+    if address.is_tls:
+        options["ssl"] = secrets.tls.client()
+        options["ssl_handshake_timeout"] = HANDSHAKE_S_MAX
+        options["ssl_shutdown_timeout"] = TLS_CLOSE_S_MAX
+    loop = asyncio.get_running_loop()
+    _, peer = await loop.create_connection(STRANGER.peer, address.host, address.port, **options)
+    try:
+        binding = b"" if not address.is_tls else binding_of(peer.certificate())
+        await _prove(peer, secret, limits, binding)
+    except BaseException:
+        peer.close(HandshakeFailed("handshake failed"))
+        raise
+    peer.secret_id = secret.id
+    return peer
+
+
+async def _prove(peer: Peer, secret: Secret, limits: PeerLimits, binding: bytes) -> None:
     """Answer the server's challenge, and see that it holds the secret too."""
     # Each step is taken while its frame is delivered, so that a frame right behind the acceptance
     # is already read as the owner's.
@@ -348,7 +387,7 @@ async def _prove(peer: Peer, secrets: Secrets, limits: PeerLimits) -> None:
         challenge = handshake.decode(header)
         if not isinstance(challenge, handshake.Challenge):
             raise HandshakeFailed("expected a challenge")
-        proof = handshake.prove(secrets.current, challenge, nonce)
+        proof = handshake.prove(secret, challenge, nonce, binding)
         peer.on_frame = lambda header, body: on_accept(challenge, header)
         peer.send(encode(handshake.encode(proof)))
 
@@ -356,9 +395,9 @@ async def _prove(peer: Peer, secrets: Secrets, limits: PeerLimits) -> None:
         accepted = handshake.decode(header)
         if not isinstance(accepted, handshake.Accept):
             raise HandshakeFailed("expected an acceptance")
-        handshake.check_accept(secrets.current, challenge, nonce, accepted)
-        peer._trust(limits)
-        peer._speak(handshake.spoken(challenge))
+        handshake.check_accept(secret, challenge, nonce, accepted, binding)
+        peer.trust(limits)
+        peer.speak(handshake.spoken(challenge))
         if not proved.done():
             proved.set_result(None)
 
@@ -372,157 +411,7 @@ async def _prove(peer: Peer, secrets: Secrets, limits: PeerLimits) -> None:
     await proved
 
 
-class Server:
-    """Listens on one address and hands over each peer that may speak."""
-
-    def __init__(self, server: asyncio.Server, address: Address, *, is_ours: bool = True) -> None:
-        self._server = server
-        self._is_ours = is_ours
-        self.address = address
-
-    async def close(self) -> None:
-        """Stop listening; open connections stay."""
-        self._server.close()
-        if self.address.path and self._is_ours:
-            Path(self.address.path).unlink(missing_ok=True)
-
-
-def listen(address: Address) -> socket.socket:
-    """Return a socket that listens on `address`; it may be handed down to whoever serves.
-
-    Raises:
-        ValueError: a unix path that is too long.
-        OSError: the address is taken; a unix socket on which somebody listens is.
-    """
-    if address.path:
-        _check_length(address)
-        bound = _bind_unix(address.path)
-    else:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        bound = socket.create_server((address.host, address.port), family=family)
-    bound.listen(BACKLOG)
-    return bound
-
-
-async def serve(
-    address: Address,
-    secrets: Secrets | None,
-    on_peer: Callable[[Peer], None],
-    limits: PeerLimits | None = None,
-    fds: Sequence[int] = (),
-) -> Server:
-    """Listen on `address`; `on_peer` gets each connection that has proved itself.
-
-    Args:
-        address: on which to listen.
-        secrets: of the fleet; None only for unix sockets.
-        on_peer: is called on the loop, and must not block.
-        limits: of the connections' frames.
-        fds: of one socket that listens there already and is somebody else's too; or none.
-
-    Raises:
-        ValueError: TCP without a fleet secret, or a unix path that is too long.
-        OSError: the address is taken; a unix socket on which somebody listens is.
-    """
-    loop = asyncio.get_running_loop()
-    made = limits or PeerLimits()
-    if not address.path and secrets is None:
-        raise ValueError(
-            f"{address}: TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET or DATA/secrets"
-        )
-    bound = socket.socket(fileno=fds[0]) if fds else listen(address)
-    bound.setblocking(False)
-    if address.path:
-        # Newer Pythons would remove the path on closing, also of a socket that others hold.
-        options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        server = await loop.create_unix_server(
-            lambda: _Accepted(made, None, on_peer), sock=bound, backlog=BACKLOG, **options
-        )
-        return Server(server, address, is_ours=not fds)
-    port = bound.getsockname()[1]
-    server = await loop.create_server(
-        lambda: _Accepted(made, secrets, on_peer), sock=bound, backlog=BACKLOG
-    )
-    return Server(server, Address(host=address.host, port=port))
-
-
-def _check_length(address: Address) -> None:
+def check_length(address: Address) -> None:
     # uvloop would cut a longer one short and go on with another path.
     if len(os.fsencode(address.path)) > UNIX_PATH_BYTES_MAX:
         raise ValueError(f"unix socket path is longer than {UNIX_PATH_BYTES_MAX}: {address}")
-
-
-def _bind_unix(path: str) -> socket.socket:
-    """Bind a socket that only this user may dial; asyncio itself would unlink a live one."""
-    _remove_stale(path)
-    bound = socket.socket(socket.AF_UNIX)
-    try:
-        bound.bind(path)
-        os.chmod(path, 0o600)  # before it listens
-    except BaseException:
-        bound.close()
-        raise
-    return bound
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on any more; never one that somebody does."""
-    if not Path(path).is_socket():
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            Path(path).unlink(missing_ok=True)
-            return
-        except (BlockingIOError, TimeoutError):
-            pass  # its queue is full, so somebody listens
-    raise OSError(
-        errno.EADDRINUSE,
-        f"another process already listens on unix:{path}; stop it, or use another data folder",
-    )
-
-
-class _Accepted(Peer):
-    """A peer that dialled us: over TCP it must prove itself first."""
-
-    def __init__(
-        self, limits: PeerLimits, secrets: Secrets | None, on_peer: Callable[[Peer], None]
-    ) -> None:
-        first = limits if secrets is None else _STRANGER
-        super().__init__(first.header_bytes_max, first.body_bytes_max)
-        self._secrets = secrets
-        self._on_peer = on_peer
-        self._limits = limits
-        self._nonce = b""
-        self._silence: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if self._secrets is None:
-            self._on_peer(self)
-            return
-        self._silence = asyncio.get_running_loop().call_later(
-            HANDSHAKE_S_MAX, self.close, HandshakeFailed("no proof came in time")
-        )
-        self._nonce = handshake.nonce()
-        self.on_frame = self._on_proof
-        self.send(encode(handshake.encode(handshake.Challenge(handshake.WIRE, self._nonce))))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-        super().connection_lost(exc)
-
-    def _on_proof(self, header: bytes, body: Buffer) -> None:
-        proof = handshake.decode(header)
-        if not isinstance(proof, handshake.Proof) or not (self._secrets and self._silence):
-            raise HandshakeFailed("expected a proof")
-        accepted = handshake.accept(self._secrets, self._nonce, proof)
-        self._silence.cancel()
-        self._trust(self._limits)
-        # Before the owner can say anything, which the peer would take for the acceptance.
-        self.send(encode(handshake.encode(accepted)))
-        self._speak(proof.wire)
-        self._on_peer(self)

@@ -18,7 +18,8 @@ from edge.metrics import Metrics
 from edge.world import World
 from pool.wire import control
 from pool.wire.control import QuotaParts
-from pool.wire.peer import Address, Peer, serve
+from pool.wire.listening import serve
+from pool.wire.peer import Address, Peer
 from registry_sync.documents import EndpointSpec, EndpointState, Variant, write
 from registry_sync.rollout_terms import Rollout, RolloutState
 from tests.support.artifacts import manifest_of

@@ -18,7 +18,8 @@ from infra.commands.options import poke
 from infra.stack import Node
 from pool.wire import control
 from pool.wire.frames import Buffer
-from pool.wire.peer import Address, Peer, serve
+from pool.wire.listening import serve
+from pool.wire.peer import Address, Peer
 from registry_sync.local import LocalStore
 from tests.support.control_stack import running_controller
 

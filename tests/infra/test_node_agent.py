@@ -11,7 +11,7 @@ import pytest
 from infra.node_agent import NodeAgent, UpLimits
 from pool.wire import control
 from pool.wire.control import Place
-from pool.wire.peer import serve
+from pool.wire.listening import serve
 from tests.support.control import Member, worker
 from tests.support.control_stack import Stack, running_controller
 

@@ -14,7 +14,7 @@ import msgspec
 
 from infra.child import ProcessSpec
 from infra.supervisor import DEATHS_MAX, Supervisor
-from pool.wire import peer
+from pool.wire.listening import listen
 from pool.wire.peer import Address
 
 PATIENCE_S = 30.0
@@ -45,7 +45,7 @@ class Resting:
             made,
             0,
             made.drain_s + 5.0,
-            listen=lambda: [peer.listen(Address(path=self.path))],
+            listen=lambda: [listen(Address(path=self.path))],
             may_rest=True,
         )
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool.wire import handshake, peer
+from pool.wire import handshake, listening
 from pool.wire.frames import PREFIX, encode
 from pool.wire.handshake import (
     NONCE_BYTES,
@@ -23,7 +23,8 @@ from pool.wire.handshake import (
     Secret,
     Secrets,
 )
-from pool.wire.peer import Address, Peer, PeerLimits, dial, serve
+from pool.wire.listening import serve
+from pool.wire.peer import Address, Peer, PeerLimits, dial
 from tests.support import wire
 from tests.support.peers import (
     LOCALHOST,
@@ -449,7 +450,7 @@ def test_stranger_who_floods_before_reading_is_cut_off(run: Run) -> None:
 def test_stranger_who_does_not_finish_is_cut_off_in_time(
     run: Run, said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer, "HANDSHAKE_S_MAX", 0.2)
+    monkeypatch.setattr(listening, "HANDSHAKE_S_MAX", 0.2)
 
     async def main() -> None:
         accepted = Accepted()
@@ -466,7 +467,7 @@ def test_stranger_who_does_not_finish_is_cut_off_in_time(
 def test_peer_that_has_proved_itself_is_not_cut_off_later(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer, "HANDSHAKE_S_MAX", 0.1)
+    monkeypatch.setattr(listening, "HANDSHAKE_S_MAX", 0.1)
 
     async def main() -> None:
         accepted = Accepted()

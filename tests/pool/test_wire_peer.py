@@ -14,7 +14,8 @@ import pytest
 
 from pool.wire import peer as peer_module
 from pool.wire.frames import PREFIX, Buffer, WireError, encode
-from pool.wire.peer import BEHIND_BYTES, Address, Peer, PeerLimits, Server, dial, serve
+from pool.wire.listening import Server, serve
+from pool.wire.peer import BEHIND_BYTES, Address, Peer, PeerLimits, dial
 from tests.support.peers import (
     LOCALHOST,
     SECRETS,
@@ -80,7 +81,7 @@ def test_address_is_parsed_and_written_back(text: str, parsed: Address) -> None:
      "tcp://x:-1", "tcp://x:1x", "http://x:80", "x:80", "/run/a.sock", "tcp:x:80"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected unix:/path or tcp://host:port"):
+    with pytest.raises(ValueError, match="expected unix:/path, tcp://host:port or tls://host:port"):
         Address.parse(text)
 
 

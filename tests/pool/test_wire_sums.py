@@ -203,7 +203,7 @@ def test_damage_to_what_is_spoken_is_refused(wire: int) -> None:
 def test_wire_that_was_not_offered_is_refused_though_it_is_signed() -> None:
     secret = Secret.of("the fleet's current secret")
     nonce = bytes(handshake.NONCE_BYTES)
-    mac = handshake._mac(secret.key, b"client", nonce, NONCE, 3)
+    mac = handshake._mac(secret.key, b"client", nonce, NONCE, 3, b"")
     with pytest.raises(HandshakeFailed, match="wire 3"):
         handshake.accept(Secrets(secret), nonce, Proof(secret.id, NONCE, mac, 3))
 

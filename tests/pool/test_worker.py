@@ -21,7 +21,8 @@ from pool.wire import control, data
 from pool.wire.arena import Arena
 from pool.wire.data import Tensor
 from pool.wire.frames import Buffer
-from pool.wire.peer import Address, Peer, dial, serve
+from pool.wire.listening import serve
+from pool.wire.peer import Address, Peer, dial
 from pool.worker import Worker
 from registry_sync.documents import Manifest, TensorSpec
 from registry_sync.local import LocalStore

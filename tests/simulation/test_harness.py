@@ -17,7 +17,8 @@ import pytest
 from pool.wire import data
 from pool.wire.frames import Buffer
 from pool.wire.handshake import Secrets
-from pool.wire.peer import Address, Peer, dial, listen, serve
+from pool.wire.listening import listen, serve
+from pool.wire.peer import Address, Peer, dial
 from registry_sync import daemon
 from registry_sync.leader import step
 from tests.simulation.loop import START_S

@@ -15,7 +15,8 @@ import msgspec
 from pool.controller import Controller
 from pool.registry_watch import RegistryWatch
 from pool.wire import control
-from pool.wire.peer import Address, serve
+from pool.wire.listening import serve
+from pool.wire.peer import Address
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import EndpointSpec, Scale, Variant, write
 from registry_sync.local import LocalStore

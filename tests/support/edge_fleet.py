@@ -15,7 +15,8 @@ from pool.wire import data
 from pool.wire.control import EngineRoute, Routes, WorkerRoute
 from pool.wire.data import Tensor
 from pool.wire.frames import Buffer
-from pool.wire.peer import Address, Peer, Server, serve
+from pool.wire.listening import Server, serve
+from pool.wire.peer import Address, Peer
 
 REF = ("m", "1")
 X = Tensor("x", "FP32", (1,), bytes(4))

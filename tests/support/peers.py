@@ -15,7 +15,8 @@ import uvloop
 from pool.wire import handshake
 from pool.wire.frames import PREFIX, Buffer, encode
 from pool.wire.handshake import Secret, Secrets
-from pool.wire.peer import Address, Peer, PeerLimits, Server, serve
+from pool.wire.listening import Server, serve
+from pool.wire.peer import Address, Peer, PeerLimits
 
 SECRETS = Secrets(Secret.of("the fleet's current secret"))
 OTHER = Secrets(Secret.of("another fleet's secret!"))

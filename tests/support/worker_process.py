@@ -21,7 +21,8 @@ from pool.config import WorkerConfig
 from pool.wire import control, data
 from pool.wire.data import Tensor
 from pool.wire.frames import Buffer
-from pool.wire.peer import Address, Peer, dial, serve
+from pool.wire.listening import serve
+from pool.wire.peer import Address, Peer, dial
 from registry_sync.documents import File, Manifest, TensorSpec
 from registry_sync.local import LocalStore
 from tests.support.artifacts import manifest_of

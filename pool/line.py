@@ -38,11 +38,11 @@ class _Party:
 
     __slots__ = ("rows", "share", "spent_s", "tickets")
 
-    def __init__(self, spent_s: float) -> None:
+    def __init__(self) -> None:
         self.tickets: OrderedDict[Ticket, None] = OrderedDict()
         self.rows = 0
         self.share = 1.0
-        self.spent_s = spent_s  # of the engine's time, over its share
+        self.spent_s = 0.0  # of the engine's time, over its share
 
 
 class _Level:
@@ -63,19 +63,24 @@ class _Level:
         if party is None:
             if len(self.known) >= KNOWN_MAX:
                 self.known = dict(self.waiting)
-            party = self.known[ticket.tenant] = _Party(self.spent_s)
+            party = self.known[ticket.tenant] = _Party()
         if not party.tickets:
-            self.waiting[ticket.tenant] = party
+            party.spent_s = self.starts_s(ticket.tenant)
             party.share = ticket.share
-            party.spent_s = max(party.spent_s, self.spent_s - CREDIT_S)
+            self.waiting[ticket.tenant] = party
         return party
+
+    def is_only(self, tenant: str) -> bool:
+        """Tell whether nobody else waits."""
+        return len(self.waiting) == (tenant in self.waiting)
 
     def starts_s(self, tenant: str) -> float:
         """Return what a tenant is taken to have spent if it comes now."""
         party = self.known.get(tenant)
-        if party is None:
-            return self.spent_s
-        return party.spent_s if party.tickets else max(party.spent_s, self.spent_s - CREDIT_S)
+        if party is not None and party.tickets:
+            return party.spent_s
+        least_s = self.spent_s - CREDIT_S
+        return least_s if party is None else max(party.spent_s, least_s)
 
 
 class Line:
@@ -167,7 +172,7 @@ class Line:
 
     def rows_before(self, ticket: Ticket) -> int:
         """Count the rows that are served before those of `ticket`, if it came now."""
-        if self._order is None and len(self._default.known) < 2:
+        if self._order is None and self._default.is_only(ticket.tenant):
             return self.rows
         rows = 0
         for priority, level in self._levels.items():

@@ -15,6 +15,7 @@ import structlog
 
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
+from pool.inside import Inside
 from pool.loaded import Loaded
 from pool.shadow import Shadows
 from pool.slots import EngineSlot
@@ -29,19 +30,14 @@ from registry_sync.documents import PRIORITY_DEFAULT
 from registry_sync.names import BadName
 
 RETRY_AFTER_MS = 1000  # of a refusal that may pass
+FULL = {
+    429: "this key's tenant has more bytes waiting than its part; send fewer at a time",
+    503: "the worker's queues are full",
+}
 DETAIL_CHARS_MAX = 1000  # well within what the wire takes, in any script
 PHASE_CHARS_MAX = 64
 
 _log = structlog.get_logger(__name__)
-
-
-class Inside:
-    """How much is inside one worker process, all edges together."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self.bytes_max = bytes_max
-        self.bytes = 0
-        self.arrivals = 0  # calls that ever came
 
 
 class Served:
@@ -259,8 +255,8 @@ class EdgePeer:
 
     def ended(self, served: Served) -> None:
         """Take note that a call needs no place any more."""
-        self._inside.bytes -= served.size_bytes
-        self.calls.pop(served.call.call_id, None)
+        if self.calls.pop(served.call.call_id, None) is not None:
+            self._inside.remove(served.call.tenant, served.size_bytes)
 
     def _lost(self, error: Exception | None) -> None:
         self._on_lost(self)
@@ -333,9 +329,10 @@ class EdgePeer:
         inside = self._inside
         inside.arrivals += 1
         served = Served(self, call, tensors, size_bytes, slot)
-        if inside.bytes + size_bytes > inside.bytes_max:
-            served.refuse(503, "the worker's queues are full", RETRY_AFTER_MS)
+        refusal = inside.refusal(call.tenant, size_bytes)
+        if refusal:
+            served.refuse(refusal, FULL[refusal], RETRY_AFTER_MS)
             return
-        inside.bytes += size_bytes
+        inside.add(call.tenant, size_bytes)
         self.calls[call.call_id] = served
         slot.submit(served)

@@ -87,6 +87,7 @@ PURE = (
     "edge.quarantine",
     "pool.inline",
     "pool.recycling",
+    "pool.inside",
     "pool.lanes",
     "pool.line",
     "pool.scaling.gaps",

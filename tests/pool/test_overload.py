@@ -184,6 +184,7 @@ def test_a_tenant_within_its_share_is_answered_as_if_it_were_alone() -> None:
 def test_whose_fault_a_refusal_is() -> None:
     callers = [Caller("quiet", 15.0, from_s=2.0, until_s=4), Caller("noisy", 250.0, until_s=4)]
     both = Engine().take(callers)
+    assert not refused(both["quiet"])  # although nobody knew it, and the queue was full
     for one in both["noisy"]:
         if isinstance(one.outcome, Failed) and not 2.0 <= one.at_s <= 2.1:
             assert one.outcome.status == (503 if one.at_s < 2.0 else 429), one.at_s

@@ -6,13 +6,14 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("registry_sync", "pool", "edge", "infra")
+from tests.support.source import PACKAGES, ROOT, SOURCES, TREES
+from tests.support.source import imports as _imports
+from tests.support.source import is_in as _is_in
+from tests.support.source import is_ours as _is_ours
+from tests.support.source import module_of as _module_of
 
 # Each package with what it may import of ours; the README shows the same table.
 MAY_IMPORT = {
@@ -132,54 +133,6 @@ PURE = (
 )
 IMPURE = {"asyncio", "time", "os", "socket", "structlog", "random", "threading", "subprocess"}
 
-UNSAFE_MODULES = {"pickle", "cloudpickle", "marshal", "shelve", "dill", "joblib"}
-UNSAFE_CALLS = {
-    "eval",
-    "exec",
-    "torch.load",
-    "yaml.load",
-    "yaml.load_all",
-    "yaml.unsafe_load",
-    "yaml.full_load",
-    "numpy.load",
-    "np.load",
-}
-
-
-def _name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-SOURCES = {
-    _name_of(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))
-}
-TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in SOURCES.items()}
-
-
-def _imports(tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
-    """Yield every import with the module or `module.name` that it names."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: a relative import"
-            for alias in node.names:
-                yield node, f"{node.module}.{alias.name}"
-
-
-def _module_of(name: str) -> str:
-    """Return the module of ours that `module.name` loads."""
-    return name if name in SOURCES else name.rpartition(".")[0]
-
-
-def _is_in(name: str, packages: tuple[str, ...]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
-
-
-def _is_ours(name: str) -> bool:
-    return _is_in(name, PACKAGES)
-
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_package_imports_only_what_the_table_allows(package: str) -> None:
@@ -243,38 +196,6 @@ def test_policy_has_nothing_asynchronous(module: str) -> None:
 
 def test_every_module_says_what_it_is() -> None:
     assert not [module for module, tree in TREES.items() if not ast.get_docstring(tree)]
-
-
-def _dotted(node: ast.expr) -> str:
-    if isinstance(node, ast.Attribute):
-        return f"{_dotted(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else "?"
-
-
-def test_nothing_reads_what_could_run_code() -> None:
-    found = {
-        f"{module}:{node.lineno} {_dotted(node.func)}"
-        for module, tree in TREES.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and _dotted(node.func) in UNSAFE_CALLS and not _is_safe(node)
-    }
-    found |= {
-        f"{module}: {name}"
-        for module, tree in TREES.items()
-        for _, name in _imports(tree)
-        if name.partition(".")[0] in UNSAFE_MODULES
-    }
-    assert not found
-
-
-def _is_safe(call: ast.Call) -> bool:
-    given = {keyword.arg: keyword.value for keyword in call.keywords}
-    loader, pickles = given.get("Loader"), given.get("allow_pickle")
-    if loader is not None:
-        return _dotted(loader).endswith("SafeLoader")
-    if _dotted(call.func) in ("np.load", "numpy.load"):
-        return pickles is None or (isinstance(pickles, ast.Constant) and pickles.value is False)
-    return False
 
 
 def _loaded_by(modules: list[str], watched: set[str]) -> set[str]:

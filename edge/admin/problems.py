@@ -191,12 +191,13 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     """Answer what Starlette's router refuses."""
     assert isinstance(error, HTTPException)
     headers = tuple((error.headers or {}).items())
+    path = request.scope["path"]  # never of `request.url`, in which a Host can play a part
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is not for {request.url.path}; allowed are {allowed}"
+        detail = f"{request.method} is not for {path}; allowed are {allowed}"
         return render(Problem(405, "method-not-allowed", detail, headers))
     if error.status_code == 404:
-        return render(Problem(404, "no-route", f"there is no route {request.url.path!r:.200}"))
+        return render(Problem(404, "no-route", f"there is no route {path!r:.200}"))
     return render(Problem(error.status_code, "refused", error.detail, headers))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import guarding
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
 
@@ -47,9 +48,9 @@ def pytest_configure() -> None:
     """Give processes that tests start what they would have in front of an operator.
 
     They find the engines of the tests by PYTHONPATH, and Ctrl-C ends them: a shell that runs
-    something in the background has it ignored.
+    something in the background has it ignored.  They are watched, see `guard`.
     """
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    os.environ["PYTHONPATH"] = os.pathsep.join((guarding.begin(), str(REPOSITORY)))
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -105,6 +106,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         is_unhurried = item.nodeid.startswith(UNHURRIED)
         fcntl.flock(shared, fcntl.LOCK_SH if is_unhurried else fcntl.LOCK_EX)
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _guarded() -> Iterator[None]:
+    """No process that a test started did what no process of ours may."""
+    yield
+    assert not guarding.caught()
 
 
 @pytest.fixture(scope="session")

@@ -95,9 +95,11 @@ class Call:
         "gave_back",
         "has_begun",
         "has_parts",
+        "hedge_share",
         "id",
         "inputs",
         "is_held",
+        "is_twin",
         "is_watched",
         "on_chunk",
         "on_held",
@@ -106,12 +108,14 @@ class Call:
         "priority",
         "ref",
         "request_id",
+        "rests",
         "rows_max",
         "sent",
         "sent_s",
         "shadow",
         "share",
         "tenant",
+        "twin",
         "unit",
         "watch",
     )
@@ -129,6 +133,7 @@ class Call:
         rows_max: int = 0,
         tenant: str = "",
         share: float = 1.0,
+        hedge_share: float = 0.0,
         on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
         on_held: Callable[[str, float], None] | None = None,
     ) -> None:
@@ -142,9 +147,13 @@ class Call:
         self.rows_max = rows_max
         self.tenant = tenant
         self.share = share
+        self.hedge_share = hedge_share  # of such calls, that may go to a second replica as well
         self.on_chunk = on_chunk
         self.on_held = on_held  # hears what the load does that it waits for, and how long still
         self.has_parts = False
+        self.twin: Call | None = None  # the same for another replica: its second try
+        self.is_twin = False
+        self.rests = False  # nobody but the twin's worker has it
         self.alone = False  # it may have killed its worker: it is to share its run with nobody
         self.has_begun = False  # its worker said that this run begins
         self.fingerprint = b""  # once it was needed; see `quarantine`
@@ -170,6 +179,29 @@ class Call:
         """End the call because nobody waits for it any more."""
         if self.pool is not None:
             self.pool.cancel(self)
+
+    def make_twin(self) -> Call:
+        """Return the same call for another replica; nobody waits for it, and nobody counts it."""
+        twin = Call(
+            ref=self.ref,
+            digest=self.digest,
+            request_id=self.request_id,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            deadline_s=self.deadline_s,
+            priority=self.priority,
+            rows_max=self.rows_max,
+            tenant=self.tenant,
+            share=self.share,
+        )
+        twin.is_twin, twin.fingerprint = True, self.fingerprint
+        return twin
+
+    def succeed(self, answer: Answer) -> None:
+        """End the call with its answer; it must not have ended."""
+        self.future.set_result(answer)
+        if self.watch is not None:
+            self.tell(self.watch, 200, answer.outputs)
 
     def fail(self, error: Refusal) -> None:
         """End the call with `error` unless it has ended."""

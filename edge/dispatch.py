@@ -32,6 +32,7 @@ from edge.replicas import Engines, Replicas
 from edge.retry_budget import Budget
 from edge.starting import to_start
 from edge.suspects import Suspects
+from edge.twins import Twins
 from edge.worker_conn import Silent, WorkerConn
 from pool.wire import data
 from pool.wire.control import EngineRoute, Routes
@@ -70,6 +71,7 @@ class Pool:
         self.retries = 0  # calls sent again because their worker was lost
         self.retries_refused = 0  # calls that ended because their worker broke
         self.suspects = Suspects(self)
+        self.twins = Twins(self, self.suspects.watched)
         self.silences = 0  # workers that hung, or could not be heard
         self.returns = 0  # calls sent elsewhere because their worker gave them back
         self._leaving: set[WorkerConn] = set()  # get nothing new, and may have calls under way
@@ -94,6 +96,7 @@ class Pool:
             else:
                 known.follow(worker)
         self._engines.follow(routes)
+        self.twins.keep([(engine.model, engine.version) for engine in routes.engines])
         self.on_up()
 
     def route(self, ref: Ref) -> EngineRoute | None:
@@ -115,6 +118,20 @@ class Pool:
         call.pool = self
         self.budget.pay()
         self.send(call)
+        if call.hedge_share and call.on_chunk is None:
+            self.twins.follow(call)
+
+    def send_beside(self, call: Call, twin: Call) -> bool:
+        """Send the twin of `call` to another warm replica; False: none can be called."""
+        engine, now_s = self._engines.get(call.ref), time.monotonic()
+        warm = () if engine is None else engine.route.warm
+        up = [c for c in map(self._conns.get, warm) if c is not None and c.is_up]
+        up = [conn for conn in up if conn is not call.conn]
+        if engine is None or not up:
+            return False
+        twin.pool = self
+        self._engines.send(twin, engine.choose(up, now_s), now_s)
+        return True
 
     def send(self, call: Call) -> None:
         """Send a call that has come before, or let it wait; it may have to, or be refused."""
@@ -256,7 +273,13 @@ class Pool:
         if call.future.done():
             return
         call.conn = None
+        if call.is_twin:
+            call.fail(WorkerLost("the worker that had this call as well broke"))
+            return
         if self.suspects.holds(call):
+            return
+        if call.twin is not None and not call.twin.future.done():
+            call.rests = True
             return
         has_waited = call.alone and not call.has_begun and conn.tells_begin
         if call.sent < ALONE_SENT_MAX if has_waited else self._may_retry(call):
@@ -272,7 +295,7 @@ class Pool:
         One that waited for a load that its worker did not survive has not run: it is tried wherever
         it may wake, and takes nothing out of the budget.
         """
-        if call.has_parts:
+        if call.has_parts or call.is_twin or call.twin is not None:
             return False
         if call.is_held:
             return call.sent <= HELD_RETRIES
@@ -313,6 +336,9 @@ class Pool:
     def on_returned(self, call: Call) -> None:
         """Send a call elsewhere that its worker gave back: it never ran."""
         call.conn = None
+        if call.is_twin:
+            call.fail(Unavailable("its worker gave it back", retry_after_s=jittered(1.0)))
+            return
         call.sent -= 1
         self.returns += 1
         self.send(call)

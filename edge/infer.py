@@ -415,6 +415,7 @@ class Service:
             rows_max=trace.endpoint.rows_max if trace.endpoint is not None else 0,
             tenant="" if record is None else record.tenant,
             share=1.0 if record is None else record.share,
+            hedge_share=trace.endpoint.hedge_share if trace.endpoint is not None else 0.0,
             on_chunk=on_chunk,
             on_held=on_held,
         )

@@ -87,6 +87,7 @@ class Endpoint:
     stale_s: float = 0.0  # the longer of the two
     has_levels: bool = False  # whether a miss of the memory is not yet one
     watch: RolloutWatch | None = None  # while a rollout runs
+    hedge_share: float = 0.0  # of the calls that may go to a second replica as well
     firsts: Firsts | None = None  # None: nobody asks whether a unit is new
 
     @property
@@ -242,6 +243,7 @@ def _endpoint(
         has_levels=cache.disk or stale_s > 0,
         watch=rollout,
         firsts=firsts,
+        hedge_share=0.0 if spec.hedge is None else spec.hedge.share_max,
     )
 
 

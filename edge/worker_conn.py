@@ -368,11 +368,7 @@ class WorkerConn:
             except WireError:
                 call.fail(WorkerLost("the worker's answer could not be read"))
                 raise
-            call.future.set_result(
-                Answer(outputs, reply.queue_us, reply.infer_us, reply.batch_rows)
-            )
-            if call.watch is not None:
-                call.tell(call.watch, 200, outputs)
+            call.succeed(Answer(outputs, reply.queue_us, reply.infer_us, reply.batch_rows))
         elif reply.not_run and len(call.gave_back) < RETURNS_MAX:
             call.gave_back += (self,)
             self._owner.on_returned(call)

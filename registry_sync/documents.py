@@ -209,6 +209,13 @@ class Batch(msgspec.Struct, frozen=True):
     rows_max: _Rows = 32
 
 
+class Hedge(msgspec.Struct, frozen=True):
+    """A call that takes longer than 95 in 100 goes to a second replica; the first answer counts."""
+
+    # Of the endpoint's calls that this may happen to.
+    share_max: Annotated[float, Meta(gt=0, le=0.05)] = 0.05
+
+
 class Scale(msgspec.Struct, frozen=True):
     """How many warm replicas there may be, and when none are needed."""
 
@@ -243,6 +250,7 @@ class EndpointSpec(msgspec.Struct, frozen=True):
     scale: Annotated[Scale, Meta(extra={"rule": scale_rule})] = Scale()
     engine: EngineWish = EngineWish()
     rollout: Rollout | None = None  # how one arm is to take over from another
+    hedge: Hedge | None = None  # None: no call is sent twice for the sake of its time
     requires: _Requires = ()
 
     def __post_init__(self) -> None:

@@ -114,6 +114,7 @@ PURE = (
     "registry_sync.pt2_rules",
     "edge.starting",
     "edge.retry_budget",
+    "edge.hedging",
     "edge.outliers",
     "edge.variants",
     "edge.cache",

@@ -24,6 +24,7 @@ from registry_sync.documents import (
     EngineWish,
     File,
     GateLimits,
+    Hedge,
     KeyRecord,
     Keys,
     Manifest,
@@ -252,6 +253,7 @@ def specs(draw: st.DrawFn) -> EndpointSpec:
         ),
         cache=draw(st.none() | st.builds(Cache, st.floats(0.1, 1e9), st.booleans())),
         batch=Batch(draw(st.integers(1, 4096))),
+        hedge=draw(st.none() | st.builds(Hedge, st.floats(0.001, 0.05))),
         deadline_ms=draw(st.integers(1, 3_600_000)),
         scale=Scale(least, least + 1, draw(st.floats(0.1, 1e9)) if draw(st.booleans()) else "auto"),
     )
@@ -292,8 +294,19 @@ def test_missing_fields_take_the_documented_defaults() -> None:
         },
         "engine": {"name": "auto", "precision": None, "axes": {}, "ahead_of_time": False},
         "rollout": None,
+        "hedge": None,
         "requires": (),
     }
+
+
+def test_empty_hedge_field_turns_it_on_for_one_call_in_twenty() -> None:
+    assert parse_spec(json.dumps(plain_spec(hedge={}))).hedge == Hedge(0.05)
+
+
+@pytest.mark.parametrize("share_max", [0, 0.051, 1, "p95", None])
+def test_more_than_one_call_in_twenty_is_never_hedged(share_max: object) -> None:
+    with pytest.raises(BadDocument, match=r"hedge\.share_max"):
+        parse_spec(json.dumps(plain_spec(hedge={"share_max": share_max})))
 
 
 def test_empty_cache_field_turns_caching_on() -> None:

@@ -140,6 +140,7 @@ class Fleet:
         inputs: Any = (X,),
         on_held: Any = None,
         shadow: tuple[data.ShadowOf, ...] = (),
+        hedge_share: float = 0.0,
     ) -> Call:
         call = Call(
             ref=REF,
@@ -150,6 +151,7 @@ class Fleet:
             deadline_s=time.monotonic() + left_s,
             on_chunk=on_chunk,
             on_held=on_held,
+            hedge_share=hedge_share,
         )
         call.shadow = shadow
         self.pool.start(call)

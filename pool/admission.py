@@ -61,7 +61,7 @@ class Admission:
     __slots__ = ("_last", "_last_s", "_other_s", "is_standing")
 
     def __init__(self) -> None:
-        # The whole mutable state: whether a call was refused since somebody last found the queue
+        # The whole mutable state: whether a call was refused since the queue was last
         # empty; whose call came last, and when; and when somebody else's did.
         self.is_standing = False
         self._last = ""
@@ -76,10 +76,6 @@ class Admission:
     def has_rivals(self, now_s: float) -> bool:
         """Tell whether anybody but the tenant whose call came last has called lately."""
         return now_s - self._other_s < COMPETING_S
-
-    def cleared(self) -> None:
-        """Note that nobody waits."""
-        self.is_standing = False
 
     def refused_s(
         self,
@@ -105,10 +101,8 @@ class Admission:
         """
         if slo_s <= SHORT_S:
             return 0.0
-        run_s, rows_max = limits.run_s, limits.rows_max
+        rows_max = limits.rows_max
         is_next = ahead.rows + rows <= rows_max
-        if not self.is_standing and is_next and ahead.free_in_s + run_s(rows_max) <= left_s:
-            return 0.0  # nearly always
         begin_s, end_s = finish_in_s(rows, ahead, limits, slo_s, arrival_rows_per_s)
         if end_s > left_s:
             self.is_standing |= ahead.rows >= rows_max  # or its time is short, and no queue long

@@ -14,14 +14,13 @@ from typing import TypeVar
 
 import structlog
 
-from pool.admission import Ahead
 from pool.batching import Limits, Run, Shed, decide
 from pool.closing import close_session
 from pool.counters import QueueCounters
 from pool.engines.base import Session
 from pool.inline import InlineRule
 from pool.lanes import Lanes, UnderWay
-from pool.lobby import Lobby
+from pool.lobby import Lobby, misfit
 from pool.runner import Runner, ThreadRunner, run_here
 from pool.running import Ran, run_tickets
 from pool.streaming import Stream
@@ -29,11 +28,7 @@ from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, T
 
 T = TypeVar("T")
 
-OVERLOADED = "overloaded: the deadline cannot be met; try again later, or allow more time"
-OVER_SHARE = (
-    "this key's tenant has more calls waiting than its share of the model's time can answer by "
-    "their deadlines, while others wait; send fewer at a time"
-)
+AMPLE_BATCHES = 4  # with no more before it, a ticket that has time enough is not looked at closer
 _CUT_SHORT = Failed(503, "the engine is being unloaded")
 
 _log = structlog.get_logger(__name__)
@@ -91,6 +86,7 @@ class EngineQueue:
         self._waiting = Lobby(self._expire, clock, self._loop)
         # Who runs and how long that takes, and what happens next:
         self._lanes = Lanes(lanes)
+        self._ample_s = 0.0  # enough for that many full batches after the run under way
         self._is_step_due = False
         self._is_idle_known = True
         self._closed: asyncio.Future[None] | None = None
@@ -106,12 +102,12 @@ class EngineQueue:
     @property
     def tickets_waiting(self) -> int:
         """How many tickets wait."""
-        return len(self._waiting)
+        return len(self._waiting.line)
 
     @property
     def tickets_inside(self) -> int:
         """How many tickets wait or run."""
-        return len(self._waiting) + sum([len(run.tickets) for run in self._lanes.under_way])
+        return len(self._waiting.line) + sum([len(run.tickets) for run in self._lanes.under_way])
 
     @property
     def bytes_waiting(self) -> int:
@@ -126,24 +122,18 @@ class EngineQueue:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._waiting and not self._lanes.under_way
+        return not self._waiting.line.rows and not self._lanes.under_way
 
     def wait_s(self) -> float:
         """Predict how long a ticket that came now would wait for its run, in seconds."""
-        lanes, rows = self._lanes, self._waiting.rows
-        wait_s = self._free_in_s(self._clock())
+        lanes, rows = self._lanes, self._waiting.line.rows
+        wait_s = lanes.begins_in_s(self._clock(), is_first=not rows)
         return wait_s + lanes.work_s(rows, self._rows_max) if rows else wait_s
-
-    def _free_in_s(self, now_s: float) -> float:
-        lanes = self._lanes
-        if lanes.is_full or (lanes.under_way and self._waiting):
-            return lanes.free_in_s(now_s)
-        return 0.0
 
     def __repr__(self) -> str:
         rows = sum([run.rows for run in self._lanes.under_way])
         running = f"{rows} rows running" if rows else "idle"
-        return f"<EngineQueue {self.name}: {running}, {len(self._waiting)} waiting>"
+        return f"<EngineQueue {self.name}: {running}, {len(self._waiting.line)} waiting>"
 
     # Tickets come and go.
 
@@ -155,12 +145,14 @@ class EngineQueue:
         """
         self.counters.submitted += 1
         waiting, is_full = self._waiting, self._lanes.is_full
-        refusal: Failed | Returned | None = self._refusal_of(ticket)
+        refusal: Failed | Returned | None = Returned()
+        if self._closed is None:
+            refusal = misfit(ticket, self._output_names, streams=self._session.streams)
         if refusal is None:
             now_s = self._clock()
             waiting.arrivals.add(ticket.rows, now_s, ticket.deadline_s - ticket.arrived_s)
             waiting.admission.came(ticket.tenant, now_s)
-            if is_full or waiting:
+            if is_full or waiting.line.rows:
                 refusal = self._too_late(ticket, now_s)
         if refusal is not None:
             self._settle(ticket, refusal)
@@ -170,37 +162,21 @@ class EngineQueue:
         if not is_full:
             self._step_soon()
 
-    def _refusal_of(self, ticket: Ticket) -> Failed | Returned | None:
-        if self._closed is not None:
-            return Returned()
-        if not self._output_names.issuperset(ticket.outputs):
-            unknown = next(name for name in ticket.outputs if name not in self._output_names)
-            known = ", ".join(sorted(self._output_names))
-            return Failed(422, f'there is no output "{unknown}"; the outputs are: {known}')
-        if self._session.streams and ticket.on_chunk is None:
-            return Failed(422, "this model answers in pieces: ask for a stream")
-        return None
-
     def _too_late(self, ticket: Ticket, now_s: float) -> Failed | None:
         """Refuse a ticket that would be answered after its deadline, as far as can be told."""
-        waiting, lanes = self._waiting, self._lanes
+        lanes, waiting = self._lanes, self._waiting
         if self._session.streams:
             return None  # how long others go on says nothing about when it is this one's turn
-        ahead = Ahead(self._free_in_s(now_s), waiting.line.rows_before(ticket), lanes.at_once)
-        retry_after_s = waiting.admission.refused_s(
-            ticket.rows,
-            left_s=ticket.deadline_s - now_s,
-            slo_s=ticket.deadline_s - ticket.arrived_s,
-            ahead=ahead,
-            limits=self._limits(now_s),
-            arrival_rows_per_s=self._rows_per_s(now_s),
-        )
-        if not retry_after_s:
-            return None
-        self.counters.refused += 1
-        if waiting.admission.has_rivals(now_s):
-            return Failed(429, OVER_SHARE, retry_after_s)
-        return Failed(503, OVERLOADED, retry_after_s)
+        rows = waiting.line.rows
+        left_s = ticket.deadline_s - now_s
+        is_near = rows + ticket.rows <= AMPLE_BATCHES * self._rows_max
+        if is_near and left_s >= self._ample_s and not waiting.admission.is_standing:
+            return None  # nearly always
+        begins_s = lanes.begins_in_s(now_s, is_first=not rows)
+        limits, rate = self._limits(now_s), self._rows_per_s(now_s)
+        refused = waiting.refusal(ticket, now_s, begins_s, lanes.at_once, limits, rate)
+        self.counters.refused += refused is not None
+        return refused
 
     def cancel(self, ticket: Ticket) -> bool:
         """Settle a ticket as `Cancelled`, because its caller is gone.
@@ -282,11 +258,12 @@ class EngineQueue:
 
     def _launch_next(self) -> None:
         lanes, waiting = self._lanes, self._waiting
+        line = waiting.line
         was_inline = False
-        while waiting and not lanes.is_full and not was_inline:
+        while line.rows and not lanes.is_full and not was_inline:
             now_s = self._clock()
-            waiting.line.look(now_s, is_standing=waiting.admission.is_standing)
-            match decide(waiting.line, now_s, self._limits(now_s), self._rows_per_s(now_s)):
+            line.look(now_s, is_standing=waiting.admission.is_standing)
+            match decide(line, now_s, self._limits(now_s), self._rows_per_s(now_s)):
                 case Shed(count):
                     tickets = waiting.first(count)
                     waiting.take(tickets)
@@ -300,7 +277,7 @@ class EngineQueue:
                     run = UnderWay(tickets, rows, now_s, lanes.profile.run_s(rows))
                     waiting.take(tickets, run.expected_s / rows)
                     was_inline = self._launch(run)
-        if was_inline and waiting:
+        if was_inline and line.rows:
             self._step_soon()  # first whoever else wants the loop
         waiting.watch_arrived()
 
@@ -375,6 +352,7 @@ class EngineQueue:
         self.counters.run_s += run_s
         if ran.was_one_run:
             self._lanes.learn(run, run_s, self._clock())
+            self._ample_s = (AMPLE_BATCHES + 1) * self._lanes.profile.run_s(self._rows_max)
         if ran.unsplit:
             self._rows_max = 1
             _log.warning("engine_not_batchable", engine=self.name, reason=ran.unsplit)

@@ -95,8 +95,13 @@ class Lanes:
                 return run
         return None
 
-    def free_in_s(self, now_s: float) -> float:
-        """Predict when the first of the runs under way ends, of which there is one."""
+    def begins_in_s(self, now_s: float, *, is_first: bool) -> float:
+        """Predict when the next run may begin: of who comes `is_first`, or of who waits already.
+
+        Who waits beside a free lane waits for a run to end, or would run already.
+        """
+        if not self.is_full and (is_first or not self.under_way):
+            return 0.0
         end_s = min([run.started_s + run.expected_s for run in self.under_way])
         return max(0.0, end_s - now_s)
 

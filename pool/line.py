@@ -57,17 +57,19 @@ class _Level:
         self.waiting: dict[str, _Party] = {}
         self.spent_s = 0.0
 
-    def party(self, ticket: Ticket) -> _Party:
-        """Return the tenant's place, for a ticket that comes to wait."""
-        party = self.known.get(ticket.tenant)
+    def comes(self, ticket: Ticket) -> _Party:
+        """Return the place of a tenant none of whose tickets has waited so far."""
+        tenant = ticket.tenant
+        party = self.known.get(tenant)
         if party is None:
             if len(self.known) >= KNOWN_MAX:
                 self.known = dict(self.waiting)
-            party = self.known[ticket.tenant] = _Party()
-        if not party.tickets:
-            party.spent_s = self.starts_s(ticket.tenant)
-            party.share = ticket.share
-            self.waiting[ticket.tenant] = party
+            party = self.known[tenant] = _Party()
+            party.spent_s = self.spent_s - CREDIT_S
+        elif party.spent_s < self.spent_s - CREDIT_S:
+            party.spent_s = self.spent_s - CREDIT_S
+        party.share = ticket.share
+        self.waiting[tenant] = party
         return party
 
     def is_only(self, tenant: str) -> bool:
@@ -116,14 +118,17 @@ class Line:
         if level is None:
             level = self._levels[priority] = _Level()
             self._sort()
-        party = level.party(ticket)
+        party = level.waiting.get(ticket.tenant)
+        if party is None:
+            party = level.comes(ticket)
         party.tickets[ticket] = None
         party.rows += ticket.rows
         self.rows += ticket.rows
 
     def remove(self, ticket: Ticket) -> bool:
         """Take `ticket` out; tell whether it was in."""
-        level = self._level_of(ticket)
+        priority = ticket.priority
+        level = self._default if priority == PRIORITY_DEFAULT else self._levels.get(priority)
         party = None if level is None else level.waiting.get(ticket.tenant)
         if level is None or party is None or ticket not in party.tickets:
             return False
@@ -152,6 +157,8 @@ class Line:
         """Note that `tickets` were taken for a run of so many seconds for each row."""
         if row_s > 0:
             self._row_s = row_s
+        if self._order is None and len(self._default.known) < 2:
+            return
         for ticket in tickets:
             level = self._level_of(ticket)
             if level is None or len(level.known) < 2:
@@ -195,6 +202,8 @@ class Line:
     def __iter__(self) -> Iterator[Ticket]:
         """Go through the tickets as they are to be served."""
         if self._order is None:
+            if not self._is_standing and len(self._default.waiting) == 1:
+                return iter(next(iter(self._default.waiting.values())).tickets)
             return self._in_turn(self._default)
         return chain.from_iterable(map(self._in_turn, self._order))
 
@@ -241,4 +250,4 @@ class Line:
         return sum([len(one.tickets) for level in self._order for one in level.waiting.values()])
 
     def __bool__(self) -> bool:
-        return bool(self._default.waiting) or bool(self._levels)
+        return self.rows > 0

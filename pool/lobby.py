@@ -8,11 +8,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from pool.admission import Admission
+from pool.admission import Admission, Ahead
+from pool.batching import Limits
 from pool.expiry import Expiries
 from pool.line import Line
 from pool.profile import ArrivalRate
-from pool.ticket import Ticket
+from pool.ticket import Failed, Ticket
+
+OVERLOADED = "overloaded: the deadline cannot be met; try again later, or allow more time"
+OVER_SHARE = (
+    "this key's tenant has more calls waiting than its share of the model's time can answer by "
+    "their deadlines, while others wait; send fewer at a time"
+)
+
+
+def misfit(ticket: Ticket, output_names: frozenset[str], *, streams: bool) -> Failed | None:
+    """Refuse a ticket that the engine cannot answer, whenever its turn is."""
+    if not output_names.issuperset(ticket.outputs):
+        unknown = next(name for name in ticket.outputs if name not in output_names)
+        known = ", ".join(sorted(output_names))
+        return Failed(422, f'there is no output "{unknown}"; the outputs are: {known}')
+    if streams and ticket.on_chunk is None:
+        return Failed(422, "this model answers in pieces: ask for a stream")
+    return None
 
 
 class Lobby:
@@ -39,17 +57,6 @@ class Lobby:
         self._arrived: list[Ticket] = []
         self._expiries = Expiries(self.line, expire, clock, loop)
 
-    def __len__(self) -> int:
-        return len(self.line)
-
-    def __bool__(self) -> bool:
-        return bool(self.line)
-
-    @property
-    def rows(self) -> int:
-        """How many rows the tickets have together."""
-        return self.line.rows
-
     def add(self, ticket: Ticket, *, is_next: bool) -> None:
         """Let a ticket wait; one that may be next is not watched before `watch_arrived`."""
         self.line.add(ticket)
@@ -61,10 +68,45 @@ class Lobby:
 
     def watch_arrived(self) -> None:
         """Watch over the deadlines of those who came for the step that was done, and still wait."""
-        for ticket in self._arrived:
-            if ticket in self.line:
-                self._expiries.watch(ticket)
-        self._arrived.clear()
+        arrived = self._arrived
+        if arrived and self.line.rows:
+            for ticket in arrived:
+                if ticket in self.line:
+                    self._expiries.watch(ticket)
+        arrived.clear()
+
+    def refusal(
+        self,
+        ticket: Ticket,
+        now_s: float,
+        begins_in_s: float,
+        at_once: int,
+        limits: Limits,
+        arrival_rows_per_s: float,
+    ) -> Failed | None:
+        """Refuse a ticket that came last, if it would be answered after its deadline.
+
+        Args:
+            ticket: whose arrival was noted.
+            now_s: on the tickets' clock.
+            begins_in_s: when the next run may begin, in seconds from now.
+            at_once: how many runs overlap.
+            limits: of the engine.
+            arrival_rows_per_s: lately.
+        """
+        retry_after_s = self.admission.refused_s(
+            ticket.rows,
+            left_s=ticket.deadline_s - now_s,
+            slo_s=ticket.deadline_s - ticket.arrived_s,
+            ahead=Ahead(begins_in_s, self.line.rows_before(ticket), at_once),
+            limits=limits,
+            arrival_rows_per_s=arrival_rows_per_s,
+        )
+        if not retry_after_s:
+            return None
+        if self.admission.has_rivals(now_s):
+            return Failed(429, OVER_SHARE, retry_after_s)
+        return Failed(503, OVERLOADED, retry_after_s)
 
     def remove(self, ticket: Ticket) -> None:
         """Take a ticket out, if it is in."""
@@ -73,6 +115,8 @@ class Lobby:
 
     def first(self, count: int) -> list[Ticket]:
         """Return the first tickets of the head's shape."""
+        if count == 1:
+            return [next(iter(self.line))]
         first: list[Ticket] = []
         for ticket in self.line:
             if not first or ticket.shape_key == first[0].shape_key:
@@ -83,12 +127,13 @@ class Lobby:
 
     def take(self, tickets: Sequence[Ticket], row_s: float = 0.0) -> None:
         """Take tickets out; those that run are charged with so many seconds for each row."""
+        line = self.line
         for ticket in tickets:
-            self.remove(ticket)
-        if row_s:
-            self.line.charge(tickets, row_s)
-        if not self.line:
-            self.admission.cleared()
+            if line.remove(ticket):
+                self.bytes -= ticket.bytes
+        line.charge(tickets, row_s)
+        if not line.rows:
+            self.admission.is_standing = False  # whoever comes now waits for nobody
 
     def succeed(self, old: Lobby) -> None:
         """Take over who waits in `old`, in order, and what was seen there."""

@@ -103,9 +103,9 @@ def test_a_run_that_gets_company_is_expected_to_take_longer() -> None:
             lanes.end(run)
             lanes.learn(run, 0.020, now_s=0.0)
     lanes.begin(run_of(1, started_s=5.0, expected_s=0.010))
-    assert lanes.free_in_s(5.002) == pytest.approx(0.008)
+    assert lanes.begins_in_s(5.002, is_first=False) == pytest.approx(0.008)
     lanes.begin(run_of(1, started_s=5.005, expected_s=0.030))
-    assert lanes.free_in_s(5.005) == pytest.approx(0.015, rel=0.2)
+    assert lanes.begins_in_s(5.005, is_first=False) == pytest.approx(0.015, rel=0.2)
 
 
 # What is carried out.

@@ -27,6 +27,7 @@ from registry_sync import local_plans
 from registry_sync.config import SyncConfig
 
 RUN_PATH_BYTES_MAX = 80  # leaves room for a socket's name within the 108 bytes of sun_path
+UNREAD_S_MAX = 30.0  # a client that takes nothing of its answer for so long is hung up on
 
 AUTO = "auto"  # of devices: the GPUs in turn, the CPU where there are none
 
@@ -366,7 +367,11 @@ def _edge_sockets(*addresses: tuple[str, int]) -> list[socket.socket]:
             bound.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # several edges on one port
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its connections inherit it
+            # Its connections inherit what follows.
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                unread_ms_max = int(UNREAD_S_MAX * 1000)
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms_max)
             one.bind((host, port))
     except OSError:
         for one in bound:

@@ -14,7 +14,7 @@ from typing import Final
 
 from pool.config import WorkerConfig
 from pool.engines import choice
-from pool.engines.base import Engine, EngineError
+from pool.engines.base import Engine, EngineError, without_paths
 from pool.load_guard import LoadGuard
 from pool.loaded import CannotLoad, Loaded, load_session
 from pool.parking import Parking
@@ -79,11 +79,12 @@ class Loader:
                 return
             except SyncAway as error:
                 if time.monotonic() >= until_s:
-                    raise CannotLoad(str(error), passes=True) from None
+                    raise CannotLoad(without_paths(str(error)), passes=True) from None
             except SyncError as error:
-                raise CannotLoad(str(error), passes=error.retry) from None
+                # Clients are told why; where, the log of the sync process says.
+                raise CannotLoad(without_paths(str(error)), passes=error.retry) from None
             except OSError as error:
-                raise CannotLoad(str(error), passes=True) from None
+                raise CannotLoad(without_paths(str(error)), passes=True) from None
             await asyncio.sleep(SYNC_LOOK_S)
 
     async def golden(self, manifest: Manifest) -> Path | None:

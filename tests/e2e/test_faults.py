@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,40 @@ def test_killed_edge_is_started_again_and_serves_before_any_controller_speaks(on
 
         until(answers, RESPAWN_S_MAX, "it serves from its last good copies")
     epoch_of(one)
+
+
+@pytest.mark.rule("F17")
+def test_stream_of_a_killed_edge_never_looks_finished(one: Stack) -> None:
+    tensors = [("n", "INT64", [1]), ("delay_ms", "INT64", [1])]
+    one.publish_engine("talker", "counter", tensors, [("value", "INT64", [1])])
+    content = json.dumps({"n": 1000, "delay_ms": 20})
+    with socket.create_connection(("127.0.0.1", one.port), timeout=30) as client:
+        client.sendall(
+            f"POST /v2/models/talker/generate_stream HTTP/1.1\r\nhost: e2e\r\n"
+            f"authorization: Bearer {one.key}\r\ncontent-length: {len(content)}\r\n\r\n"
+            f"{content}".encode()
+        )
+        received = b""
+        while b'"value":2}' not in received:
+            received += client.recv(65536)
+        pid = one.pids()["edge-0"]
+        os.kill(pid, signal.SIGKILL)
+        with suppress(ConnectionResetError):
+            while more := client.recv(65536):
+                received += more
+    assert not received.endswith(b"0\r\n\r\n")
+    assert b"[DONE]" not in received
+    respawned(one, "edge-0", pid)
+
+    def answers() -> bool:
+        try:
+            return one.infer("echo", INPUT).status == 200
+        except OSError:
+            return False
+
+    until(answers, RESPAWN_S_MAX, "its successor serves")
+    # Nobody reads it any more: the worker is told so by the end of its connection.
+    until(lambda: one.calls("talker") == 0, 10.0, "the engine has stopped")
 
 
 @pytest.mark.rule("F17")

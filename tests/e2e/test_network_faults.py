@@ -157,7 +157,7 @@ def test_controller_behind_a_broken_network_is_not_missed(net: Net) -> None:
         load.more(50)
         for toxics in (Toxics(is_black_hole=True), Toxics(only=UP, is_black_hole=True)):
             with net.spoilt(toxics, net.controller):
-                time.sleep(6.0)  # longer than a silent controller is believed in
+                time.sleep(4.5)  # longer than a silent controller is believed in
                 load.more(50)
         load.more(50)
     load.assert_clean()

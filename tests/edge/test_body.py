@@ -461,6 +461,7 @@ def test_strings_are_written_as_strings() -> None:
     assert shown(Tensor("y", "BYTES", (2,), data)) == ["a", "é\n"]
 
 
+@pytest.mark.rule("F19")
 @pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_json_never_carries_nan(datatype: str, value: float) -> None:

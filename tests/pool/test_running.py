@@ -95,6 +95,30 @@ def test_a_batch_that_is_too_large_for_the_memory_is_run_in_halves() -> None:
     assert [len(one) for one in session.runs] == [8, 4, 4]
 
 
+class Small(DoublingParts):
+    """Has memory for two at a time; what it raises is what the frameworks do."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def _run(self, parts: list[list[int]]) -> Tensors:
+        self.runs.append([value for part in parts for value in part])
+        if len(parts) > 2:
+            raise self.error
+        return {"y": np.array(self.runs[-1]) * 2}
+
+
+@pytest.mark.rule("F18")
+@pytest.mark.parametrize(
+    "error", [MemoryError(), EngineError("out of memory on cuda:0: tried to allocate 2 GiB")]
+)
+def test_what_has_no_memory_together_is_run_in_halves_and_answered(error: Exception) -> None:
+    session = Small(error)
+    assert run(session, 1, 2, 3, 4) == [[2], [4], [6], [8]]
+    assert session.runs == [[1, 2, 3, 4], [1, 2], [3, 4]]
+
+
 class Losing(Doubling):
     """Loses its device."""
 

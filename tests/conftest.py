@@ -36,9 +36,9 @@ UNHURRIED = (
     "tests/pool/test_shadow_figure.py",
     "tests/pool/test_torch_engine.py",
     "tests/registry_sync/",
-    "tests/simulation/test_chaos.py",
     "tests/simulation/test_fleet.py",
     "tests/simulation/test_rollouts.py",
+    "tests/simulation/test_seeds.py",
 )
 WAITING = ("tests/e2e/", "tests/infra/")  # more than they compute
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")

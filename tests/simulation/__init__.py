@@ -11,6 +11,14 @@ system, and nowhere else:
     store.py      a registry that is slow, or away
     engine.py     an engine whose loads and runs take virtual time, and a ledger of its runs
     fleet.py      controllers, sync processes, workers and edges, put together
+    front.py      edges whose calls take the whole way, from the key to the answer
+
+`life.live` lets a seed live, and `python -m tests.simulation` as many as one likes:
+
+    options.py     what a seed stands for: a fleet, what is asked of it, what goes wrong when
+    faults.py      carries that out
+    observed.py    looks into the shells meanwhile
+    invariants.py  what holds of every life
 
 The same seed gives the same life, to the last line of the log.
 """

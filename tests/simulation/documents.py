@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from registry_sync.documents import EndpointSpec, Scale, Variant, write
 from registry_sync.stores import Conflict, Store
 from tests.simulation.engine import Costs, artifact, described
 from tests.support.artifacts import blob_key, manifest_of
 
 
-def put_model(store: Store, model: str, costs: Costs | None = None, version: str = "1") -> None:
+def put_model(
+    store: Store, model: str, costs: Costs | None = None, version: str = "1", rows_max: int = 32
+) -> None:
     """Publish a version of a model."""
     files = artifact(costs or Costs())
-    manifest = described(manifest_of(files, model, version))
+    manifest = described(replace(manifest_of(files, model, version), rows_max=rows_max))
     for data in files.values():
         try:
             store.put_new(blob_key(data), data)

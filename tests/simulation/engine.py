@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,9 @@ class Costs(msgspec.Struct, frozen=True):
     row_s: float = 0.001
     bytes: int = 1000
     fails: bool = False  # to load
+    adds: int = 1  # to every value
     fails_each: int = 0  # it fails any run with a value that is a multiple of this; 0: none
+    kills_each: int = 0  # its process dies of any run with a multiple of this; 0: of none
     journal: str = ""  # a file that is told when a replica is warm, and when it has gone
 
 
@@ -53,6 +56,7 @@ class Run:
     model: str
     values: list[int]
     is_done: bool = False
+    pid: int = 0  # of the worker's process
 
 
 @dataclass
@@ -61,6 +65,7 @@ class Ledger:
 
     loads: list[tuple[float, str, str]] = field(default_factory=list)  # at_s, worker, model
     runs: list[Run] = field(default_factory=list)
+    crowded: list[Run] = field(default_factory=list)  # began beside another run of their session
 
     def times_run(self) -> Counter[int]:
         """Return how often each value was run to the end."""
@@ -74,11 +79,12 @@ def new_ledger() -> Ledger:
     """Begin a ledger."""
     ledger.loads.clear()
     ledger.runs.clear()
+    ledger.crowded.clear()
     return ledger
 
 
 class SimulatedSession:
-    """Adds one to every row of `x`, in its time."""
+    """Adds to every row of `x`, in its time."""
 
     inputs, outputs = X, Y
     streams, batches, lanes = False, True, 1
@@ -87,18 +93,26 @@ class SimulatedSession:
         self.costs = costs
         self.model = model
         self.memory_bytes = costs.bytes
+        self._runs = 0  # under way
         self._note("warm")
 
     def infer(self, tensors: Tensors, outputs: Sequence[str] = ()) -> Tensors:
         """Run."""
         values = tensors["x"]
         run = Run(time.monotonic(), _here(), self.model, [int(value) for value in values])
+        run.pid = os.getpid()
         ledger.runs.append(run)
+        if self._runs >= self.lanes:
+            ledger.crowded.append(run)
+        self._runs += 1
         time.sleep(self.costs.run_s + self.costs.row_s * len(values))
-        run.is_done = True
+        self._runs -= 1
+        if self.costs.kills_each and not all(values % self.costs.kills_each):
+            os._exit(9)
         if self.costs.fails_each and not all(values % self.costs.fails_each):
             raise EngineError("this input is too much for it")
-        return {"y": values + np.int64(1)}
+        run.is_done = True
+        return {"y": values + np.int64(self.costs.adds)}
 
     def stream(self, tensors: Tensors) -> Iterator[Tensors]:
         """Give the one answer."""

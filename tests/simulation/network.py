@@ -63,6 +63,7 @@ class Network:
         self._cuts: set[frozenset[Process | None]] = set()
         self._held: list[SimulatedTransport] = []
         self.delay_s = DELAY_S
+        self.pieces_share = PIECES_SHARE
         self.dials = 0
         self.transports = 0
 
@@ -78,6 +79,14 @@ class Network:
         held, self._held = self._held, []
         for transport in held:
             transport.send_on()
+
+    def reset(self, one: Process, other: Process) -> None:
+        """Break every connection between two processes, as something on the way does."""
+        for transport in list(one.transports):
+            peer = transport.peer
+            if peer is not None and peer.process is other:
+                for side in (transport, peer):
+                    side.call(side.break_off)
 
     def is_cut(self, one: Process | None, other: Process | None) -> bool:
         """Tell whether nothing passes between two processes."""
@@ -235,7 +244,7 @@ class SimulatedTransport(asyncio.Transport):
             return
         taken = bytes(data)
         at = len(taken)
-        if at > 1 and self._dice.random() < PIECES_SHARE:
+        if at > 1 and self._dice.random() < self._loop.network.pieces_share:
             at = self._dice.randrange(1, at)
         for piece in (taken[:at], taken[at:]):
             if piece:
@@ -293,6 +302,14 @@ class SimulatedTransport(asyncio.Transport):
             self._forget_sent()
             is_clean = self._dice.random() < 0.5
             self._send(None if is_clean else ConnectionResetError(errno.ECONNRESET, "reset"))
+
+    def break_off(self) -> None:
+        """What is between the two sides has reset them both."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._sent.clear()
+            self._sent_bytes = 0
+            self._lose(ConnectionResetError(errno.ECONNRESET, "reset"))
 
     def send_on(self) -> None:
         """Deliver what was held back."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from registry_sync.directory import DirectoryStore
 from registry_sync.stores import StoreUnavailable
+from tests.simulation.processes import current
 
 ANSWER_S: Final = (0.01, 0.05)
 GIVE_UP_S: Final = 8.0  # so long a client tries before it says that there is no answer
@@ -31,6 +32,7 @@ class FarStore:
         self.behind = DirectoryStore(folder)
         self._dice = dice
         self.is_away = False
+        self.away_for: set[str] = set()  # processes, by name, to whom it does not answer
         self.answer_s = ANSWER_S
         self.asked: Counter[str] = Counter()  # "get models/m/1/manifest.json", …
         # Called around every answer with "get", …, and what was asked, in the thread that asked.
@@ -45,7 +47,7 @@ class FarStore:
         def far(*args: Any, **options: Any) -> Any:
             self.asked[f"{name} {args[0]}"] += 1
             time.sleep(self._dice.uniform(*self.answer_s))
-            if self.is_away:
+            if self.is_away or _here() in self.away_for:
                 time.sleep(GIVE_UP_S)
                 raise StoreUnavailable("the registry does not answer")
             self.before(name, *args)
@@ -54,6 +56,11 @@ class FarStore:
             return answer
 
         return far
+
+
+def _here() -> str:
+    process = current()
+    return "" if process is None else process.name
 
 
 def _nothing(name: str, *args: Any) -> None:

@@ -17,7 +17,7 @@ from registry_sync.rollouts import RolloutRefused
 from tests.simulation.engine import Costs
 from tests.simulation.fleet import fleet_of
 from tests.simulation.processes import current
-from tests.simulation.rollouts import COSTS, GUARD, HOLD_S, Scene, kill_here
+from tests.simulation.rollouts import COSTS, GUARD, HOLD_S, NAME, Scene, kill_here
 from tests.simulation.world import World, simulate, until
 
 BAD = replace(COSTS, fails_each=5)
@@ -248,7 +248,7 @@ async def edges_restart(scene: Scene) -> None:
         await asyncio.sleep(1.3)
         scene.fronts[name].process.kill()
         front = scene.front(name)
-        await until(lambda front=front: front.is_up)
+        await until(lambda front=front: front.is_up_for(NAME))
 
 
 @seeds(3)

@@ -1,0 +1,118 @@
+"""Looks into the shells while they live: who is there, what was sent, what was settled how often.
+
+Nothing is replaced by anything that behaves otherwise; it only keeps count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from edge.calls import Call
+from edge.dispatch import Pool
+from edge.worker_conn import WorkerConn
+from pool import controller_main, serving, worker
+from pool.controller import Controller
+from pool.ticket import Outcome
+from pool.worker import Worker
+from tests.simulation.processes import Process, current
+
+
+@dataclass
+class Observed:
+    """What was seen so far."""
+
+    workers: dict[Process, Worker] = field(default_factory=dict)
+    controllers: dict[Process, Controller] = field(default_factory=dict)
+    # By request id.
+    sent: Counter[str] = field(default_factory=Counter)  # to a worker
+    returned: Counter[str] = field(default_factory=Counter)  # by a worker that never ran it
+    last: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # whether held, and alone
+    # By the edge's process: how many calls it was to send, and how often it sent one once more
+    # that may have run.
+    calls: Counter[int] = field(default_factory=Counter)
+    retried: Counter[int] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def living(self, found: dict[Process, Any]) -> list[tuple[Process, Any]]:
+        """Return those of `workers` or `controllers` whose process has not ended."""
+        return [(process, one) for process, one in found.items() if process.state != "dead"]
+
+
+@contextlib.contextmanager
+def observed() -> Iterator[Observed]:
+    """Observe every shell that is started, while inside."""
+    seen = Observed()
+    with ExitStack() as exits:
+        for patch in (*_captures(seen), *_of_edges(seen), *_of_workers(seen)):
+            exits.enter_context(patch)
+        yield seen
+
+
+def _captures(seen: Observed) -> Iterator[Any]:
+    def captured(module: Any, name: str, found: dict[Process, Any]) -> Any:
+        plain = getattr(module, name)
+
+        def make(*args: Any, **options: Any) -> Any:
+            process = current()
+            assert process is not None
+            found[process] = made = plain(*args, **options)
+            return made
+
+        return mock.patch.object(module, name, make)
+
+    yield captured(worker, "Worker", seen.workers)
+    yield captured(controller_main, "Controller", seen.controllers)
+
+
+def _of_edges(seen: Observed) -> Iterator[Any]:
+    send, start, on_returned = WorkerConn.send, Pool.start, Pool.on_returned
+
+    def starts(self: Pool, call: Call) -> None:
+        seen.calls[_pid()] += 1
+        start(self, call)
+
+    def sends(self: WorkerConn, call: Call, now_s: float) -> None:
+        name = call.request_id
+        if seen.sent[name] > seen.returned[name] and _may_have_run(seen.last[name], call):
+            seen.retried[_pid()] += 1
+        seen.sent[name] += 1
+        send(self, call, now_s)
+        seen.last[name] = (call.is_held, call.alone)
+
+    def is_returned(self: Pool, call: Call) -> None:
+        seen.returned[call.request_id] += 1
+        on_returned(self, call)
+
+    yield mock.patch.object(WorkerConn, "send", sends)
+    yield mock.patch.object(Pool, "start", starts)
+    yield mock.patch.object(Pool, "on_returned", is_returned)
+
+
+def _may_have_run(last: tuple[bool, bool], call: Call) -> bool:
+    """Tell whether what was sent last may have run; it did not before a load or its `Began`."""
+    was_held, was_alone = last
+    return not was_held and (call.has_begun or not was_alone)
+
+
+def _of_workers(seen: Observed) -> Iterator[Any]:
+    class Served(serving.Served):
+        __slots__ = ("settled",)
+
+        def settle(self, outcome: Outcome | None) -> None:
+            if getattr(self, "settled", False):
+                seen.problems.append(f"{self.call.request_id} is settled twice: {outcome}")
+            self.settled = True
+            super().settle(outcome)
+
+    yield mock.patch.object(serving, "Served", Served)
+
+
+def _pid() -> int:
+    process = current()
+    return 0 if process is None else process.pid

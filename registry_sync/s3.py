@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import boto3.session
 from botocore.config import Config
@@ -421,9 +421,20 @@ def _make_client() -> S3Client:
             return client
         # Servers other than AWS seldom have a host name for every bucket.
         client.close()
-        return make("path")
+        client = make("path")
+        client.meta.events.register("before-call.s3", _stay_here)
+        return client
     except (BotoCoreError, ValueError) as error:
         raise BadStore(f"S3 cannot be set up: {error}") from error
+
+
+def _stay_here(params: dict[str, Any], **_: object) -> None:
+    """Keep botocore from following a redirection: regions are Amazon's alone.
+
+    It would ask for the bucket's region, outside the prefix, and be redirected there as well,
+    until the stack overflows.
+    """
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _code(error: ClientError) -> str:

@@ -226,6 +226,23 @@ def _go(stack: Stack, method: str, path: str) -> Answer:
     return answer
 
 
+UP = ("..", "%2e%2e", ".%2e", "%252e%252e", "..;", "%c0%ae%c0%ae", "%ef%bc%8e%ef%bc%8e", "..%00")
+SLASHES = ("/", "%2f", "%252f", "%5c", "%c0%af", "//", "/./", "%ef%bc%8f")
+GOALS = ("keys.json", "etc/passwd", "secrets", f"models/{MODEL}/1/manifest.json")
+SPELLINGS = [f"{up}{slash}{up}{slash}{goal}" for up in UP for slash in SLASHES for goal in GOALS]
+
+
+@pytest.mark.rule("SEC-4")
+def test_no_spelling_of_a_way_up_leads_anywhere(stack: Stack) -> None:
+    assert len(SPELLINGS) > 200
+    for spelling in SPELLINGS:
+        _go(stack, "GET", f"/v2/models/{spelling}")
+        answer = stack.request("GET", f"/admin/models/{spelling}", admin=True)
+        assert answer.status in (400, 404, 405), (spelling, answer.status)
+        assert b"sha256" not in answer.body, spelling
+
+
+@pytest.mark.rule("SEC-4")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_leads_elsewhere_leads_nowhere(stack: Stack, name: str) -> None:
     for method, word in ROUTES:
@@ -234,6 +251,7 @@ def test_a_name_that_leads_elsewhere_leads_nowhere(stack: Stack, name: str) -> N
         _go(stack, "POST", f"/v2/repository/models/{name}/{word}")
 
 
+@pytest.mark.rule("SEC-4")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_version_that_leads_elsewhere_leads_nowhere(stack: Stack, version: str) -> None:
     for method, word in ROUTES:

@@ -377,6 +377,7 @@ TRAVERSALS = [
 ]
 
 
+@pytest.mark.rule("SEC-4")
 @pytest.mark.parametrize("path", TRAVERSALS)
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_path_that_leads_elsewhere_leads_nowhere(stack: Stack, path: str, method: str) -> None:

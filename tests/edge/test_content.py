@@ -8,6 +8,7 @@ from edge.content import answers_msgpack, is_msgpack, refuse_msgpack
 from edge.errors import Unsupported
 
 
+@pytest.mark.rule("SEC-13")
 @pytest.mark.parametrize(
     ("content_type", "expected"),
     [
@@ -27,6 +28,7 @@ def test_known_types_are_read(content_type: str | None, expected: bool) -> None:
     assert is_msgpack(content_type) is expected
 
 
+@pytest.mark.rule("SEC-13")
 @pytest.mark.parametrize(
     "content_type",
     [

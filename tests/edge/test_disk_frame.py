@@ -40,6 +40,7 @@ def test_answer_of_views_is_the_same_frame() -> None:
     assert frame(outputs=views) == frame()
 
 
+@pytest.mark.rule("SEC-17")
 @pytest.mark.parametrize(
     ("key", "tenant"), [(KEY, "blue"), (bytes(32), "red"), (KEY, ""), (KEY, "red "), (KEY, "re")]
 )
@@ -57,6 +58,7 @@ def test_every_truncation_and_every_appendix_is_refused() -> None:
         decode(whole + b"\0", KEY, "red")
 
 
+@pytest.mark.rule("SEC-17")
 def test_every_flipped_bit_is_noticed() -> None:
     whole = bytearray(frame())
     for at in range(len(whole)):

@@ -103,6 +103,7 @@ class Evil:
         return os.mkdir, ("/tmp/evil-was-here",)
 
 
+@pytest.mark.rule("SEC-8", "SEC-17")
 @pytest.mark.parametrize("mode", [0, 1, 2, 3, 4, 9])
 def test_planted_row_is_never_unpickled(store: DiskStore, folder: Path, mode: int) -> None:
     evil = pickle.dumps(Evil())
@@ -116,6 +117,7 @@ def test_planted_row_is_never_unpickled(store: DiskStore, folder: Path, mode: in
     assert not Path("/tmp/evil-was-here").exists()
 
 
+@pytest.mark.rule("SEC-8", "SEC-17")
 @pytest.mark.parametrize("mode", [2, 3, 4])
 def test_planted_file_is_never_unpickled(store: DiskStore, folder: Path, mode: int) -> None:
     (path,) = disk_faults.values(folder)
@@ -130,6 +132,7 @@ def test_planted_file_is_never_unpickled(store: DiskStore, folder: Path, mode: i
     assert not Path("/tmp/evil-was-here").exists()
 
 
+@pytest.mark.rule("SEC-17")
 @pytest.mark.parametrize("value", ["text", 7, 1.5, None, ["list"], bytearray(b"x")])
 def test_only_bytes_are_stored(store: DiskStore, value: object) -> None:
     with pytest.raises(DiskFault):
@@ -138,6 +141,7 @@ def test_only_bytes_are_stored(store: DiskStore, value: object) -> None:
         store.get(value)  # type: ignore[arg-type]
 
 
+@pytest.mark.rule("SEC-14", "SEC-17")
 @pytest.mark.parametrize("name", ["../../victim", "/etc/hostname", "ab/../../../victim", ""])
 def test_row_that_names_another_file_neither_reads_nor_removes_it(
     store: DiskStore, folder: Path, tmp_path: Path, name: str
@@ -153,6 +157,7 @@ def test_row_that_names_another_file_neither_reads_nor_removes_it(
     assert works(store)
 
 
+@pytest.mark.rule("SEC-14", "SEC-17")
 def test_link_in_place_of_a_file_is_not_followed(store: DiskStore, folder: Path) -> None:
     (path,) = disk_faults.values(folder)
     path.unlink()
@@ -170,6 +175,7 @@ def test_pipe_in_place_of_a_file_does_not_hold_up(store: DiskStore, folder: Path
 # --- whose folder it is ---
 
 
+@pytest.mark.rule("SEC-17")
 def test_folder_that_is_open_to_others_is_not_used(folder: Path) -> None:
     folder.mkdir(parents=True)
     folder.chmod(0o750)
@@ -180,6 +186,7 @@ def test_folder_that_is_open_to_others_is_not_used(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
+@pytest.mark.rule("SEC-17")
 def test_folder_of_somebody_else_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(mode=0o700, parents=True)
     monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)

@@ -46,6 +46,7 @@ def test_a_blob_of_another_size_is_not_here(filled: LocalStore) -> None:
     assert not filled.has(MANIFEST)
 
 
+@pytest.mark.rule("SEC-14")
 def test_a_link_is_no_blob(filled: LocalStore) -> None:
     blob = filled.blob_path(MANIFEST.files[0].sha256)
     blob.unlink()
@@ -128,6 +129,7 @@ def test_where_links_cannot_be_files_are_copied(
     assert not (folder / "model.onnx").samefile(filled.blob_path(MANIFEST.files[0].sha256))
 
 
+@pytest.mark.rule("SEC-14", "SEC-15")
 @pytest.mark.parametrize("path", ["../out", "/etc/out", "a/../../out", "", ".", "a//b", "a\0b"])
 def test_a_path_does_not_leave_the_folder(filled: LocalStore, path: str) -> None:
     # Built past the reader, which refuses such a path as well.
@@ -138,6 +140,7 @@ def test_a_path_does_not_leave_the_folder(filled: LocalStore, path: str) -> None
         filled.folder_of(evil)
 
 
+@pytest.mark.rule("SEC-15")
 def test_files_in_each_others_way_are_refused(filled: LocalStore) -> None:
     one = MANIFEST.files[0]
     for paths in (("a", "a/b"), ("a/b", "a"), ("a", "a")):
@@ -184,6 +187,7 @@ def test_a_document_is_the_last_one_saved(local: LocalStore) -> None:
     assert local.load_document("endpoints/a.json") == b"2"
 
 
+@pytest.mark.rule("SEC-14")
 def test_a_document_does_not_leave_its_folder(local: LocalStore) -> None:
     for act in (
         lambda: local.save_document("../x", b""),

@@ -91,6 +91,7 @@ def test_a_plan_of_the_previous_secret_is_accepted_and_the_current_one_preferred
     assert found.secret_id == SECRET[0]
 
 
+@pytest.mark.rule("SEC-16")
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
@@ -130,6 +131,7 @@ def test_a_file_that_is_missing_is_refused(local: LocalPlans, name: str) -> None
         local.find(KEY, KEYS)
 
 
+@pytest.mark.rule("SEC-14", "SEC-16")
 @pytest.mark.parametrize("name", ["plan", "meta.json"])
 def test_a_link_is_not_followed(local: LocalPlans, tmp_path: Path, name: str) -> None:
     add(local, PLAN)
@@ -140,6 +142,7 @@ def test_a_link_is_not_followed(local: LocalPlans, tmp_path: Path, name: str) ->
         local.find(KEY, KEYS)
 
 
+@pytest.mark.rule("SEC-16")
 @pytest.mark.parametrize(
     "meta",
     [
@@ -180,6 +183,7 @@ def test_only_so_many_refusals_are_remembered(local: LocalPlans, tmp_path: Path)
     assert len(list((tmp_path / "engines").rglob("*.refused"))) == 16
 
 
+@pytest.mark.rule("SEC-14")
 @pytest.mark.parametrize("bad", ["", "../x", "x" * 63, "A" * 64, "0" * 64 + "\n"])
 def test_what_is_no_key_does_not_touch_a_path(local: LocalPlans, bad: str) -> None:
     with pytest.raises(BadName):

@@ -14,6 +14,7 @@ def test_a_name_is_returned_as_it_is(name: str) -> None:
     assert check_version(name) == name
 
 
+@pytest.mark.rule("SEC-4")
 @pytest.mark.parametrize(
     "name",
     [
@@ -44,6 +45,7 @@ def test_a_digest_is_64_lower_case_hexadecimal_digits() -> None:
     assert check_digest("0123456789abcdef" * 4) == "0123456789abcdef" * 4
 
 
+@pytest.mark.rule("SEC-4")
 @pytest.mark.parametrize(
     "digest", ["", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n", "sha256:" + "a" * 64]
 )

@@ -193,6 +193,7 @@ def test_weights_may_lie_in_a_folder_below(file: Path, location: str) -> None:
     assert read_signature(file, {"sub/w.bin": 16}).external == ("sub/w.bin",)
 
 
+@pytest.mark.rule("SEC-15")
 @pytest.mark.parametrize(
     "location", ["/etc/passwd", "../w.bin", "sub/../w.bin", "..", "", "..\\w.bin", "C:\\w.bin"]
 )
@@ -203,6 +204,7 @@ def test_weights_outside_the_folder_are_refused(file: Path, location: str) -> No
         read_signature(file, listed)
 
 
+@pytest.mark.rule("SEC-15")
 def test_weights_in_a_file_that_is_not_published_are_refused(file: Path) -> None:
     models.save(file, ADD, [X], [Y], [weights_at("w.bin")])
     with pytest.raises(BadModel, match=r"lie in 'w\.bin', which is not published with it"):
@@ -216,6 +218,7 @@ def test_weights_beyond_the_end_of_their_file_are_refused(file: Path) -> None:
         read_signature(file, {"w.bin": 23})
 
 
+@pytest.mark.rule("SEC-15")
 @pytest.mark.parametrize("fields", [{"data_type": "1"}, {"__class__": "x"}, {"basepath": "/"}])
 def test_unknown_fields_beside_a_location_are_refused(file: Path, fields: dict[str, str]) -> None:
     models.save(file, ADD, [X], [Y], [weights_at("w.bin", **fields)])
@@ -230,6 +233,7 @@ def test_offsets_that_are_no_numbers_are_refused(file: Path, number: str) -> Non
         read_signature(file, {"w.bin": 99})
 
 
+@pytest.mark.rule("SEC-15")
 def test_weights_outside_the_folder_are_found_wherever_a_graph_can_hold_them(file: Path) -> None:
     hidden = weights_at("/etc/passwd")
     constant = helper.make_node("Constant", [], ["w"], value=hidden)

@@ -320,6 +320,7 @@ def test_a_large_plan_that_was_altered_in_the_bucket_is_replaced(
     assert_whole(store, ours)
 
 
+@pytest.mark.rule("SEC-16")
 @pytest.mark.parametrize(
     "meta",
     [signed(meta_of(THEIRS), OTHER[1]), replace(meta_of(THEIRS), gate=GateReport("passed"))],
@@ -341,6 +342,7 @@ def test_a_pair_whose_mac_does_not_hold_is_replaced_by_who_found_out(
     assert plan_on(other) == PLAN
 
 
+@pytest.mark.rule("SEC-16")
 def test_a_plan_that_was_altered_after_it_was_put_is_replaced(
     store: Store, local: LocalPlans
 ) -> None:
@@ -351,6 +353,7 @@ def test_a_plan_that_was_altered_after_it_was_put_is_replaced(
     assert_whole(store, PLAN)
 
 
+@pytest.mark.rule("SEC-16")
 def test_a_plan_copied_under_another_secrets_id_is_refused(
     directory: DirectoryStore, local: LocalPlans
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_published_archive_is_loaded_by_torch_and_computes(clean: Path) -> Non
     assert found.tolist() == [[6.0] * 4] * 5
 
 
+@pytest.mark.rule("SEC-10")
 def test_a_published_archive_holds_no_pickle_and_no_path_of_its_author(clean: Path) -> None:
     assert b"sample_inputs" in clean.read_bytes()
     with zipfile.ZipFile(clean) as archive:
@@ -237,6 +238,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.rule("SEC-9", "SEC-10")
 @pytest.mark.parametrize("what", HOSTILE)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_what_could_run_code_is_neither_loaded_nor_published(
@@ -270,6 +272,7 @@ def test_what_publishing_takes_out_is_not_loaded(
     read_published(tmp_path / "x.pt2")
 
 
+@pytest.mark.rule("SEC-9", "SEC-10")
 def test_pickled_sample_inputs_are_not_loaded(raw: Path) -> None:
     with pytest.raises(BadModel, match=r"pickled sample inputs; publish it with `tidepool publish"):
         read_published(raw)

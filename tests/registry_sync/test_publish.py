@@ -271,6 +271,7 @@ def test_graph_whose_weights_are_left_behind_is_refused(
         publish(store, "m", path)
 
 
+@pytest.mark.rule("SEC-15")
 def test_symbolic_links_are_refused(store: DirectoryStore, folder: Path, model: Path) -> None:
     linked_file, linked_folder = folder / "file", folder / "folder"
     models.mlp(folder / "model.onnx")
@@ -287,6 +288,7 @@ def test_symbolic_links_are_refused(store: DirectoryStore, folder: Path, model: 
     assert keys(store) == set()
 
 
+@pytest.mark.rule("SEC-15")
 @pytest.mark.parametrize("name", ["model.zip", "weights.tar.gz", "sub/W.TGZ", "model.onnx.zst"])
 def test_archives_are_refused_with_the_way_out(
     store: DirectoryStore, folder: Path, name: str
@@ -300,6 +302,7 @@ def test_archives_are_refused_with_the_way_out(
     assert not catalog.models(store)
 
 
+@pytest.mark.rule("SEC-15")
 def test_pipes_and_names_that_are_no_paths_are_refused(store: DirectoryStore, folder: Path) -> None:
     models.mlp(folder / "model.onnx")
     os.mkfifo(folder / "pipe")
@@ -317,6 +320,7 @@ def test_pipes_and_names_that_are_no_paths_are_refused(store: DirectoryStore, fo
         publish(store, "m", folder / "nothing")
 
 
+@pytest.mark.rule("SEC-15")
 def test_number_of_files_is_bounded(
     store: DirectoryStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     tasks = [
         loop.create_task(world.run()),
         loop.create_task(pool.sweep_forever()),
+        loop.create_task(pool.renew_forever()),
         loop.create_task(app.watch_forever()),
         saving,
         loop.create_task(log_settings.follow_forever()),

@@ -37,6 +37,8 @@ from edge.worker_conn import Silent, WorkerConn
 from pool.wire import data
 from pool.wire.control import EngineRoute, Routes
 from pool.wire.handshake import Secrets
+from pool.wire.peer import DIAL_S_MAX, Address
+from pool.wire.renewal import RENEW_S, is_outdated, takes_current
 
 LATE_S = 0.03  # how long after its deadline a worker may still answer, before the edge does
 SWEEP_S = 0.02  # so often calls are looked for whose deadline is near; these get a timer each
@@ -332,6 +334,29 @@ class Pool:
             self._conns[conn.id] = WorkerConn(self, conn.route, has_left=not conn.has_heir)
             self._leaving.add(conn)
             conn.leave()
+
+    async def renew_forever(self) -> None:
+        """Dial anew whoever was dialled with an earlier fleet secret, once it takes the new one."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            secrets = self.secrets
+            for conn in [c for c in self._conns.values() if is_outdated(c.peer, secrets)]:
+                if secrets and await takes_current(Address.parse(conn.address), secrets):
+                    await self._renew(conn)
+
+    async def _renew(self, conn: WorkerConn) -> None:
+        """Put a new connection in the place of `conn`, which keeps its calls to their end."""
+        heir = WorkerConn(self, conn.route)
+        for _ in range(int(DIAL_S_MAX / SWEEP_S)):
+            if heir.is_up:
+                break
+            await asyncio.sleep(SWEEP_S)
+        if heir.is_up and self._conns.get(conn.id) is conn:
+            self._conns[conn.id] = heir
+            self._leaving.add(conn)
+            conn.leave()
+        else:
+            heir.close()
 
     def on_returned(self, call: Call) -> None:
         """Send a call elsewhere that its worker gave back: it never ran."""

@@ -21,6 +21,7 @@ from edge.config import AccessLogMode, EdgeConfig
 from infra.child import ProcessSpec
 from pool.config import ControllerConfig, WorkerConfig
 from pool.engines import device
+from pool.wire.fleet_secret import has_certificate
 from pool.wire.listening import listen
 from pool.wire.peer import Address
 from registry_sync import local_plans
@@ -240,8 +241,9 @@ def worker_processes(
         advertise = ""
         if listen_host:
             at = port + slot if port else free_port(listen_host)
-            listen = f"tcp://{listen_host}:{at}"
-            advertise = f"tcp://{advertise_host or listen_host}:{at}"
+            scheme = "tls" if has_certificate(node.data) else "tcp"
+            listen = f"{scheme}://{listen_host}:{at}"
+            advertise = f"{scheme}://{advertise_host or listen_host}:{at}"
         config = WorkerConfig(
             id=f"{name}-{slot}",
             data=str(node.data),

@@ -177,6 +177,12 @@ class LocalPlans:
             raise bad
         return None
 
+    def keys(self, secret_id: str) -> list[str]:
+        """Return the keys of which plans of a secret id are here; raises `BadName`."""
+        check_name("secret id", secret_id)
+        named = [path.name for path in _folders_in(self._root) if path.name != _SCRATCH]
+        return [key for key in named if _pairs_in(self._place(key, secret_id))]
+
     def drop(self, key: str, secret_id: str) -> None:
         """Remove a plan from this node; none there is no error."""
         with locked(self._root):

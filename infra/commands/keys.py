@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from infra.changes import recorded
-from infra.commands import keys_signing
+from infra.commands import keys_fleet, keys_signing
 from infra.commands.options import DATA_DEFAULT, Data, Json, Reason, Registry, poke, said, store_of
 from registry_sync import keys
 from registry_sync.documents import KeyRecord, Quota
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     family.command("rotate")(rotate_command)
     family.command("revoke")(revoke_command)
     family.add_typer(keys_signing.family(), name="signing")
+    keys_fleet.register(family)
     app.add_typer(family, name="keys")
 
 

@@ -24,6 +24,7 @@ from infra.commands.options import (
 from infra.local import TierOptions, UpOptions, run_tier, up
 from infra.node_agent import UpLimits
 from infra.stack import CannotStart, free_port
+from pool.wire.fleet_secret import FILE, VARIABLE, wire_tls
 from pool.wire.peer import Address
 from registry_sync import local_plans
 from registry_sync.logs import configure
@@ -98,7 +99,8 @@ KeepAlive = Annotated[
     ),
 ]
 Controller = Annotated[
-    str, typer.Option("--controller", help="tcp://host:port; default: the leader record.")
+    str,
+    typer.Option("--controller", help="tcp://host:port or tls://…; default: the leader record."),
 ]
 Interval = Annotated[float, typer.Option("--sync-interval-s", min=0, help="0: 1 s, on S3 10 s.")]
 BodyMax = Annotated[int, typer.Option("--body-bytes-max", min=1, help="Of one request.")]
@@ -151,6 +153,10 @@ Device = Annotated[
     ),
 ]
 
+NO_CERTIFICATE = (
+    "tls:// needs a certificate: put tls.crt and tls.key into DATA/wire-tls, or name their folder "
+    "with TIDEPOOL_WIRE_TLS"
+)
 NO_SECRET = "TCP needs a fleet secret: set TIDEPOOL_FLEET_SECRET, or put one into DATA/secrets"
 WILDCARDS = ("0.0.0.0", "::")  # good to listen on, impossible to dial
 
@@ -354,7 +360,8 @@ def controller_command(
     data: Data = DATA_DEFAULT,
     registry: RegistryOf = "",
     listen: Annotated[
-        list[str] | None, typer.Option("--listen", help="tcp://host:port for other hosts.")
+        list[str] | None,
+        typer.Option("--listen", help="tcp://host:port or tls://… for other hosts."),
     ] = None,
     advertise: Annotated[
         str, typer.Option("--advertise", help="What other hosts dial, if it differs.")
@@ -377,6 +384,12 @@ def controller_command(
             raise CannotStart(f"--listen {text}: say with --advertise what other hosts dial")
         if address.needs_secret and not _has_secret(node.data):
             raise CannotStart(NO_SECRET)
+        with said():
+            tls = wire_tls(node.data)
+        if address.is_tls and tls.server() is None:
+            raise CannotStart(f"--listen {text}: {NO_CERTIFICATE}")
+        if tls.is_mutual and address.needs_secret and not address.is_tls:
+            raise CannotStart(f"--listen {text}: this node has a CA for the wire: say tls://")
     node.prepare()
     process = stack.controller_process(
         node,
@@ -429,4 +442,4 @@ def _run(options: TierOptions, log_level: str) -> None:
 
 
 def _has_secret(data: Path) -> bool:
-    return "TIDEPOOL_FLEET_SECRET" in os.environ or (data / "secrets").exists()
+    return VARIABLE in os.environ or (data / FILE).exists()

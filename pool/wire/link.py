@@ -16,6 +16,7 @@ from pool.wire import control
 from pool.wire.frames import Buffer, WireError
 from pool.wire.handshake import Secrets
 from pool.wire.peer import Address, Peer, dial
+from pool.wire.renewal import RENEW_S, is_outdated, takes_current
 
 RETRY_S_MIN = 0.1
 RETRY_S_MAX = 2.0  # a controller that came back is found within this
@@ -46,6 +47,7 @@ class ControlLink:
         # The whole mutable state: the connection, when it last spoke, whether it is the last one,
         # and the highest epoch seen.
         self._peer: Peer | None = None
+        self._address: Address | None = None
         self._heard_s = 0.0
         self._lost = asyncio.Event()
         self._is_last = False
@@ -90,7 +92,8 @@ class ControlLink:
             address = await self._find()
             if address is None:
                 return False
-            peer = await dial(Address.parse(address), self._secrets)
+            self._address = Address.parse(address)
+            peer = await dial(self._address, self._secrets)
         except (OSError, ValueError, WireError) as error:
             _log.info("controller_unreachable", error=str(error))
             return False
@@ -104,15 +107,26 @@ class ControlLink:
 
     async def _until_lost(self) -> None:
         loop = asyncio.get_running_loop()
+        may_renew = self._secrets is not None and self._secrets.may_change
         while not self._lost.is_set():
             try:
-                async with asyncio.timeout(SILENCE_S_MAX):
+                async with asyncio.timeout(RENEW_S if may_renew else SILENCE_S_MAX):
                     await self._lost.wait()
             except TimeoutError:
                 if loop.time() - self._heard_s > SILENCE_S_MAX and self._peer is not None:
                     # Half-open: the other side is gone and TCP has not noticed.
                     self._peer.close(WireError("the controller has gone silent"))
+                elif may_renew:
+                    await self._renew()
         _log.info("controller_lost")
+
+    async def _renew(self) -> None:
+        """Have the connection made anew where it was made with a secret of yesterday."""
+        peer, secrets, address = self._peer, self._secrets, self._address
+        if address is None or secrets is None or not is_outdated(peer, secrets):
+            return
+        if await takes_current(address, secrets) and peer is not None:
+            peer.close()
 
     def _frame(self, header: bytes, body: Buffer) -> None:
         message = control.decode(body)

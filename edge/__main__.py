@@ -33,7 +33,7 @@ from edge.exposure import ExposureLog
 from edge.flight import Flights
 from edge.guard import Guard
 from edge.infer import Service
-from edge.listening import listening
+from edge.listening import Port
 from edge.log_settings import SharedLogSettings
 from edge.log_writer import LogWriter
 from edge.metrics import Metrics
@@ -141,8 +141,8 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     )
     guards = (Guard(app.__rsgi__, app.refuse), Guard(behind, port.refuse))
     noted = Noted(guards[1].__rsgi__, admin_app.routes, service.request_id, access)
-    public = listening(guards[0], config.host, config.port, config, public_fd)
-    admin = listening(noted, config.admin_host, config.admin_port, config, admin_fd)
+    public = Port(guards[0], config.host, config.port, config, public_fd)
+    admin = Port(noted, config.admin_host, config.admin_port, config, admin_fd)
     metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.follow("tidepool_access_lines_dropped", lambda: access.sampler.dropped_total)
     metrics.follow("tidepool_dispatch_returns", lambda: pool.returns)

@@ -35,6 +35,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     listen_fds: tuple[int, ...] = ()  # the sockets of both ports, kept by the supervisor
     notice_fd: int = -1  # where to say that we drain
     require_signed: str = ""  # file of trusted keys; empty: manifests need no signature
+    tls_cert: str = ""  # of both ports: PEM files, read again when they have changed; empty: HTTP
+    tls_key: str = ""
     log_level: str = "info"
     access_log: AccessLogMode = "sampled"
     access_log_lines_per_s: float = 20.0  # each of what was fine, refused, and failed or slow

@@ -64,7 +64,7 @@ class Guard:
         # No coroutine of its own: this is on every request's way.
         headers = scope.headers
         if self.is_closing:
-            proto = _Closing(proto)
+            proto = Closing(proto)
             self.closings += 1
         values = headers.values()
         if (
@@ -82,7 +82,7 @@ class Guard:
         proto.response_bytes(*reply)
 
 
-class _Closing:
+class Closing:
     """Granian's protocol, but for answers that close their connection."""
 
     def __init__(self, proto: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -70,16 +71,64 @@ async def ask(address: str, data: Path, what: str, argument: str = "") -> contro
         peer.close()
 
 
-def get(
-    url: str, headers: dict[str, str] | None = None, timeout_s: float = 2.0
-) -> tuple[int, bytes]:
-    """Return status and body of a GET; status 0 if nobody answers."""
+class NotTrusted(Exception):
+    """The certificate that was shown is not trusted; the text says why, and the way out."""
+
+
+def connect(
+    url: str, timeout_s: float, trusted: ssl.SSLContext | None = None
+) -> http.client.HTTPConnection:
+    """Return a connection to a URL's host, not dialled yet; over TLS for https.
+
+    Args:
+        trusted: whose certificates are; None: the system's CAs, or those of SSL_CERT_FILE.
+    """
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+    host = parts.hostname or ""
+    if parts.scheme != "https":
+        return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    context = trusted or ssl.create_default_context()
+    return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
+
+
+def trusting_only(certificate: Path) -> ssl.SSLContext:
+    """Return what trusts one server, by its own certificate, whatever name it is called by.
+
+    Raises:
+        ValueError: there is no certificate in the file.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(certificate)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"{certificate}: no certificate in PEM: {error}") from None
+    return context
+
+
+def get(
+    url: str,
+    headers: dict[str, str] | None = None,
+    timeout_s: float = 2.0,
+    trusted: ssl.SSLContext | None = None,
+) -> tuple[int, bytes]:
+    """Return status and body of a GET; status 0 if nobody answers.
+
+    Raises:
+        NotTrusted: somebody does whose certificate is not trusted; see `connect`.
+    """
+    parts = urlsplit(url)
+    connection = connect(url, timeout_s, trusted)
     try:
         connection.request("GET", parts.path or "/", headers=headers or {})
         response = connection.getresponse()
         return response.status, response.read()
+    except ssl.SSLCertVerificationError as error:
+        raise NotTrusted(
+            f"{url}: its certificate is not trusted: {error.verify_message}; where it is of a CA "
+            "of your own, set SSL_CERT_FILE to that CA's file"
+        ) from None
     except (OSError, http.client.HTTPException):
         return 0, b""
     finally:

@@ -20,9 +20,9 @@ from edge.config import AccessLogMode
 from infra import stack
 from infra.changes import recorded
 from infra.child import ProcessSpec
-from infra.client import NoController, ask, get
+from infra.client import NoController, NotTrusted, ask, get, trusting_only
 from infra.node_agent import UpLimits, following
-from infra.stack import CannotStart, Node, StackFile
+from infra.stack import CannotStart, Node, StackFile, TlsFiles
 from infra.supervisor import Supervisor
 from pool.wire.fleet_secret import make_secrets
 from registry_sync import keys, local_plans
@@ -67,6 +67,7 @@ class UpOptions:
     access_log: AccessLogMode = "off"
     access_log_lines_per_s: float = 20.0
     require_signed: str = ""  # file of trusted keys; empty: versions need no signature
+    tls: TlsFiles | None = None  # of the edge's ports; None: HTTP
     log_level: str = "warning"
     log_folder: Path | None = None
 
@@ -80,13 +81,17 @@ class UpOptions:
     def url(self) -> str:
         """The public URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self._scheme}://{host}:{self.port}"
 
     @property
     def admin_url(self) -> str:
         """The admin URL."""
         host = f"[{self.admin_host}]" if ":" in self.admin_host else self.admin_host
-        return f"http://{host}:{self.admin_port}"
+        return f"{self._scheme}://{host}:{self.admin_port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "http" if self.tls is None else "https"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +265,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             body_bytes_in_flight_max=options.body_bytes_in_flight_max,
             access_log=options.access_log,
             access_log_lines_per_s=options.access_log_lines_per_s,
+            tls=options.tls,
             require_signed=options.require_signed,
         ),
     ]
@@ -276,12 +282,16 @@ def _remove_sockets(node: Node) -> None:
 
 async def _until_ready(options: UpOptions, supervisor: Supervisor) -> None:
     deadline_s = time.monotonic() + READY_S_MAX
-    ready_s = 0.0
+    ready_s, status = 0.0, 0
     while time.monotonic() < deadline_s:
         if supervisor.failed.is_set() or supervisor.hopeless():
             why = supervisor.why_failed or supervisor.hopeless()
             raise CannotStart(f"{why}; the log says why")
-        status, _ = await asyncio.to_thread(get, f"{options.url}/v2/health/ready")
+        # Looked at anew each time: the certificate may be renewed meanwhile.
+        trusted = None if options.tls is None else trusting_only(options.tls.cert)
+        ready = f"{options.url}/v2/health/ready"
+        with contextlib.suppress(NotTrusted):
+            status, _ = await asyncio.to_thread(get, ready, None, 2.0, trusted)
         if status == 200:
             ready_s = ready_s or time.monotonic()
             # Without a controller, which a dead registry may keep from leading, nobody can tell.

@@ -52,6 +52,14 @@ class StackFile(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The certificate of the edge's ports, with what leads up to its CA, and its key: PEM."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """The folders and sockets of one machine."""
 
@@ -320,6 +328,7 @@ def edge_processes(
     access_log: AccessLogMode = "off",
     access_log_lines_per_s: float = 20.0,
     require_signed: str = "",
+    tls: TlsFiles | None = None,
 ) -> list[ProcessSpec]:
     """Return the node's edges, all on the same ports."""
     name = node.id()
@@ -346,6 +355,8 @@ def edge_processes(
                 access_log=access_log,
                 access_log_lines_per_s=access_log_lines_per_s,
                 require_signed=require_signed,
+                tls_cert="" if tls is None else str(tls.cert),
+                tls_key="" if tls is None else str(tls.key),
                 log_level=log_level,
             ),
             STAGE_EDGE,

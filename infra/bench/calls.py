@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.client import connect
+
 VARIED_BYTES = 6
 """48 bits count the requests of a run from a random start: two runs do not meet."""
 
@@ -140,7 +142,7 @@ def probe(call: Call, timeout_s: float = 30.0) -> Answer:
         BadTarget: no answer, or one that is not 200.
     """
     url = urllib.parse.urlsplit(call.url)
-    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=timeout_s)
+    connection = connect(call.url, timeout_s)
     try:
         connection.request(call.method, url.path, call.body or None, dict(call.headers))
         response = connection.getresponse()

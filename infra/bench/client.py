@@ -7,6 +7,7 @@ figures as wrk's script does.  It understands answers with a Content-Length only
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 import time
 import urllib.parse
@@ -39,7 +40,9 @@ class Count:
 
     def __init__(self, plan: Plan) -> None:
         url = urllib.parse.urlsplit(plan.url)
-        self.host, self.port = url.hostname or "127.0.0.1", url.port or 80
+        self.host = url.hostname or "127.0.0.1"
+        self.port = url.port or (443 if url.scheme == "https" else 80)
+        self.tls = ssl.create_default_context() if url.scheme == "https" else None
         body = Path(plan.body_path).read_bytes()
         headers = {"Host": url.netloc, **plan.headers, "Content-Length": str(len(body))}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -121,7 +124,9 @@ async def run(plan: Plan) -> Tally:
     started_s = time.perf_counter()
     for _ in range(plan.clients):
         try:
-            await loop.create_connection(lambda: Connection(count), count.host, count.port)
+            await loop.create_connection(
+                lambda: Connection(count), count.host, count.port, ssl=count.tls
+            )
         except OSError:
             count.connect += 1
     await asyncio.sleep(plan.duration_s)

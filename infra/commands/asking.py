@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from infra.client import ask, get
+from infra.client import NotTrusted, ask, get
 from infra.commands.options import controller_address, node_of, said, store_of
 from infra.stack import CannotStart
 from pool.wire.control import Answer
@@ -51,7 +51,10 @@ def get_admin(url: str, path: str) -> bytes:
     if not key:
         raise CannotStart("--url needs a key: set TIDEPOOL_API_KEY")
     headers = {"authorization": f"Bearer {key}"}
-    status, body = get(f"{url.rstrip('/')}{path}", headers, ANSWER_S_MAX)
+    try:
+        status, body = get(f"{url.rstrip('/')}{path}", headers, ANSWER_S_MAX)
+    except NotTrusted as error:
+        raise CannotStart(str(error)) from None
     if status == 200:
         return body
     if status == 0:

@@ -21,6 +21,7 @@ from infra.commands.options import (
     said,
     trusted_file,
 )
+from infra.commands.tls_option import TlsCert, TlsKey, tls_files
 from infra.local import TierOptions, UpOptions, run_tier, up
 from infra.node_agent import UpLimits
 from infra.stack import CannotStart, free_port
@@ -191,6 +192,8 @@ def up_command(
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
     access_log: AccessLog = "sampled",
     access_log_lines_per_s: AccessLines = 20.0,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     cache_memory_bytes: MemoryMax = 256 << 20,
     cache_disk_bytes: DiskMax = 1 << 30,
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
@@ -221,6 +224,7 @@ def up_command(
         body_bytes_in_flight_max=body_bytes_in_flight_max,
         access_log=access_log,
         access_log_lines_per_s=access_log_lines_per_s,
+        tls=tls_files(tls_cert, tls_key),
         cache_memory_bytes=cache_memory_bytes,
         cache_disk_bytes=cache_disk_bytes,
         plans_bytes_max=plans_bytes_max,
@@ -251,6 +255,8 @@ def edge_command(
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
     access_log: AccessLog = "sampled",
     access_log_lines_per_s: AccessLines = 20.0,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     cache_memory_bytes: MemoryMax = 256 << 20,
     cache_disk_bytes: DiskMax = 1 << 30,
     require_signed: RequireSigned = None,
@@ -278,6 +284,7 @@ def edge_command(
         body_bytes_in_flight_max=body_bytes_in_flight_max,
         access_log=access_log,
         access_log_lines_per_s=access_log_lines_per_s,
+        tls=tls_files(tls_cert, tls_key),
         require_signed=trusted_file(require_signed),
         cache_memory_bytes=cache_memory_bytes,
         cache_disk_bytes=cache_disk_bytes,

@@ -7,11 +7,11 @@ its own costs a start of the interpreter; `cli` runs the real command where that
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,12 +21,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.client import ask
+from infra.client import ask, connect
 from infra.stack import Node, free_port
 from registry_sync import endpoints, keys
 from registry_sync.documents import EndpointSpec, Quota, parse_spec, write
@@ -86,6 +85,7 @@ class StackOptions:
     env: Mapping[str, str] = field(default_factory=dict)
     arguments: Sequence[str] = ()  # further ones, as on the command line
     registry: str = ""  # empty: DATA/registry
+    trusted: ssl.SSLContext | None = None  # it is told to serve HTTPS, and this is who trusts it
 
 
 class Stack:
@@ -104,11 +104,15 @@ class Stack:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     @property
     def admin_url(self) -> str:
-        return f"http://127.0.0.1:{self.admin_port}"
+        return f"{self._scheme}://127.0.0.1:{self.admin_port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "http" if self.options.trusted is None else "https"
 
     @property
     def address(self) -> str:
@@ -360,8 +364,8 @@ class Stack:
         if isinstance(body, Mapping):
             body = json.dumps(body)
         content = body.encode() if isinstance(body, str) else body
-        parts = urlsplit(self.admin_url if admin else self.url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+        url = self.admin_url if admin else self.url
+        connection = connect(url, timeout_s, self.options.trusted)
         try:
             connection.request(method, path, content, {**self.auth(key), **(headers or {})})
             response = connection.getresponse()

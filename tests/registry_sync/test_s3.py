@@ -20,17 +20,20 @@ from registry_sync.stores import (
     StoreUnavailable,
 )
 from tests.support.faulty_s3 import (
+    BROKEN,
     CUT_BODY,
     GONE,
     LOSE_ANSWER,
     RACE,
     RESET,
+    SKEWED,
     SLOW_DOWN,
     faulty_s3,
 )
 from tests.support.seaweed import BUCKET, S3Server
 
 MIB = 1 << 20
+Proxied = tuple[Store, list[str | None], list[str]]
 
 
 def test_a_prefix_is_all_a_store_sees(s3_url: str) -> None:
@@ -68,6 +71,15 @@ def test_what_the_credentials_forbid_is_named_and_not_retried(
             store.get("keys.json")
         assert len(proxy.requests) == 2
         store.close()
+
+
+@pytest.mark.rule("F13")
+def test_a_clock_that_is_wrong_is_named_and_not_retried(proxied: Proxied) -> None:
+    store, faults, requests = proxied
+    faults += [SKEWED] * 10
+    with pytest.raises(AccessDenied, match="RequestTimeTooSkewed"):
+        store.get("a")
+    assert len(requests) == 1
 
 
 def test_a_wrong_secret_is_access_denied(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,11 +121,8 @@ def proxied(
         store.close()
 
 
-Proxied = tuple[Store, list[str | None], list[str]]
-
-
 @pytest.mark.rule("F12")
-@pytest.mark.parametrize("fault", [RESET, SLOW_DOWN, LOSE_ANSWER, CUT_BODY])
+@pytest.mark.parametrize("fault", [RESET, SLOW_DOWN, LOSE_ANSWER, CUT_BODY, BROKEN])
 def test_a_read_is_tried_again(proxied: Proxied, fault: str) -> None:
     store, faults, _ = proxied
     store.put_new("a", b"0123456789")

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import http.server
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 
@@ -21,10 +22,17 @@ CUT_BODY = "half of the answer's body, then the connection is cut"
 HOLD = "no answer before `release` is set"
 RACE = "409 ConditionalRequestConflict without asking the server"
 GONE = "404 NoSuchKey without asking the server"
+BROKEN = "500 InternalError without asking the server"
+SKEWED = "403 RequestTimeTooSkewed without asking the server"
+ALTERED = "the answer's body with one bit that is another"
+SLOW = "the answer's body in two parts, a while between them"
+SLOW_S = 0.3
 _REFUSALS = {
     SLOW_DOWN: (503, "SlowDown"),
     RACE: (409, "ConditionalRequestConflict"),
     GONE: (404, "NoSuchKey"),
+    BROKEN: (500, "InternalError"),
+    SKEWED: (403, "RequestTimeTooSkewed"),
 }
 
 
@@ -103,9 +111,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.faulty.answers.append((f"{self.command} {self.path}", status))
         if fault == LOSE_ANSWER:
             return
+        middle = len(data) // 2
+        if fault == ALTERED and data:
+            data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         # Who asked may have been killed since.
         with contextlib.suppress(ConnectionError):
-            self._answer(status, headers, data[: len(data) // 2] if fault == CUT_BODY else data)
+            if fault == SLOW:
+                self._answer(status, headers, data[:middle])
+                time.sleep(SLOW_S)
+                self.wfile.write(data[middle:])
+            else:
+                self._answer(status, headers, data[:middle] if fault == CUT_BODY else data)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 

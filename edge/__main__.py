@@ -29,6 +29,7 @@ from edge.cache_metrics import cache_totals
 from edge.config import EdgeConfig
 from edge.disk import Disk
 from edge.dispatch import Pool
+from edge.dispatch_metrics import dispatch_totals
 from edge.exposure import ExposureLog
 from edge.flight import Flights
 from edge.guard import Guard
@@ -36,7 +37,7 @@ from edge.infer import Service
 from edge.listening import Port
 from edge.log_settings import SharedLogSettings
 from edge.log_writer import LogWriter
-from edge.metrics import Metrics
+from edge.metrics import Counter, Metrics
 from edge.noted import Noted
 from edge.receive import Room
 from edge.sampling import Sampler
@@ -143,15 +144,13 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     noted = Noted(guards[1].__rsgi__, admin_app.routes, service.request_id, access)
     public = Port(guards[0], config.host, config.port, config, public_fd)
     admin = Port(noted, config.admin_host, config.admin_port, config, admin_fd)
-    metrics.follow("tidepool_dispatch_retries", lambda: pool.retries)
     metrics.follow("tidepool_access_lines_dropped", lambda: access.sampler.dropped_total)
-    metrics.follow("tidepool_dispatch_returns", lambda: pool.returns)
     metrics.follow("tidepool_quarantine_refusals", lambda: pool.suspects.refused)
     metrics.follow("tidepool_quarantine_requests", lambda: pool.suspects.convicted)
     metrics.follow("tidepool_audit_records_lost", lambda: desk.records_lost)
     metrics.in_flight = lambda: app.in_flight
     metrics.pending = app.pending
-    metrics.extra = functools.partial(cache_totals, service.cache, service.levels)
+    metrics.extra = functools.partial(_extra, service)
     world.boot()
     if disk is not None and any(e.cache_disk for e in world.snapshot.endpoints.values()):
         disk.start()
@@ -223,6 +222,13 @@ async def _ended(servers: list[asyncio.Task[None]], app: App, drain_s_max: float
         _, unfinished = await asyncio.wait(servers, timeout=DRAIN_POLL_S)
         if not unfinished:
             return
+
+
+def _extra(service: Service) -> tuple[list[Counter], list[Counter]]:
+    """Return the counters and the gauges that others than the metrics keep."""
+    counters, gauges = cache_totals(service.cache, service.levels)
+    more_counters, more_gauges = dispatch_totals(service.pool)
+    return counters + more_counters, gauges + more_gauges
 
 
 async def _save_forever(metrics: Metrics) -> None:

@@ -70,6 +70,7 @@ class Pool:
         self._engines = Engines(self._is_up)
         self._waiting: dict[Call, None] = {}  # in order: who came first is sent first
         self.budget = Budget()
+        self.calls_begun = 0
         self.retries = 0  # calls sent again because their worker was lost
         self.retries_refused = 0  # calls that ended because their worker broke
         self.suspects = Suspects(self)
@@ -118,6 +119,7 @@ class Pool:
     def start(self, call: Call) -> None:
         """Send `call`, or let it wait for a worker; its future ends soon after its deadline."""
         call.pool = self
+        self.calls_begun += 1
         self.budget.pay()
         self.send(call)
         if call.hedge_share and call.on_chunk is None:
@@ -227,6 +229,11 @@ class Pool:
         found = self._engines.away()
         found.update((conn.id, ["silent"]) for conn in self._conns.values() if conn.is_silent)
         return {name: ", ".join(whys) for name, whys in found.items()}
+
+    @property
+    def attempts(self) -> int:
+        """How often a worker was sent a call."""
+        return self._engines.sent
 
     def ejections(self) -> dict[str, int]:
         """Return how often a worker was left alone, by why."""

@@ -27,7 +27,13 @@ _COUNTERS = {
     "tidepool_rows": ("Rows computed.", ARM),
     "tidepool_executions": ("Batches run, by the shares that calls had in them.", ARM),
     "tidepool_quota_refusals": ("Requests that a limit of their key refused.", ("limit",)),
-    "tidepool_dispatch_retries": ("Calls sent again because their worker broke.", ()),
+    "tidepool_dispatch_calls": ("Calls for workers, each counted once.", ()),
+    "tidepool_dispatch_attempts": ("Times that a worker was sent a call.", ()),
+    "tidepool_dispatch_retries": ("Calls sent again because their worker was lost.", ()),
+    "tidepool_dispatch_retries_refused": ("Calls failed because their worker was lost.", ()),
+    "tidepool_dispatch_hedges": ("Calls sent to a second replica because they took long.", ()),
+    "tidepool_dispatch_hedges_won": ("Of these, those that the second one answered.", ()),
+    "tidepool_dispatch_ejections": ("Times that an edge left a worker alone.", ("why",)),
     "tidepool_quarantine_refusals": ("Calls refused because two workers died of them.", ()),
     "tidepool_quarantine_requests": ("Requests that were found to kill workers.", ()),
     "tidepool_dispatch_returns": ("Calls sent elsewhere because their worker drained.", ()),
@@ -41,6 +47,7 @@ _COUNTERS = {
     "tidepool_cache_disk_errors": ("Failures of the disk, each one a miss.", ("kind",)),
 }
 _GAUGES = {
+    "tidepool_dispatch_workers_away": "Workers that edges leave alone now, each edge by itself.",
     "tidepool_cache_memory_bytes": "What the answers in memory weigh.",
     "tidepool_cache_disk_bytes": "What the answers on disk weigh, at the last write.",
     "tidepool_cache_disk_off": "Edges that leave the disk alone for now because it failed.",

@@ -63,6 +63,7 @@ class _Worker(msgspec.Struct):
 class _Edge(msgspec.Struct):
     id: str
     in_flight: int = 0
+    away: dict[str, str] = {}
 
 
 class _Variant(msgspec.Struct):
@@ -159,6 +160,12 @@ def _families(status: _Status) -> Iterator[Metric]:
     for edge in status.edges:
         in_flight.add_metric((edge.id,), edge.in_flight)
     yield in_flight
+    away = GaugeMetricFamily(
+        "tidepool_worker_away", "Edge processes that leave a worker alone.", labels=("worker",)
+    )
+    for name, count in sorted(Counter(name for e in status.edges for name in e.away).items()):
+        away.add_metric((name,), count)
+    yield away
     labels = ("endpoint", "variant", "version")
     warm = GaugeMetricFamily("tidepool_replicas", "Warm replicas.", labels=labels)
     weight = GaugeMetricFamily("tidepool_weight", "Share of the calls, in percent.", labels=labels)

@@ -75,6 +75,7 @@ class Engines:
         # The whole mutable state.
         self._engines: dict[Ref, Replicas] = {}
         self._incarnations: dict[str, str] = {}  # of the routes' workers
+        self.sent = 0
         self.ejections = {ERRORS: 0, SLOW: 0}  # how often a replica was left alone
 
     def follow(self, routes: Routes) -> None:
@@ -100,6 +101,7 @@ class Engines:
         call.is_watched = outliers is not None
         if outliers is not None:
             outliers.sent(conn.id, now_s)
+        self.sent += 1
         conn.send(call, now_s)
 
     def answered(self, call: Call, worker: str, reply: data.Reply) -> None:

@@ -124,7 +124,8 @@ class World:
         )
         self._has_reported = True
         in_flight, waiting = self.metrics.in_flight(), self._pool.waiting()
-        self.link.send(control.Counters(self.incarnation, counts, in_flight, waiting))
+        away = self._pool.away()
+        self.link.send(control.Counters(self.incarnation, counts, in_flight, waiting, away))
         for endpoint in self.snapshot.endpoints.values():
             if endpoint.watch is not None:
                 self.link.send(control.Evidence(self.incarnation, endpoint.watch.evidence()))

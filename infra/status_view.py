@@ -42,10 +42,9 @@ def lines(status: Document) -> list[str]:
             if engine.get("phases_ms"):
                 found.append(f"    woke in {shown_phases(engine['phases_ms'])}")
     found += [_node_line(node) for node in status.get("nodes", ())]
-    found += [
-        f"edge {edge['id']}  pid {edge['pid']}  {edge.get('in_flight', UNKNOWN)} in flight"
-        for edge in status["edges"]
-    ]
+    for edge in status["edges"]:
+        text = f"edge {edge['id']}  pid {edge['pid']}  {edge.get('in_flight', UNKNOWN)} in flight"
+        found += [text, *(f"  {line}" for line in _away(edge))]
     for endpoint in status["endpoints"]:
         text = f"endpoint {endpoint['name']}  revision {endpoint['revision']}"
         found.append(f"{text}  {_recent_line(endpoint)}")
@@ -80,6 +79,11 @@ def tables(status: Document) -> RenderableType:
     parts: list[RenderableType] = [Text(line, "red") for line in _controller(status)]
     parts += [_workers(status), *_nodes(status), _edges(status), _endpoints(status)]
     parts += [
+        Text(f"edge {edge['id']}: {line}", "yellow")
+        for edge in status["edges"]
+        for line in _away(edge)
+    ]
+    parts += [
         Text(f"endpoint {endpoint['name']}: {_rollout(endpoint['rollout'])}", "yellow")
         for endpoint in status["endpoints"]
         if endpoint.get("rollout")
@@ -92,6 +96,12 @@ def tables(status: Document) -> RenderableType:
     parts += [Text(f"rejected {d}: {why}", "red") for d, why in status["rejected"].items()]
     parts += [Text(_quarantined_line(row), "red") for row in status.get("quarantined", ())]
     return Group(*parts)
+
+
+def _away(edge: Document) -> Iterator[str]:
+    """Yield which workers an edge leaves alone."""
+    for worker, why in edge.get("away", {}).items():
+        yield f"worker {worker} gets no calls: {why}"
 
 
 def _signing(status: Document) -> list[str]:

@@ -231,6 +231,7 @@ class Controller:
                 self._tally.report(name, counts)
                 self._recent.report(name, counts, edge.heard_s)
                 edge.in_flight, edge.waiting = in_flight, message.waiting
+                edge.away = message.away
             case control.Evidence(incarnation, arms):
                 self._rollouts.report(f"{edge.register.id}/{incarnation}", arms)
             case control.QuotaDemand() | control.QuotaAck():
@@ -302,7 +303,7 @@ class Controller:
             leader=self._may_act(),
             workers=self._worker_rows(),
             edges=[
-                EdgeStatus(edge.register.id, edge.register.pid, edge.in_flight)
+                EdgeStatus(edge.register.id, edge.register.pid, edge.in_flight, edge.away)
                 for edge in self._edges.values()
             ],
             specs=snapshot.specs,

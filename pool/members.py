@@ -86,6 +86,7 @@ class Edge:
     acked_seq: int = 0
     in_flight: int = 0
     waiting: Mapping[str, int] = field(default_factory=dict)  # see `Counters`
+    away: Mapping[str, str] = field(default_factory=dict)
 
 
 def _outline(beat: control.Heartbeat) -> tuple[bool, list[tuple[str, str, str, bool, int]]]:

@@ -51,6 +51,7 @@ class EdgeStatus:
     id: str
     pid: int
     in_flight: int
+    away: Mapping[str, str] = field(default_factory=dict)  # worker → why it gets no calls
 
 
 def status(
@@ -80,7 +81,10 @@ def status(
         "controller": {"epoch": epoch, "leader": leader, "registry_error": registry_error},
         "workers": [_worker(worker) for worker in workers],
         "nodes": [dict(node) for node in nodes],
-        "edges": [{"id": e.id, "pid": e.pid, "in_flight": e.in_flight} for e in edges],
+        "edges": [
+            {"id": e.id, "pid": e.pid, "in_flight": e.in_flight, "away": dict(e.away)}
+            for e in edges
+        ],
         "endpoints": [
             {
                 **_endpoint(spec, states.get(name), workers, counts, recent, loads, wanted or {}),

@@ -158,6 +158,7 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, tag=4):
     in_flight: _Count = 0
     # "model/version" → calls that wait for a worker, because none can be reached
     waiting: Annotated[dict[_Text, _Count], _Many] = {}
+    away: Annotated[dict[_Short, _Text], _Many] = {}  # worker → why it gets no calls from here
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True, tag=5):

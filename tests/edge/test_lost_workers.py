@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edge.calls import Answer
+from edge.dispatch_metrics import dispatch_totals
 from edge.errors import DeadlineExceeded, ModelFailed, Refusal, WorkerLost
 from edge.outliers import CALLS_MIN, OUT_S
 from pool.wire import data
@@ -32,6 +33,12 @@ def test_stopped_worker_is_found_within_1500_ms_and_its_calls_go_elsewhere() -> 
         assert await ends([scene.fleet.call() for _ in range(20)]) == [Answer] * 20
         assert len(scene["b"].calls) == served
         assert scene.pool.ejections()["silent"] == 1
+        counters, gauges = dispatch_totals(scene.pool)
+        shown = {(one.name, *one.labels): one.value for one in counters + gauges}
+        assert shown["tidepool_dispatch_ejections", "silent"] == 1
+        assert shown["tidepool_dispatch_workers_away",] == 1
+        assert shown["tidepool_dispatch_retries",] == 1
+        assert shown["tidepool_dispatch_attempts",] == 1 + shown["tidepool_dispatch_calls",]
 
     play(main)
 

@@ -206,6 +206,25 @@ def test_requests_in_quarantine_are_shown() -> None:
     assert 'tidepool_quarantined{model="m",version="3"} 2.0' in text
 
 
+@pytest.mark.rule("F2", "F30")
+def test_worker_that_an_edge_leaves_alone_is_shown_and_why() -> None:
+    edge = {"id": "e0", "pid": 7, "in_flight": 3, "away": {"w1": "silent", "w2": "slow of m/3"}}
+    other = {"id": "e1", "pid": 8, "in_flight": 0, "away": {"w1": "silent"}}
+    old = {"id": "e2", "pid": 9, "in_flight": 0}
+    status = {"workers": [], "edges": [edge, other, old], "endpoints": [], "rejected": {}}
+    assert lines(status)[:3] == [
+        "edge e0  pid 7  3 in flight",
+        "  worker w1 gets no calls: silent",
+        "  worker w2 gets no calls: slow of m/3",
+    ]
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables(status))
+    assert "edge e0: worker w2 gets no calls: slow of m/3" in console.export_text()
+    text = pool_text(json.dumps(status).encode()).decode()
+    assert 'tidepool_worker_away{worker="w1"} 2.0' in text
+    assert 'tidepool_worker_away{worker="w2"} 1.0' in text
+
+
 def test_rollout_of_an_endpoint_is_one_line() -> None:
     rollout = shown_rollout(state="rolled_back", reason="errors")
     endpoint = {"name": "m", "revision": 3, "variants": [], "rollout": rollout}

@@ -585,7 +585,8 @@ async def test_status_is_the_document_of_the_design(stack: Stack) -> None:
     await stack.controller.poll()
     member = await stack.joined(edge())
     await stack.joined(worker("w1", engine(calls=2), engine("7", state="loading")))
-    member.say(control.Counters("i1", (control.VariantCount("e", 0, "a", "1", 9, 2, 4),), 7))
+    counts = (control.VariantCount("e", 0, "a", "1", 9, 2, 4),)
+    member.say(control.Counters("i1", counts, 7, away={"w1": "silent"}))
     member.say(control.Ask("status", "", 1))
     found = msgspec.json.decode((await member.hear(control.Answer)).data)
     assert found["controller"] == {"epoch": 3, "leader": True, "registry_error": ""}
@@ -598,7 +599,7 @@ async def test_status_is_the_document_of_the_design(stack: Stack) -> None:
     (variant,) = endpoint["variants"]
     assert (variant["weight"], variant["replicas"]) == (100.0, 1)
     assert (variant["requests"], variant["errors"], variant["hits"]) == (9, 2, 4)
-    assert found["edges"] == [{"id": "e1", "pid": 11, "in_flight": 7}]
+    assert found["edges"] == [{"id": "e1", "pid": 11, "in_flight": 7, "away": {"w1": "silent"}}]
     assert found["rejected"].keys() == {"endpoints/bad.json"}
 
 

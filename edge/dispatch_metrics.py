@@ -1,0 +1,27 @@
+"""What dispatch counts, under the names that the metrics show."""
+
+from __future__ import annotations
+
+from edge.dispatch import Pool
+from edge.metrics import Counter
+
+Totals = tuple[list[Counter], list[Counter]]
+
+
+def dispatch_totals(pool: Pool) -> Totals:
+    """Return the counters and the gauges of one process's calls to workers."""
+    counters = {
+        "tidepool_dispatch_calls": pool.calls_begun,
+        "tidepool_dispatch_attempts": pool.attempts,
+        "tidepool_dispatch_retries": pool.retries,
+        "tidepool_dispatch_retries_refused": pool.retries_refused,
+        "tidepool_dispatch_returns": pool.returns,
+        "tidepool_dispatch_hedges": pool.twins.sent,
+        "tidepool_dispatch_hedges_won": pool.twins.won,
+    }
+    found = [Counter(name, (), value) for name, value in counters.items()]
+    found += [
+        Counter("tidepool_dispatch_ejections", (why,), count)
+        for why, count in pool.ejections().items()
+    ]
+    return found, [Counter("tidepool_dispatch_workers_away", (), len(pool.away()))]

@@ -335,9 +335,10 @@ class App:
 
     def _refused(self, trace: Trace, refusal: Refusal) -> tuple[int, list[tuple[str, str]], bytes]:
         status = refusal.status
-        # Its traceback holds the frames that it passed, with the body in them, and these hold the
-        # trace: a cycle of many MB, for which the collector would come late.
-        refusal.__traceback__ = None
+        # Its traceback, and that of what it was made of, hold the frames that it passed, with the
+        # body in them, and these hold the trace: a cycle of many MB, for which the collector would
+        # come late.
+        refusal.__traceback__ = refusal.__context__ = refusal.__cause__ = None
         trace.refusal = refusal
         headers = [_JSON, *refusal.headers, *self._service.headers(trace)]
         return status, headers, msgspec.json.encode({"error": refusal.text})

@@ -25,6 +25,7 @@ from registry_sync.keys import ALL_SCOPES, record_of
 from registry_sync.leader import look
 from registry_sync.open import open_store
 from registry_sync.stores import Store
+from tests.support.certificates import Authority
 from tests.support.processes import Ended, command, descendants, environment, is_alive, tidepool
 from tests.support.stack import Stack, StackOptions, _run, until
 from tests.support.toxics import ToxicProxy, toxic_proxy
@@ -95,12 +96,20 @@ class Fleet(Stack):
         engines: Sequence[str] = (),
         pool_arguments: Sequence[str] = (),
         is_toxic: bool = False,
+        authority: Authority | None = None,
     ) -> None:
         super().__init__(folder / "client", StackOptions(registry=registry))
+        secret = secrets.token_hex(32)
         self.env: dict[str, str | None] = {
             **env,
-            "TIDEPOOL_FLEET_SECRET": secrets.token_hex(32),
+            "TIDEPOOL_FLEET_SECRET": secret if authority is None else None,
         }
+        self.nodes = {name: folder / name for name in ("a", *"bcd"[:pools])}
+        if authority is not None:
+            for name, node in self.nodes.items():
+                authority.issue(node / "wire-tls", name, with_ca=True)
+                (node / "secrets").write_text(secret)
+            authority.issue(self.data / "wire-tls", "client", with_ca=True)
         self.control_port = free_port()
         # Who is dialled through a proxy: the controller first, then each worker.
         self.toxic_ports: list[int] = []
@@ -115,7 +124,7 @@ class Fleet(Stack):
         a = folder / "a"
         self.controller = self.tier(
             *("controller", "--data", str(a), "--registry", registry),
-            *("--listen", f"tcp://127.0.0.1:{self.control_port}"),
+            *("--listen", f"{'tls' if authority else 'tcp'}://127.0.0.1:{self.control_port}"),
             *("--workers-expected", str(pools * workers)),
             *advertised,
         )
@@ -135,8 +144,6 @@ class Fleet(Stack):
         ]
         self.pool = self.pools[0]
         self.tiers = [self.controller, self.edge, *self.pools]
-        secret = self.env["TIDEPOOL_FLEET_SECRET"]
-        assert secret is not None
         (self.data / "secrets").write_text(secret)  # where questions from this process find it
         self.s3 = open_store(registry)
         keys.add_key(self.store, record_of(self.key, "default", ALL_SCOPES))
@@ -234,11 +241,13 @@ def running_fleet(
     engines: Sequence[str] = (),
     pool_arguments: Sequence[str] = (),
     is_toxic: bool = False,
+    authority: Authority | None = None,
 ) -> Iterator[Fleet]:
     """Run two nodes, or more: `pools` with `workers` each; `env` is what boto3 needs.
 
     Where it `is_toxic`, the controller and the workers of the one pool are dialled through
-    `proxies`.
+    `proxies`.  Where there is an `authority`, all that goes over TCP goes over mutual TLS by it,
+    and each node has the fleet secret in a file of its own.
     """
     fleet = Fleet(
         *(folder, registry, env),
@@ -248,6 +257,7 @@ def running_fleet(
         engines=engines,
         pool_arguments=pool_arguments,
         is_toxic=is_toxic,
+        authority=authority,
     )
     with contextlib.ExitStack() as ends:
         for port in fleet.toxic_ports:

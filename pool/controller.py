@@ -362,7 +362,10 @@ class Controller:
             except TimeoutError:
                 lagging = ", ".join(self._lagging(seq))
                 detail = f"not within {ACKS_S_MAX:.0f} s: edges {lagging}"
-        data = msgspec.json.encode({"edges": len(self._edges), "error": self._registry_error})
+        rejected = self._watch.snapshot.rejected
+        data = msgspec.json.encode(
+            {"edges": len(self._edges), "error": self._registry_error, "rejected": rejected}
+        )
         peer.send(control.encode(control.Answer(not detail, detail[:4000], data, ask_id)))
 
     def _lagging(self, seq: int) -> list[str]:

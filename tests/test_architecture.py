@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.source import PACKAGES, ROOT, SOURCES, TREES
+from tests.support.source import PACKAGES, ROOT, SOURCES, TREES, nodes
 from tests.support.source import imports as _imports
 from tests.support.source import is_in as _is_in
 from tests.support.source import is_ours as _is_ours
@@ -166,7 +166,7 @@ def test_imports_are_at_the_head_of_a_file() -> None:
     found = {
         (module, _module_of(name))
         for module, tree in TREES.items()
-        for function in ast.walk(tree)
+        for function in nodes(tree)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for _, name in _imports(function)
     }
@@ -192,7 +192,7 @@ def test_policy_imports_no_clock_loop_file_log_or_chance(module: str) -> None:
 @pytest.mark.parametrize("module", PURE)
 def test_policy_has_nothing_asynchronous(module: str) -> None:
     asynchronous = ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith
-    assert not [node for node in ast.walk(TREES[module]) if isinstance(node, asynchronous)]
+    assert not [node for node in nodes(TREES[module]) if isinstance(node, asynchronous)]
 
 
 def test_every_module_says_what_it_is() -> None:

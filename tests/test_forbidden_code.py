@@ -11,7 +11,7 @@ import functools
 
 import pytest
 
-from tests.support.source import TREES, dotted, imports, is_in
+from tests.support.source import TREES, dotted, imports, is_in, nodes
 
 # Turn bytes into objects or code; each with the modules that may name it all the same.
 UNSAFE_MODULES: dict[str, tuple[str, ...]] = {
@@ -52,7 +52,7 @@ def _names(tree: ast.AST) -> list[tuple[int, str]]:
     """Return every name that is used, as `module.name` also where it was imported by itself."""
     found: list[tuple[int, str]] = []
     renamed: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.asname:
@@ -61,7 +61,7 @@ def _names(tree: ast.AST) -> list[tuple[int, str]]:
             for alias in node.names:
                 renamed[alias.asname or alias.name] = f"{node.module}.{alias.name}"
                 found.append((node.lineno, f"{node.module}.{alias.name}"))
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Name | ast.Attribute):
             first, _, rest = dotted(node).partition(".")
             name = renamed.get(first, first)
@@ -79,7 +79,7 @@ def _unsafe(tree: ast.AST, module: str = "") -> list[str]:
         for unsafe, allowed in UNSAFE_MODULES.items():
             if is_in(name, (unsafe,)) and module not in allowed:
                 found.append(name)
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if not isinstance(node, ast.Call):
             continue
         given = {keyword.arg: keyword.value for keyword in node.keywords}
@@ -169,7 +169,7 @@ def test_no_part_of_starlette_with_a_history_is_used() -> None:
         f"{module} line {node.lineno}: {dotted(node)}"
         for module, tree in TREES.items()
         if is_in(module, ("edge",))
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Attribute)
         and (node.attr in {"form", *parts} or dotted(node).endswith("request.url"))
     }

@@ -84,7 +84,7 @@ def set_command(
             lambda: endpoints.set_spec(store, spec, if_revision, abort_rollout=abort_rollout),
             audit.revisions,
         )
-        poke(data, store)
+        poke(data, store, document=endpoints.spec_key(name))
     typer.echo(revision)
 
 
@@ -152,7 +152,7 @@ def rollback_command(
             ),
             audit.revisions,
         )
-        poke(data, store)
+        poke(data, store, document=endpoints.spec_key(name))
         typer.echo(revision)
         _say_what_stays(store, name, revision)
 

@@ -151,7 +151,13 @@ def controller_address(data: Path, store: Store | None) -> str | None:
     return None
 
 
-def poke(data: Path, store: Store, *, says_if_nobody: bool = False) -> bool:
+class _Poked(msgspec.Struct):
+    """What a controller answers; a former release's has no `rejected`."""
+
+    rejected: dict[str, str] = {}
+
+
+def poke(data: Path, store: Store, *, says_if_nobody: bool = False, document: str = "") -> bool:
     """Let the running stack, if there is one, take over what was just written.
 
     Returns:
@@ -161,9 +167,11 @@ def poke(data: Path, store: Store, *, says_if_nobody: bool = False) -> bool:
         data: the folder of the stack.
         store: the registry.
         says_if_nobody: where no stack is known here, say that no running edge goes by it yet.
+        document: the key of what was written.
 
     Raises:
-        CannotStart: some edge did not confirm; the document is written all the same.
+        CannotStart: some edge did not confirm, or nobody goes by `document`; it is written all the
+            same.
     """
     try:
         address = controller_address(data, store)
@@ -179,6 +187,8 @@ def poke(data: Path, store: Store, *, says_if_nobody: bool = False) -> bool:
         typer.echo(f"written; no controller could be told ({error})", err=True)
         return False
     _require(answer, "written, but not every edge has confirmed")
+    if why := msgspec.json.decode(answer.data, type=_Poked).rejected.get(document):
+        raise CannotStart(f"written, but the stack goes by the last good one: {document}: {why}")
     return True
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from registry_sync import catalog, endpoints
+from infra.stack import Node
+from registry_sync import catalog
+from registry_sync.client import SyncError, fetch_via
 from registry_sync.documents import EndpointSpec, Variant, write
 from registry_sync.publish import publish
 from registry_sync.signing import load_key, make_key
@@ -72,28 +74,27 @@ def test_unsigned_version_is_never_loaded_and_never_served(
         assert not strict.engine(model)
     # Nor in the place of a version that is called for by an endpoint that serves.
     strict.publish("moved", graph, sign=signers.ours.sign)
-    publish(strict.store, "moved", graph)
-    endpoints.set_spec(
-        strict.store, EndpointSpec("moved", (Variant("stable", "moved", "2", 100.0),))
-    )
-    strict.poke()
+    made = publish(strict.store, "moved", graph)
+    spec = EndpointSpec("moved", (Variant("stable", "moved", made, 100.0),))
+    (strict.data / "moved.json").write_bytes(write(spec))
+    with pytest.raises(AssertionError, match=r"the last good one: .* not signed"):
+        strict.cli("endpoint", "set", "moved", str(strict.data / "moved.json"))
     answer = strict.infer("moved", INPUT)
     assert (answer.status, answer.json()["model_version"]) == (200, "1")
     assert "not signed" in rejected(strict, "endpoints/moved.json")
 
 
-def test_worker_refuses_too_whatever_edge_and_controller_say(
-    strict: Stack, graph: Path, signers: Signers
+async def test_sync_process_refuses_by_itself_whatever_edge_and_controller_say(
+    strict: Stack, graph: Path
 ) -> None:
-    """The sync process and the worker hold the rule by themselves."""
-    kept = strict.data / "store" / "models" / "alone" / "1" / "manifest.json"
     publish(strict.store, "alone", graph)
-    manifest = catalog.load_manifest(strict.store, "alone", "1")
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(write(manifest))  # as if it had come before the policy
-    strict.poke()
-    assert strict.infer("alone", INPUT, version="1").status in (404, 503)
-    assert not strict.engine("alone")
+    kept = strict.data / "store" / "models" / "alone" / "1" / "manifest.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)  # as if it had come before the policy
+    kept.write_bytes(write(catalog.load_manifest(strict.store, "alone", "1")))
+    for model in ("alone", "bare"):
+        with pytest.raises(SyncError, match="not signed, and this node") as caught:
+            await fetch_via(Node(strict.data).sync_socket, model, "1")
+        assert not caught.value.retry
 
 
 def test_revoked_key_ends_serving_and_a_trusted_one_begins_it(

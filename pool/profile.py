@@ -13,6 +13,8 @@ from typing import Final
 # a drifting time within a few dozen samples and not to jump at one outlier.
 MEAN_GAIN: Final = 1 / 8
 DEVIATION_GAIN: Final = 1 / 4
+DEVIATION_FIRST: Final = 1 / 8  # of the first run that counts, over its duration
+RUNS_MIN: Final = 8  # of like size, to tell how far such runs deviate
 # A normal distribution's p99 lies 2.33 σ above its mean, and its mean deviation is 0.8 σ.
 DEVIATIONS: Final = 3.0
 # A hiccup counts as no more than this times the prediction; a lasting change is still
@@ -34,8 +36,39 @@ class _Bucket:
     """Runs of like size."""
 
     rows_mean: float
+    rows_largest: int
     run_s_mean: float
-    run_s_deviation: float
+    run_s_deviation: float  # from the line through the means of all buckets
+    runs: int = 1
+
+
+class _Line:
+    """A run's duration by its rows, linear between points."""
+
+    __slots__ = ("rows", "run_s")
+
+    def __init__(self) -> None:
+        self.rows: list[float] = []
+        self.run_s: list[float] = []
+
+    def add(self, rows: float, run_s: float) -> None:
+        """Go on to a point with more rows."""
+        self.rows.append(rows)
+        self.run_s.append(run_s)
+
+    def at(self, rows: int) -> float:
+        """Before the first point it is level, beyond the last it grows in proportion."""
+        points, run_s = self.rows, self.run_s
+        if not points:
+            return 0.0
+        right = bisect_left(points, rows)
+        if right == 0:
+            return run_s[0]
+        if right == len(points):
+            return run_s[-1] * rows / points[-1]
+        rows_0, rows_1 = points[right - 1], points[right]
+        share = (rows - rows_0) / (rows_1 - rows_0)
+        return run_s[right - 1] + share * (run_s[right] - run_s[right - 1])
 
 
 class LatencyProfile:
@@ -43,17 +76,19 @@ class LatencyProfile:
 
     Runs are kept in buckets of doubling size (1, 2, 3-4, 5-8, …).  A prediction is the mean
     and three mean deviations (about p99), linear between the buckets and never falling with
-    the rows.  Beyond the largest size seen it grows in proportion, which is an upper bound as
-    rows in a larger batch are not dearer; it is corrected by the first such run.  Below the
-    smallest, the smallest holds.  Before the first counted run it is 0: nothing is given up
-    on a guess.
+    the rows.  That a larger run of a bucket takes longer is no deviation: what counts is how
+    far a run is from the line through the buckets' means.  The last line goes on to the largest
+    size seen; beyond, a prediction grows in proportion, which is an upper bound as rows in a
+    larger batch are not dearer; it is corrected by the first such run.  Below the smallest, the
+    smallest holds.  Before the first counted run it is 0: nothing is given up on a guess.
     """
 
     def __init__(self) -> None:
-        # The whole mutable state: the buckets, the curve through them, and what was last run.
+        # The whole mutable state: the buckets, the lines through them, and what was last run.
         self._buckets: dict[int, _Bucket] = {}
-        self._curve_rows: list[float] = []
-        self._curve_s: list[float] = []
+        self._means = _Line()
+        self._highs = _Line()
+        self._relative_deviation = DEVIATION_FIRST  # of all runs, over the run's duration
         self._is_cold = True
         self._last_run_s = 0.0
 
@@ -77,31 +112,49 @@ class LatencyProfile:
             run_s = min(run_s, OUTLIER_FACTOR * self.run_s(rows))
         bucket = self._buckets.get((rows - 1).bit_length())
         if bucket is None:
-            self._buckets[(rows - 1).bit_length()] = _Bucket(rows, run_s, run_s / 8)
+            self._buckets[(rows - 1).bit_length()] = _Bucket(
+                rows, rows, run_s, run_s * DEVIATION_FIRST
+            )
         else:
-            if run_s < bucket.run_s_mean:
+            error_s = run_s - self._means.at(rows)
+            if error_s < 0:
                 # What is not trusted any more gives way to better news.
-                bucket.run_s_mean += (run_s - bucket.run_s_mean) * (1.0 - trust)
+                bucket.run_s_mean += error_s * (1.0 - trust)
                 bucket.run_s_deviation *= trust
-            error_s = run_s - bucket.run_s_mean
-            bucket.rows_mean += (rows - bucket.rows_mean) * MEAN_GAIN
-            bucket.run_s_mean += error_s * MEAN_GAIN
+                error_s *= trust
             bucket.run_s_deviation += (abs(error_s) - bucket.run_s_deviation) * DEVIATION_GAIN
-        self._draw_curve()
+            relative = abs(error_s) / max(bucket.run_s_mean, 1e-9)
+            self._relative_deviation += (relative - self._relative_deviation) * MEAN_GAIN
+            bucket.runs += 1
+            # Together: of a run time of α·b + β, the means then stay on its line.
+            bucket.rows_mean += (rows - bucket.rows_mean) * MEAN_GAIN
+            bucket.run_s_mean += (run_s - bucket.run_s_mean) * MEAN_GAIN
+            bucket.rows_largest = max(bucket.rows_largest, rows)
+        self._draw_lines()
 
-    def _draw_curve(self) -> None:
-        self._curve_rows.clear()
-        self._curve_s.clear()
+    def _draw_lines(self) -> None:
+        means, highs = self._means, self._highs = _Line(), _Line()
         before_s, before_rows = 0.0, 0.0
         for _, bucket in sorted(self._buckets.items()):
-            high_s = bucket.run_s_mean + DEVIATIONS * bucket.run_s_deviation
+            deviation_s = bucket.run_s_deviation
+            if bucket.runs < RUNS_MIN:
+                # Too few to tell: as far off as runs of other sizes have been.
+                deviation_s = min(deviation_s, self._relative_deviation * bucket.run_s_mean)
+            high_s = bucket.run_s_mean + DEVIATIONS * deviation_s
             if before_rows:
                 # A size that looks too slow is not run, so only the others can correct it.
                 dearest_s = DEARER_FACTOR * before_s * bucket.rows_mean / before_rows
                 high_s = min(max(high_s, before_s), dearest_s)
             before_s, before_rows = high_s, bucket.rows_mean
-            self._curve_rows.append(before_rows)
-            self._curve_s.append(before_s)
+            means.add(bucket.rows_mean, bucket.run_s_mean)
+            highs.add(bucket.rows_mean, high_s)
+        rows_more = bucket.rows_largest - before_rows
+        if len(means.rows) > 1 and rows_more > 0:
+            # The last piece goes on; what it adds is a matter of rows, not of deviations.
+            rise_s = max(0.0, means.run_s[-1] - means.run_s[-2])
+            rise_s *= rows_more / (means.rows[-1] - means.rows[-2])
+            means.add(bucket.rows_largest, means.run_s[-1] + rise_s)
+            highs.add(bucket.rows_largest, high_s + rise_s)
 
     @property
     def rows_per_s_max(self) -> float:
@@ -111,17 +164,7 @@ class LatencyProfile:
 
     def run_s(self, rows: int) -> float:
         """Predict the duration of a run of so many rows, pessimistically (about p99)."""
-        curve_rows, curve_s = self._curve_rows, self._curve_s
-        if not curve_rows:
-            return 0.0
-        right = bisect_left(curve_rows, rows)
-        if right == 0:
-            return curve_s[0]
-        if right == len(curve_rows):
-            return curve_s[-1] * rows / curve_rows[-1]
-        rows_0, rows_1 = curve_rows[right - 1], curve_rows[right]
-        share = (rows - rows_0) / (rows_1 - rows_0)
-        return curve_s[right - 1] + share * (curve_s[right] - curve_s[right - 1])
+        return self._highs.at(rows)
 
     def trust(self, now_s: float) -> float:
         """Say how much of a prediction to believe when giving up a call, 0 to 1.

@@ -106,6 +106,40 @@ def test_a_prediction_is_about_the_99th_percentile() -> None:
     assert 0.002 < late / 20_000 < 0.04
 
 
+def test_sizes_that_share_a_bucket_are_not_taken_for_noise() -> None:
+    dice = random.Random(3)
+    profile = LatencyProfile()
+    for _ in range(400):
+        rows = dice.randint(1, 45)
+        profile.record(rows, 0.010 + 0.002 * rows, 0.0)
+    for rows in range(1, 46):
+        assert profile.run_s(rows) == pytest.approx(0.010 + 0.002 * rows, rel=0.05)
+
+
+def test_of_all_sizes_a_prediction_is_about_the_99th_percentile() -> None:
+    dice = random.Random(4)
+    profile = LatencyProfile()
+    late = 0
+    for count in range(20_000):
+        rows = dice.randint(1, 45)
+        run_s = (0.010 + 0.002 * rows) * dice.gauss(1.0, 0.05)
+        late += count > 100 and run_s > profile.run_s(rows)
+        profile.record(rows, run_s, 0.0)
+    assert 0.002 < late / 20_000 < 0.04
+
+
+def test_a_size_that_ran_once_deviates_as_the_others_do() -> None:
+    profile = learned((1, 0.010), (2, 0.011))
+    profile.record(4, 0.013, 0.0)
+    assert profile.run_s(4) == pytest.approx(0.013, rel=0.02)
+
+
+def test_beyond_the_last_bucket_the_line_goes_on_to_the_largest_size_seen() -> None:
+    profile = learned((1, 0.012), (20, 0.050), (30, 0.070))
+    assert profile.run_s(30) == pytest.approx(0.070, rel=0.02)
+    assert profile.run_s(60) == pytest.approx(0.140, rel=0.02)
+
+
 def test_a_prediction_is_fully_trusted_while_the_engine_runs() -> None:
     profile = learned((1, 0.010))
     assert profile.trust(FORGET_HALF_S) == 1.0

@@ -14,10 +14,11 @@ from typing import TypeVar
 
 import structlog
 
-from pool.batching import Limits, Run, Shed, decide
+from pool.batching import Limits, Run, Shed, Wait, decide
 from pool.closing import close_session
 from pool.counters import QueueCounters
 from pool.engines.base import Session
+from pool.expiry import TIMER_ROUNDING_S
 from pool.inline import InlineRule
 from pool.lanes import Lanes, UnderWay
 from pool.lobby import Lobby, misfit
@@ -88,6 +89,7 @@ class EngineQueue:
         self._lanes = Lanes(lanes)
         self._ample_s = 0.0  # enough for that many full batches after the run under way
         self._is_step_due = False
+        self._pause: asyncio.TimerHandle | None = None
         self._is_idle_known = True
         self._closed: asyncio.Future[None] | None = None
         self._is_session_closing = False
@@ -256,6 +258,12 @@ class EngineQueue:
         self._launch_next()
         self._report_idle()
 
+    def _step_in(self, pause_s: float) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        # Not less than a timer can tell, or it would come again and again.
+        self._pause = self._loop.call_later(max(pause_s, TIMER_ROUNDING_S), self._step_soon)
+
     def _launch_next(self) -> None:
         lanes, waiting = self._lanes, self._waiting
         line = waiting.line
@@ -277,6 +285,9 @@ class EngineQueue:
                     run = UnderWay(tickets, rows, now_s, lanes.profile.run_s(rows))
                     waiting.take(tickets, run.expected_s / rows)
                     was_inline = self._launch(run)
+                case Wait(until_s):
+                    self._step_in(until_s - now_s)
+                    break
         if was_inline and line.rows:
             self._step_soon()  # first whoever else wants the loop
         waiting.watch_arrived()

@@ -26,6 +26,7 @@ UNHURRIED = (
     "tests/infra/test_autoscaler_figures.py",
     "tests/infra/test_simulate_keepalive_figure.py",
     "tests/infra/test_simulate_traces_real.py",
+    "tests/pool/test_batching_optimum.py",
     "tests/pool/test_batching_simulation.py",
     "tests/pool/test_build_desk_simulation.py",
     "tests/pool/test_converted_plans.py",

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from pool.batching import SCAN_BATCHES_MAX, Decision, Limits, Run, Shed, decide, target_rows
+from pool.batching import (
+    PAUSE_S_MIN,
+    SCAN_BATCHES_MAX,
+    TIGHT_RUNS,
+    Decision,
+    Limits,
+    Run,
+    Shed,
+    Wait,
+    decide,
+    largest_rows,
+    target_rows,
+)
 from pool.ticket import ROWS_UNBOUNDED, Ticket
+from registry_sync.documents import PRIORITY_DEFAULT
 from tests.support.tickets import asked
 
 
@@ -16,8 +31,11 @@ def ticket(
     slo_s: float = 10.0,
     shape: str = "x",
     rows_max: int = ROWS_UNBOUNDED,
+    priority: int = PRIORITY_DEFAULT,
 ) -> Ticket:
-    made = asked([0] * rows, arrived_s=arrived_s, slo_s=slo_s, shape_key=shape).ticket
+    made = asked(
+        [0] * rows, arrived_s=arrived_s, slo_s=slo_s, shape_key=shape, priority=priority
+    ).ticket
     made.rows_max = rows_max
     return made
 
@@ -154,3 +172,113 @@ def test_an_endpoints_own_bound_holds_besides_the_engines() -> None:
 def test_the_narrowest_bound_in_a_batch_holds() -> None:
     waiting = [ticket(), ticket(rows_max=2), ticket()]
     assert decide(waiting, 0.0, limits(), 0.0) == Run(2)
+
+
+# Tight deadlines: below 4 β, which is 16 ms for an engine of 1 ms a row and 4 ms.
+
+TIGHT_S = 0.0155
+TIGHT_END_S = TIGHT_RUNS * 0.004
+
+
+def aged(*ages_s: float, slo_s: float = TIGHT_S) -> list[Ticket]:
+    """Tickets that have waited so long at time 0."""
+    return [ticket(arrived_s=-age_s, slo_s=slo_s) for age_s in ages_s]
+
+
+def pause_s(step: Decision) -> float:
+    return step.until_s if isinstance(step, Wait) else 0.0
+
+
+@pytest.mark.parametrize(("slo_s", "is_tight"), [(TIGHT_END_S - 1e-6, True), (TIGHT_END_S, False)])
+def test_the_regime_changes_where_a_deadline_is_four_times_the_fixed_cost(
+    slo_s: float, is_tight: bool
+) -> None:
+    # Who is alone waits for company, or runs at once.
+    assert pause_s(next_step(aged(0.0, slo_s=slo_s))) == pytest.approx(0.001 if is_tight else 0.0)
+    # Without a load that speaks for it the head is shed for a larger batch, or served in a small.
+    behind = [ticket(slo_s=slo_s) for _ in range(7)]
+    waiting = [ticket(arrived_s=6e-3 - slo_s, slo_s=slo_s), *behind]
+    assert next_step(waiting) == (Shed(1) if is_tight else Run(2))
+
+
+def test_who_waits_has_the_pause_of_one_row_after_the_last_arrival() -> None:
+    assert pause_s(next_step(aged(0.003, 0.0004))) == pytest.approx(0.0006)
+    assert next_step(aged(0.003, 0.0011)) == Run(2)
+
+
+def test_a_pause_ends_where_one_more_would_be_late() -> None:
+    # Two take 6 ms, and three 7 ms, of which 7.4 ms are left.
+    assert pause_s(next_step(aged(TIGHT_S - 0.0074, 0.0))) == pytest.approx(0.0004)
+    assert next_step(aged(TIGHT_S - 0.0069, 0.0)) == Run(2)
+
+
+def test_the_newest_first_make_the_same_pause() -> None:
+    assert pause_s(next_step(aged(0.0004, 0.003))) == pytest.approx(0.0006)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "step"),
+    [
+        (aged(*[0.0] * 8), Run(8)),  # it is full
+        (aged(*[0.0] * 9), Run(8)),
+        ([ticket(slo_s=TIGHT_S, rows_max=1)], Run(1)),
+        ([ticket(rows=9, slo_s=TIGHT_S)], Run(1)),
+        ([ticket(slo_s=TIGHT_S), ticket(slo_s=TIGHT_S, shape="b")], Run(1)),
+        ([ticket(slo_s=TIGHT_S), ticket(slo_s=TIGHT_S, rows=8)], Run(1)),
+    ],
+)
+def test_there_is_no_pause_while_nobody_could_join_or_somebody_else_waits(
+    waiting: list[Ticket], step: Run
+) -> None:
+    if waiting[0].rows == 9:
+        assert next_step(waiting, limits=Limits(8, lambda rows: 0.004)) == step
+    else:
+        assert next_step(waiting) == step
+
+
+def test_pauses_that_no_timer_can_make_are_not_made() -> None:
+    short = limits(per_row_s=0.9 * PAUSE_S_MIN)
+    assert next_step(aged(0.0), limits=short) == Run(1)
+
+
+def test_a_tight_head_is_served_where_shedding_it_wins_nothing() -> None:
+    # Each of these could be in a batch of six, of nine who wait.
+    assert next_step(aged(*[TIGHT_S - 0.0105] * 9)) == Run(6)
+
+
+def test_no_head_is_shed_for_the_sake_of_a_lower_priority() -> None:
+    lower = [ticket(slo_s=TIGHT_S, priority=PRIORITY_DEFAULT + 1) for _ in range(7)]
+    assert next_step([*aged(TIGHT_S - 0.0062), *lower]) == Run(2)
+
+
+def test_the_newest_are_never_shed_for_those_behind_them() -> None:
+    dice = random.Random(7)
+    for _ in range(300):
+        ages_s = sorted(dice.uniform(0, TIGHT_S - 0.0055) for _ in range(dice.randint(1, 30)))
+        assert not isinstance(next_step(aged(*ages_s)), Shed)
+
+
+def test_the_largest_batch_is_the_largest() -> None:
+    """Against every window of every queue."""
+    dice = random.Random(11)
+    engine = limits(rows_max=12)
+    for case in range(500):
+        count = dice.randint(1, 28)
+        waiting = aged(*sorted((dice.uniform(0, TIGHT_S) for _ in range(count)), reverse=True))
+        best = 0
+        for first in range(count):
+            left_s = waiting[first].deadline_s
+            sizes = range(1, min(engine.rows_max, count - first) + 1)
+            best = max([best, *[size for size in sizes if engine.run_s(size) <= left_s]])
+        assert largest_rows(waiting, 0.0, engine) == max(1, best), f"case {case}"
+
+
+def test_repeated_decisions_run_the_largest_batch_with_its_oldest_tickets() -> None:
+    dice = random.Random(12)
+    for case in range(300):
+        ages_s = sorted((dice.uniform(0.002, 0.0114) for _ in range(12)), reverse=True)
+        waiting = aged(*ages_s)
+        largest = largest_rows(waiting, 0.0, limits())
+        while isinstance(step := next_step(waiting), Shed):
+            del waiting[: step.count]
+        assert step == Run(largest), f"case {case}"

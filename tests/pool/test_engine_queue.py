@@ -58,6 +58,13 @@ class Bench:
             runner=self.runner,
         )
 
+    async def learn(self) -> None:
+        """Let the queue find out what runs take."""
+        for size in (1, 8) * 20:
+            for _ in range(size):
+                self.submit()
+            await asyncio.sleep(0.1)
+
     def submit(self, values: int | list[int] = 0, **how: Any) -> Asked:
         one = asked(values, arrived_s=self.loop.time(), **how)
         self.queue.submit(one.ticket)
@@ -71,6 +78,44 @@ def values(one: Asked, name: str = "y") -> list[int]:
 
 
 # Batches.
+
+
+def test_tight_calls_wait_for_one_row_s_time_for_company_and_share_a_run() -> None:
+    async def main() -> list[tuple[float, int]]:
+        bench = Bench()
+        await bench.learn()
+        before, began_s = len(bench.runner.runs), bench.loop.time()
+        tight = [bench.submit(1, slo_s=0.030)]
+        await asyncio.sleep(0.0007)
+        tight.append(bench.submit(2, slo_s=0.030))
+        await asyncio.sleep(0.1)
+        assert [values(one) for one in tight] == [[1], [2]]
+        return [(at_s - began_s, rows) for at_s, rows, _ in bench.runner.runs[before:]]
+
+    ((start_s, rows),) = virtual_time.run(main())
+    assert rows == 2
+    assert start_s == pytest.approx(0.0017, abs=0.0003)
+
+
+@pytest.mark.parametrize("ends", ["cancel", "close"])
+def test_a_pause_ends_with_who_made_it(ends: str) -> None:
+    async def main() -> int:
+        bench = Bench()
+        await bench.learn()
+        before = len(bench.runner.runs)
+        tight = bench.submit(1, slo_s=0.030)
+        await asyncio.sleep(0.0002)
+        if ends == "cancel":
+            bench.queue.cancel(tight.ticket)
+            assert isinstance(tight.outcome, Cancelled)
+        else:
+            await bench.queue.close()
+            assert isinstance(tight.outcome, Returned)
+        await asyncio.sleep(0.1)
+        assert bench.queue.is_idle
+        return len(bench.runner.runs) - before
+
+    assert virtual_time.run(main()) == 0
 
 
 def test_what_arrives_in_one_turn_of_the_loop_shares_a_run() -> None:

@@ -16,7 +16,7 @@ from pool.batching import Limits, target_rows
 # Once a call was refused, and until nobody waits any more, calls that are taken are to wait for no
 # more than this part of their time: predictions are off by something, and a queue that is always
 # full to the brim answers everybody at the last moment.
-STANDING_SHARE: Final = 0.75
+STANDING_SHARE: Final = 0.6
 # Whose whole time is not longer is told soon enough by the engine's next step, which knows better.
 SHORT_S: Final = 0.04
 RETRY_AFTER_S_MIN: Final = 1.0

@@ -30,7 +30,7 @@ CREDIT_S: Final = 0.5
 KNOWN_MAX: Final = 1024  # tenants of which is known what they have used
 ROW_S: Final = 0.001  # what a row takes, before anything has run: only ratios count then
 # Whoever has waited for more of its time than this, while calls are being refused, is late.
-LATE_SHARE: Final = 0.85
+LATE_SHARE: Final = 0.75
 
 
 class _Party:

@@ -183,13 +183,13 @@ def test_priorities_come_before_shares() -> None:
 def test_once_the_oldest_are_late_the_newest_go_first_within_each_tenant() -> None:
     line = Line()
     old = [asked(0, tenant="a", slo_s=1.0).ticket for _ in range(3)]
-    new = [asked(0, tenant="b", slo_s=1.0, arrived_s=0.8).ticket for _ in range(2)]
+    new = [asked(0, tenant="b", slo_s=1.0, arrived_s=0.7).ticket for _ in range(2)]
     for ticket in (*old, *new):
         line.add(ticket)
-    for now_s, is_standing in ((0.9, False), (0.84, True)):
+    for now_s, is_standing in ((0.9, False), (0.74, True)):
         line.look(now_s, is_standing=is_standing)
         assert list(line) == [old[0], new[0], old[1], new[1], old[2]]
-    line.look(0.9, is_standing=True)
+    line.look(0.8, is_standing=True)
     assert list(line) == [old[2], new[0], old[1], new[1], old[0]]
 
 

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,7 @@ class Told(msgspec.Struct, array_like=True, frozen=True):
     took_s: float
     status: int  # 0: none came
     retry_after_ms: int
+    infer_s: float  # of an answer: how long the engine ran
 
     @property
     def end_s(self) -> float:
@@ -106,7 +108,7 @@ def answered_per_s(told: Sequence[Told], part: float = 0.8) -> float:
 class _Connection(asyncio.Protocol):
     pool: list[_Connection]
     transport: asyncio.Transport | None = None
-    told: asyncio.Future[tuple[int, int]] | None = None
+    told: asyncio.Future[tuple[int, int, float]] | None = None
     head: bytearray = field(default_factory=bytearray)
 
     def connection_made(self, transport: Any) -> None:
@@ -118,30 +120,28 @@ class _Connection(asyncio.Protocol):
         if end < 0:
             return
         lower = bytes(self.head[:end]).lower()
-        if len(self.head) < end + 4 + _number(lower, b"content-length: "):
+        if len(self.head) < end + 4 + _number(lower, b"\r\ncontent-length: "):
             return
         status = int(self.head[9:12])
         self.head.clear()
-        self._end((status, _number(lower, b"retry-after-ms: ")))
+        infer_s = _number(lower, b"infer;dur=") / 1e3
+        self._end((status, int(_number(lower, b"\r\nretry-after-ms: ")), infer_s))
         self.pool.append(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._end((0, 0))
+        self._end((0, 0, 0.0))
         if self in self.pool:
             self.pool.remove(self)
 
-    def _end(self, told: tuple[int, int]) -> None:
+    def _end(self, told: tuple[int, int, float]) -> None:
         if self.told is not None and not self.told.done():
             self.told.set_result(told)
 
 
-def _number(head: bytes, name: bytes) -> int:
-    at = head.find(b"\r\n" + name)
-    if at < 0:
-        return 0
-    start = at + 2 + len(name)
-    end = head.find(b"\r\n", start)
-    return int(head[start : end if end >= 0 else len(head)])
+def _number(head: bytes, name: bytes) -> float:
+    at = head.find(name)
+    found = re.match(rb"[\d.]+", head[at + len(name) :]) if at >= 0 else None
+    return float(found[0]) if found else 0.0
 
 
 class _Sender:
@@ -158,7 +158,7 @@ class _Sender:
             f"content-length: {len(stream.body)}\r\n\r\n{stream.body}"
         ).encode()
         loop = asyncio.get_running_loop()
-        status = retry_ms = 0
+        status, retry_ms, infer_s = 0, 0, 0.0
         try:
             if self.free:
                 connection = self.free.pop()
@@ -170,11 +170,11 @@ class _Sender:
             assert connection.transport is not None
             connection.transport.write(request)
             async with asyncio.timeout(stream.deadline_s + GIVE_UP_S):
-                status, retry_ms = await connection.told
+                status, retry_ms, infer_s = await connection.told
         except (OSError, TimeoutError):
             pass
         took_s = time.monotonic() - self.began_s - due_s
-        self.told.setdefault(stream.name, []).append(Told(due_s, took_s, status, retry_ms))
+        self.told.setdefault(stream.name, []).append(Told(due_s, took_s, status, retry_ms, infer_s))
 
     async def open_loop(self, stream: Stream, dice: random.Random) -> None:
         due_s = stream.from_s

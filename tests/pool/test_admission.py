@@ -1,0 +1,100 @@
+"""Who may wait for an engine: only who can be answered in time."""
+
+from __future__ import annotations
+
+import pytest
+
+from pool.admission import RETRY_AFTER_S_MIN, SHORT_S, STANDING_SHARE, Admission, Ahead, finish_in_s
+from pool.batching import Limits
+
+ONE_BY_ONE = Limits(1, lambda _rows: 0.02)
+BATCHES = Limits(32, lambda rows: 0.004 + 0.001 * rows)
+
+
+def refused_s(
+    admission: Admission,
+    rows_ahead: int,
+    *,
+    limits: Limits = ONE_BY_ONE,
+    left_s: float = 0.501,
+    free_in_s: float = 0.0,
+    rate: float = 0.0,
+    at_once: int = 1,
+) -> float:
+    return admission.refused_s(
+        1, left_s, left_s, Ahead(free_in_s, rows_ahead, at_once), limits, rate
+    )
+
+
+def test_a_call_is_taken_as_long_as_it_can_be_answered_in_time() -> None:
+    assert refused_s(Admission(), 24) == 0.0  # 24 · 20 ms, and 20 of its own
+    assert refused_s(Admission(), 25) == RETRY_AFTER_S_MIN
+    assert refused_s(Admission(), 24, free_in_s=0.002) > 0
+    assert refused_s(Admission(), 48, at_once=2) == 0.0
+
+
+def test_the_run_under_way_counts() -> None:
+    assert finish_in_s(1, Ahead(0.015, 3), ONE_BY_ONE, 0.5, 0.0) == pytest.approx((0.075, 0.095))
+
+
+def test_what_waits_runs_in_full_batches_and_ones_own_grows_until_it_begins() -> None:
+    full_s, own_s = BATCHES.run_s(32), BATCHES.run_s(7)
+    assert finish_in_s(1, Ahead(0.0, 70), BATCHES, 0.5, 0.0) == pytest.approx(
+        (2 * full_s, 2 * full_s + own_s)
+    )
+    # 200 more a second: 14 of them come before it begins.
+    assert finish_in_s(1, Ahead(0.0, 70), BATCHES, 0.5, 200.0)[1] == pytest.approx(
+        2 * full_s + BATCHES.run_s(7 + 14)
+    )
+    # However many come, it is no larger than a batch.
+    assert finish_in_s(1, Ahead(0.0, 70), BATCHES, 0.5, 1e6)[1] == pytest.approx(3 * full_s)
+
+
+def test_a_queue_that_stands_is_kept_shorter_until_it_is_empty() -> None:
+    admission = Admission()
+    shorter = int(STANDING_SHARE * 0.5 / 0.02)
+    assert refused_s(admission, 24) == 0.0
+    assert refused_s(admission, 25) > 0
+    assert admission.is_standing
+    assert refused_s(admission, shorter) == 0.0
+    assert refused_s(admission, shorter + 1) > 0
+    admission.is_standing = False
+    assert refused_s(admission, 24) == 0.0
+
+
+def test_one_callers_short_deadline_is_not_a_queue_that_stands() -> None:
+    admission = Admission()
+    assert refused_s(admission, 0, left_s=0.05, free_in_s=0.04) > 0
+    assert not admission.is_standing
+
+
+def test_a_standing_queue_still_fills_the_next_batch() -> None:
+    admission = Admission()
+    assert refused_s(admission, 10_000, limits=BATCHES) > 0
+    assert refused_s(admission, 31, limits=BATCHES, left_s=0.08, free_in_s=0.035) == 0.0
+
+
+def test_whose_whole_time_is_short_is_left_to_the_next_step() -> None:
+    assert refused_s(Admission(), 1000, left_s=SHORT_S) == 0.0
+
+
+def test_an_engine_that_knows_nothing_refuses_nobody() -> None:
+    assert refused_s(Admission(), 1000, limits=Limits(1, lambda _rows: 0.0)) == 0.0
+
+
+def test_when_to_come_back_follows_the_queue() -> None:
+    assert refused_s(Admission(), 250, left_s=4.0) == pytest.approx(5.0)
+
+
+def test_rivals_are_others_that_called_lately() -> None:
+    admission = Admission()
+    for now_s in (0.0, 0.1, 0.2):
+        admission.came("a", now_s)
+    assert not admission.has_rivals(0.2)
+    admission.came("b", 0.3)
+    assert admission.has_rivals(0.3)
+    admission.came("a", 0.4)
+    assert admission.has_rivals(0.4)
+    assert not admission.has_rivals(1.4)
+    admission.came("a", 1.4)
+    assert not admission.has_rivals(1.5)

@@ -226,3 +226,17 @@ def test_tenants_without_end_are_not_remembered() -> None:
         line.add(of(f"tenant {number}"))
         serve(line)
     assert len(line._default.known) <= KNOWN_MAX
+
+
+def test_a_tenant_that_nobody_knew_goes_first_too() -> None:
+    line = Line()
+    for _ in range(200):
+        line.add(of("a"))
+        line.add(of("b"))
+    for _ in range(200):
+        serve(line)
+    newcomers = [of("c") for _ in range(3)]
+    assert line.rows_before(newcomers[0]) == 0
+    for ticket in newcomers:
+        line.add(ticket)
+    assert names(line, 3) == "ccc"

@@ -196,3 +196,29 @@ def test_tenants_that_all_want_more_get_it_by_their_shares(share: float) -> None
     both = Engine().take(callers)
     ratio = len(in_time(both["a"])) / len(in_time(both["b"]))
     assert ratio == pytest.approx(share, rel=0.1)
+
+
+def test_a_queue_that_was_empty_takes_a_burst_as_long_as_it_can_answer() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        runner = VirtualRunner(echo(), lambda _rows: RUN_S)
+        queue = EngineQueue(runner.session, name="q", rows_max=1, clock=loop.time, runner=runner)
+
+        async def burst(count: int, slo_s: float = 0.51) -> int:
+            """Send at once; return how many are answered."""
+            sent = [asked(1, arrived_s=loop.time(), slo_s=slo_s) for _ in range(count)]
+            for one in sent:
+                queue.submit(one.ticket)
+            refused_s = [one for one in sent if one.outcomes]
+            await asyncio.sleep(1.0)
+            answered = sum(isinstance(one.outcome, Answer) for one in sent)
+            assert answered + len(refused_s) == count
+            return answered
+
+        for _ in range(5):  # the engine's time is learned
+            await burst(1)
+        assert 20 <= await burst(100) <= 25
+        assert 20 <= await burst(100) <= 25
+        assert 2 <= await burst(10, slo_s=0.065) <= 3
+
+    virtual_time.run(main())

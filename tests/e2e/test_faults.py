@@ -23,6 +23,7 @@ from tests.support.processes import is_alive
 from tests.support.stack import TEST_ENGINES, Stack, running_stack, until
 
 INPUT = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
+SIBLINGS_S = 1.5  # so old is what an edge tells of its siblings, on a busy machine
 RESPAWN_S_MAX = 20.0  # an interpreter's start on a machine that other tests keep busy
 
 
@@ -162,28 +163,23 @@ def test_both_workers_killed_one_after_the_other_lose_no_request(two: Stack) -> 
 
 
 @pytest.mark.rule("F2")
-def test_worker_that_stands_still_is_left_and_its_calls_go_elsewhere_or_end(two: Stack) -> None:
-    pid = two.pids()["worker-0"]
-    two.edit_endpoint("echo", deadline_ms=4000, cache=None)
-    try:
-        with load_on(two, threads=4) as load:
-            load.more(50)
-            with stopped(pid):
-                until(lambda: len(status_of(two)["workers"]) == 1, 10.0, "it leaves the status")
-                time.sleep(5.0)  # until what it holds has passed its deadline
-                before = load.answered
-                until(lambda: load.answered > before + 100, 20.0, "the other one serves them all")
-            until(lambda: len(status_of(two)["workers"]) == 2, 10.0, "it is back")
-            before = load.answered
-            until(lambda: load.answered > before + 100, 20.0, "both serve")
-        assert not load.wrong
-        assert max(load.latencies_s) < 5.5  # what it answered too late went to nobody
-        # Only what it already held may end with its deadline, and soon after that.
-        assert len(load.failed) <= 4
-        assert all(text.startswith("504 after 4.") for text in load.failed), load.failed
-    finally:
-        two.edit_endpoint("echo", deadline_ms=10000, cache={"ttl_s": 3600})
-        until(lambda: warm_in(two) == 2, RESPAWN_S_MAX, "a replica in both workers")
+def test_worker_that_stands_still_is_found_and_its_calls_go_elsewhere(two: Stack) -> None:
+    def silences() -> float:
+        return two.metric("tidepool_dispatch_ejections_total", why="silent")
+
+    pid, before = two.pids()["worker-0"], silences()
+    with load_on(two, threads=4) as load:
+        load.more(100)
+        with stopped(pid):
+            began_s = time.monotonic()
+            until(lambda: silences() > before, 10.0, "an edge has found it", 0.02)
+            seen_s = time.monotonic() - began_s
+            load.more(200)
+        until(lambda: warm_in(two) == 2, RESPAWN_S_MAX, "both serve")
+        load.more(50)
+    print(f"seen after {seen_s:.2f} s, longest call {max(load.latencies_s):.2f} s")
+    load.assert_clean()  # what it held was sent to the other one, and its late answers to nobody
+    assert seen_s < 1.5 + SIBLINGS_S
 
 
 def test_call_whose_worker_dies_of_it_is_tried_twice_and_then_refused(one: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 from typing import Any
 
@@ -237,5 +238,33 @@ def test_new_process_of_a_replica_that_was_left_alone_is_taken_at_once() -> None
         assert scene.pool.away()
         scene.fleet.route("abc", workers="abc", incarnation="j")
         assert not scene.pool.away()
+
+    play(main)
+
+
+@pytest.mark.rule("F3")
+def test_clients_that_try_three_times_more_make_no_storm_of_a_worker_that_hears_nothing() -> None:
+    async def main(scene: Scene) -> None:
+        asked, failed = 0, 0
+
+        async def client(dice: random.Random) -> None:
+            nonlocal asked, failed
+            while asked < 1000:
+                asked += 1
+                for _ in range(4):
+                    if isinstance(await outcome(scene.fleet.call(left_s=0.3)), Answer):
+                        break
+                    failed += 1
+                await asyncio.sleep(dice.uniform(0.0, 0.05))
+
+        for name in "abc":
+            scene.answer_after(name, 0.02)
+        clients = [scene.world.go(client(random.Random(n))) for n in range(12)]
+        await asyncio.sleep(0.3)
+        scene.stop("b")
+        await asyncio.gather(*clients)
+        assert scene.pool.calls_begun == asked + failed
+        assert scene.pool.attempts <= 1.1 * asked + 3
+        assert 0 < failed <= 0.05 * asked
 
     play(main)

@@ -32,6 +32,7 @@ class Load:
         total: int = 0,
         pause_s: float = 0.0,
         timeout_s: float = 30.0,
+        tries: int = 1,
     ) -> None:
         """Prepare.
 
@@ -43,6 +44,7 @@ class Load:
             total: they end by themselves after so many requests; 0: when told to.
             pause_s: of each client between two requests.
             timeout_s: of a socket.
+            tries: so often a client asks at most until it is answered.
         """
         self._url = urlsplit(url)
         self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
@@ -51,6 +53,8 @@ class Load:
         self._timeout_s = timeout_s
         self._left = total
         self._is_bounded = total > 0
+        self._tries = tries
+        self.asked = 0  # with new inputs
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
@@ -117,12 +121,16 @@ class Load:
         try:
             while self._take():
                 values = [float(v) for v in random.standard_normal(FEATURES, dtype=np.float32)]
-                began_s = time.monotonic()
-                try:
-                    self._ask(connection, values, began_s)
-                except (OSError, http.client.HTTPException) as error:
-                    self.failed.append(f"{type(error).__name__}: {error}")
-                    connection.close()
+                self.asked += 1
+                for _ in range(self._tries):
+                    failures = len(self.failed)
+                    try:
+                        self._ask(connection, values, time.monotonic())
+                    except (OSError, http.client.HTTPException) as error:
+                        self.failed.append(f"{type(error).__name__}: {error}")
+                        connection.close()
+                    if len(self.failed) == failures:
+                        break
                 if self._pause_s:
                     time.sleep(self._pause_s)
         finally:

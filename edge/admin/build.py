@@ -44,7 +44,8 @@ def _build() -> dict[str, Any]:
         "commit": _commit(ours),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
-        "platform": platform.platform(),
+        # Not `platform.platform()`, which starts a process.
+        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
         "packages": {
             name: found.version if (found := _distribution(name)) is not None else None
             for name in PACKAGES

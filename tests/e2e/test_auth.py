@@ -135,6 +135,7 @@ def test_the_tables_of_routes_are_read() -> None:
 
 @pytest.mark.parametrize("case", GUARDED, ids=ids)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.rule("SEC-7")
 def test_no_route_answers_without_a_good_key(
     stack: Stack, bad_keys: dict[str, str | None], case: Case, kind: str
 ) -> None:
@@ -324,6 +325,7 @@ def test_without_any_key_every_call_is_refused_and_health_is_not(
     assert stack.request("GET", "/v2/health/ready", key=None).status == 200
 
 
+@pytest.mark.rule("SEC-2")
 def test_no_key_can_be_read_anywhere(stack: Stack, wide_stack: Stack) -> None:
     assert stack.leaks() == []
     assert wide_stack.leaks() == []

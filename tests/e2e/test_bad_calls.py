@@ -139,6 +139,7 @@ SHAPES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.rule("SEC-5")
 def test_a_shape_that_is_none(send: Send, name: str) -> None:
     given = {**ROW, "shape": SHAPES[name]}
     if SHAPES[name] is ...:

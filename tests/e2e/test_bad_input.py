@@ -180,6 +180,7 @@ WORDS = ("infer", "generate", "generate_stream")
 
 @pytest.mark.rule("F25")
 @pytest.mark.parametrize("name", BODIES)
+@pytest.mark.rule("SEC-5")
 def test_a_bad_body_is_the_caller_s_fault(stack: Stack, name: str) -> None:
     body = BODIES[name]
     content = body.encode() if isinstance(body, str) else body
@@ -309,6 +310,7 @@ def test_a_broken_request_line_is_refused_or_cut(stack: Stack, line: bytes) -> N
     assert answer.status == 0 or 400 <= answer.status < 500, answer.received[:300]
 
 
+@pytest.mark.rule("SEC-3")
 def test_a_body_over_the_limit_is_refused_before_it_is_read(stack: Stack) -> None:
     started_s = time.monotonic()
     answer = _send(stack, _head(stack, f"content-length: {BODY_BYTES_MAX + 1}"))
@@ -317,6 +319,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(stack: Stack) -> Non
 
 
 @pytest.mark.parametrize("word", WORDS)
+@pytest.mark.rule("SEC-3")
 def test_a_body_over_the_limit_in_chunks_is_refused(stack: Stack, word: str) -> None:
     head = _head(stack, "transfer-encoding: chunked", path=f"/v2/models/{MODEL}/{word}")
     chunk = b"%x\r\n%b\r\n" % (1 << 20, b" " * (1 << 20))
@@ -426,6 +429,7 @@ if SUITE.exists():  # where the corpus lies beside the checkout
 
 
 @pytest.mark.parametrize("x", [MAGIC_VALUE, -MAGIC_VALUE])
+@pytest.mark.rule("SEC-2")
 def test_a_model_that_fails_is_a_500_that_counts_against_it(stack: Stack, x: int) -> None:
     """Whatever it raises."""
     name = f"bad-failing{'-' * (x < 0)}"
@@ -561,6 +565,7 @@ def test_a_head_that_does_not_come_is_cut(stack: Stack, before: Before) -> None:
     assert answer.status == 0 or 400 <= answer.status < 500
 
 
+@pytest.mark.rule("SEC-12")
 def test_nothing_has_died(stack: Stack, before: Before) -> None:
     assert stack.pids() == before.pids
     assert stack.request("POST", PATH, GOOD).status == 200

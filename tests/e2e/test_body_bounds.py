@@ -60,6 +60,7 @@ def test_a_compressed_tensor_of_zeros_is_no_bomb(stack: Stack, zeros: str) -> No
 
 
 @pytest.mark.parametrize("size_mb", [9, 60, 300])
+@pytest.mark.rule("SEC-23")
 def test_a_bomb_is_refused_before_it_goes_off(stack: Stack, zeros: str, size_mb: int) -> None:
     bomb = gzip.compress(bytes(size_mb << 20))
     pid = stack.pids()["edge-0"]

@@ -138,6 +138,7 @@ BROKEN: dict[str, tuple[list[str], bytes]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.rule("SEC-1", "SEC-11")
 def test_what_is_not_whole_and_clear_does_not_run(stack: Stack, diary: Diary, name: str) -> None:
     lines, body = BROKEN[name]
     before = diary.count("run")
@@ -157,6 +158,7 @@ def test_what_is_not_whole_and_clear_does_not_run(stack: Stack, diary: Diary, na
         ("a chunk size that is none", 400),
     ],
 )
+@pytest.mark.rule("SEC-11")
 def test_what_is_wrong_has_a_status_of_its_own(stack: Stack, name: str, status: int) -> None:
     lines, body = BROKEN[name]
     assert send(stack, head(stack, PATH, *lines), body).status == status
@@ -264,6 +266,7 @@ def test_two_requests_smuggled_behind_one_are_not_run(stack: Stack, diary: Diary
     _nothing_runs(stack, diary, before)
 
 
+@pytest.mark.rule("SEC-1")
 def test_70000_one_byte_chunks_are_refused_soon(stack: Stack, diary: Diary) -> None:
     before = diary.count("run")
     body = BODY + b" " * (70_000 - len(BODY))

@@ -167,7 +167,7 @@ def _hold(target: Field) -> None:
     assert p99_s <= P99_S_MAX
 
 
-@pytest.mark.rule("F25")
+@pytest.mark.rule("F25", "SEC-2", "SEC-12")
 def test_hundreds_of_fuzzed_requests_do_no_harm(target: Field) -> None:
     _all(target, 1)
     _hold(target)

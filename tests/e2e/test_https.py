@@ -98,6 +98,18 @@ def test_tls_before_1_2_is_refused_and_1_2_is_not(site: Site) -> None:
         connection.close()
 
 
+@pytest.mark.rule("SEC-22")
+def test_http_2_is_not_agreed_on(site: Site) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(("127.0.0.1", site.stack.port), 5.0) as plain,
+        context.wrap_socket(plain) as one,
+    ):
+        assert one.selected_alpn_protocol() in (None, "http/1.1")
+
+
 def test_commands_speak_https_and_say_whom_they_do_not_trust(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

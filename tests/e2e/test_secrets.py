@@ -7,6 +7,8 @@ import secrets
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from tests.support.stack import TEST_ENGINES, Answer, Stack, observed_inputs, tensors, until
 
 MODEL = "secretive"
@@ -58,6 +60,7 @@ def body_of(stack: Stack, path: str) -> bytes:
     return answer.body if answer.status == 200 else b""
 
 
+@pytest.mark.rule("SEC-2")
 def test_no_piece_of_a_key_is_shown_or_written_anywhere(
     start_stack: Callable[..., Stack],
 ) -> None:

@@ -425,6 +425,7 @@ def test_output_without_a_json_form_must_be_asked_for_as_binary() -> None:
 @pytest.mark.parametrize(
     "shape", [[2**31 - 1] * 3, [2**31 - 1, 2**31 - 1, 4], [2**21, 2**21, 2**22], [8, 2**30, 2**30]]
 )
+@pytest.mark.rule("SEC-5")
 def test_huge_shapes_are_refused_without_memory(shape: list[int]) -> None:
     bodies: list[tuple[bytes, str | None]] = [
         (body(tensor("x", "FP32", shape, [1])), None),
@@ -452,6 +453,7 @@ def test_huge_shapes_are_refused_without_memory(shape: list[int]) -> None:
         assert peak_bytes < 1 << 20
 
 
+@pytest.mark.rule("SEC-5")
 def test_product_that_wraps_around_is_not_zero() -> None:
     # In 64 bits this is 0 elements, which 0 bytes would satisfy.
     raw, length = binary(
@@ -470,6 +472,7 @@ def test_product_that_wraps_around_is_not_zero() -> None:
 
 
 @pytest.mark.parametrize("field", ["name", "datatype", "id", "output", "parameter", "key"])
+@pytest.mark.rule("SEC-2")
 def test_errors_never_echo_much_of_the_input(field: str) -> None:
     secret = "s3cr3t" * 100_000
     raws = {

@@ -81,6 +81,7 @@ async def test_other_fields_may_come_twice() -> None:
     assert await ask(HOST, ("accept", "a"), ("accept", "b"), ("x-forwarded-for", "ü")) == 200
 
 
+@pytest.mark.rule("SEC-11")
 async def test_headers_are_bounded_together() -> None:
     almost = [(f"x-{number}", "a" * 1024) for number in range(31)]
     rest = HEADER_BYTES_MAX - 31 * 1024 - len(HOST[1])

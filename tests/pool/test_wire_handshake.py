@@ -197,6 +197,7 @@ def test_proof_with_the_previous_secret_is_accepted_with_the_previous_secret() -
     handshake.check_accept(SECRETS.current, CHALLENGE, NONCE, accepted)
 
 
+@pytest.mark.rule("SEC-7")
 def test_proof_with_another_secret_is_refused() -> None:
     proof = handshake.prove(OTHER.current, CHALLENGE, NONCE)
     assert proof_is_refused(SECRETS, CHALLENGE.nonce, proof)
@@ -260,6 +261,7 @@ def test_nonces_are_fresh() -> None:
 
 
 @pytest.mark.parametrize("held", [SECRETS, OLD_AND_NEW], ids=["current", "previous"])
+@pytest.mark.rule("SEC-7")
 def test_peers_of_one_fleet_speak(run: Run, held: Secrets) -> None:
     async def main() -> None:
         accepted = Accepted()

@@ -52,6 +52,7 @@ def test_made_key_names_its_id_and_holds_256_random_bits() -> None:
     assert make_key("acme", ["infer:*"])[0] != KEY
 
 
+@pytest.mark.rule("SEC-21")
 def test_record_keeps_the_salted_hash_of_the_secret_and_nothing_of_it() -> None:
     secret = KEY.split("_")[2]
     salted = bytes.fromhex(RECORD.salt) + secret.encode()
@@ -173,6 +174,7 @@ def test_key_is_good_until_its_last_second() -> None:
     assert verify(key, known, NOW_S) is None
 
 
+@pytest.mark.rule("SEC-21")
 def test_unknown_id_costs_the_same_hash_and_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     work: list[tuple[str, int, int]] = []
     real_compare, real_sha256 = hmac.compare_digest, hashlib.sha256

@@ -214,6 +214,19 @@ class Fleet(Stack):
         """Not told apart here: ask a tier."""
         raise NotImplementedError
 
+    def folders(self) -> list[Path]:
+        """Return where its nodes write, and their tiers log."""
+        return [self.data, *self.nodes.values()]
+
+    def all_pids(self) -> list[int]:
+        """Return the pids of all tiers' live processes."""
+        return [pid for tier in self.tiers for pid in tier.pids()]
+
+    def fleet_secrets(self) -> list[str]:
+        """Return the fleet's secrets that its nodes hold."""
+        given = self.env["TIDEPOOL_FLEET_SECRET"]
+        return [*super().fleet_secrets(), *([given] if given else [])]
+
     def log_text(self) -> str:
         """Return what all tiers logged."""
         return "".join(tier.log() for tier in self.tiers)
@@ -266,3 +279,6 @@ def running_fleet(
         ends.callback(fleet.stop)
         fleet.start()
         yield fleet
+        assert fleet.leaks() == []
+    # Again, with what they said last.
+    assert fleet.leaks() == []

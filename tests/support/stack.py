@@ -47,6 +47,8 @@ TEST_ENGINES = (
     "tests.support.observed_engine:ObservedCountingEngine",
 )
 
+KEPT_SECRET = ("secrets", "tls.key")  # files that are nothing else
+
 T = TypeVar("T")
 
 
@@ -225,10 +227,19 @@ class Stack:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def leaks(self) -> list[str]:
-        """Return where a key that was ever used can be read: logs, files, command lines."""
-        known = [secret.encode() for secret in self.secrets]
-        files = [path for path in self.data.rglob("*") if path.is_file()]
-        files += [Path(f"/proc/{pid}/cmdline") for pid in self.pids().values()]
+        """Return where a secret that was ever used can be read: logs, files, command lines.
+
+        These are the keys of callers, the fleet's secrets, and the keys of certificates.
+        """
+        known = [secret.encode() for secret in (*self.secrets, *self.fleet_secrets())]
+        known.append(b"PRIVATE KEY-----")
+        files = [
+            path
+            for folder in self.folders()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name not in KEPT_SECRET
+        ]
+        files += [Path(f"/proc/{pid}/cmdline") for pid in self.all_pids()]
         found = []
         for path in files:
             try:
@@ -237,6 +248,19 @@ class Stack:
                 continue
             found += [str(path) for secret in known if secret in content]
         return found
+
+    def folders(self) -> list[Path]:
+        """Return where its processes write."""
+        return [self.data]
+
+    def all_pids(self) -> list[int]:
+        """Return the pids of all its live processes."""
+        return [*self.pids().values()]
+
+    def fleet_secrets(self) -> list[str]:
+        """Return the fleet's secrets that its nodes hold."""
+        texts = [path.read_text() for folder in self.folders() for path in folder.glob("secrets")]
+        return [secret.strip() for text in texts for secret in text.split(",")]
 
     # Documents.
 

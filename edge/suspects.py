@@ -96,7 +96,7 @@ class Suspects:
                     call.alone = True
                     call.future.add_done_callback(functools.partial(self._tried, fingerprint, call))
                 return False
-        self._hold(call, call.deadline_s)
+        self._hold(call)
         return True
 
     def lost(self, worker: Worker, calls: Iterable[Call]) -> None:
@@ -111,9 +111,12 @@ class Suspects:
                 call.alone or call.ref in tried or (call.is_held and waited[call.ref] > CROWD)
             ):
                 continue
-            self._known.blame(
-                _fingerprint_of(call), call.ref, loss, now_s, had_begun=call.has_begun
-            )
+            fingerprint = _fingerprint_of(call)
+            self._known.blame(fingerprint, call.ref, loss, now_s, had_begun=call.has_begun)
+            if self._known.verdict(fingerprint, now_s) == "open":
+                # Also after the call's own end: who sends it next is not to pay for it again.
+                loop = asyncio.get_running_loop()
+                loop.call_later(JUDGED_S_MAX, self._give_up, fingerprint)
 
     def holds(self, call: Call) -> bool:
         """Hold a call whose worker was lost, if it is to be found out whether it died of it."""
@@ -124,7 +127,7 @@ class Suspects:
             case "guilty":
                 self._refuse(call, _fingerprint_of(call))
             case "open":
-                self._hold(call, min(call.deadline_s, now_s + JUDGED_S_MAX))
+                self._hold(call)
             case _:
                 return False
         return True
@@ -192,22 +195,23 @@ class Suspects:
             call.watch = None
         self._sender.cancel(call, quarantined(self._known.left_s(fingerprint, self._now())))
 
-    def _hold(self, call: Call, until_s: float) -> None:
-        left_s = max(0.0, until_s - self._now())
-        self._held[call] = asyncio.get_running_loop().call_later(left_s, self._held_long, call)
+    def _hold(self, call: Call) -> None:
+        left_s = max(0.0, call.deadline_s - self._now())
+        self._held[call] = asyncio.get_running_loop().call_later(left_s, self._expire, call)
 
-    def _held_long(self, call: Call) -> None:
-        """End a call that has been held for as long as it may be."""
+    def _expire(self, call: Call) -> None:
         self.forget(call)
-        if not call.has_begun:
-            self._sender.cancel(
-                call, DeadlineExceeded("the deadline passed while a like request was tried")
-            )
-            return
-        # Nobody will say what became of the worker.
-        self._known.give_up(_fingerprint_of(call))
-        self._lose(call)
-        self._settle_held()
+        if call.has_begun:
+            self._lose(call)
+        else:
+            text = "the deadline passed while a like request was tried"
+            self._sender.cancel(call, DeadlineExceeded(text))
+
+    def _give_up(self, fingerprint: Fingerprint) -> None:
+        """Wait no longer for word of a worker that was lost."""
+        if self._known.verdict(fingerprint, self._now()) == "open":
+            self._known.give_up(fingerprint)
+            self._settle_held()
 
     def _tried(self, fingerprint: Fingerprint, call: Call, _: asyncio.Future[Answer]) -> None:
         """Let the copies of a call go on that was run alone and has ended."""

@@ -340,11 +340,19 @@ class EngineQueue:
     def _start(
         self, ticket: Ticket, work: Callable[[], T], done: Callable[[T, float], None]
     ) -> None:
-        """Start a run that `ticket` is the first of; one that is alone once it has said so."""
+        """Start a run that `ticket` is the first of; one that is alone once it may."""
         if ticket.on_alone is None:
             self._runner.start(work, done)
-        else:
-            ticket.on_alone(lambda: self._runner.start(work, done))
+            return
+
+        def begin(over: Callable[[], None]) -> None:
+            def end(result: T, run_s: float) -> None:
+                over()
+                done(result, run_s)
+
+            self._runner.start(work, end)
+
+        ticket.on_alone(begin)
 
     def _finish(self, run: UnderWay, ran: Ran, run_s: float) -> None:
         self._inline.record(run.rows, run_s, was_inline=False)

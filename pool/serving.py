@@ -19,7 +19,7 @@ from pool.inside import Inside
 from pool.loaded import Loaded
 from pool.shadow import Shadows
 from pool.slots import EngineSlot
-from pool.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Overdue, Returned, Ticket
+from pool.ticket import ROWS_UNBOUNDED, Answer, Begin, Failed, Outcome, Overdue, Returned, Ticket
 from pool.turn import Turn
 from pool.wire import data
 from pool.wire.arena import ArenaView
@@ -133,10 +133,18 @@ class Served:
             case Overdue():
                 self.refuse(504, "the deadline passed while the call waited")
 
-    def _begin_alone(self, begin: Callable[[], None]) -> None:
-        """Let a run begin once the edge can learn of it, whatever becomes of this process then."""
-        self.edge.peer.send(data.encode(data.Began(self.call.call_id)))
-        self.edge.peer.when_written(begin)
+    def _begin_alone(self, begin: Begin) -> None:
+        """Let a run begin once no other is alone, and the edge can learn of it.
+
+        Whatever becomes of this process then, the edge will know by which run.
+        """
+        peer, gate = self.edge.peer, self.edge.alone
+
+        def say() -> None:
+            peer.send(data.encode(data.Began(self.call.call_id)))
+            peer.when_written(lambda: begin(gate.leave))
+
+        gate.enter(say)
 
     def held(self, phase: str, left_s: float) -> None:
         """Tell the edge, if its client is to know, what a load is doing that the call waits for."""
@@ -236,6 +244,7 @@ class EdgePeer:
         self._slot_of = slot_of
         self._inside = inside
         self._turn = turn
+        self.alone = turn.alone
         self.shadows = shadows
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()

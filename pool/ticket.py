@@ -51,6 +51,8 @@ class Cancelled(msgspec.Struct, frozen=True):
     """The caller went away; nobody waits for an answer."""
 
 
+# Begins a run; what it gets is called on the loop when the run is over.
+Begin: TypeAlias = Callable[[Callable[[], None]], None]
 Outcome: TypeAlias = Answer | Failed | Overdue | Returned | Cancelled
 
 
@@ -74,8 +76,8 @@ class Ticket:
     tenant: str = ""  # whose part of the engine's time it takes
     share: float = 1.0  # how large that part is, beside the other tenants'
     # Shares its run with nobody, and the session with no other run, if given; called on the loop
-    # in the place of that run, which begins when it calls what it gets, exactly once.
-    on_alone: Callable[[Callable[[], None]], None] | None = None
+    # in the place of that run, which it begins, exactly once.
+    on_alone: Callable[[Begin], None] | None = None
     settled: bool = field(default=False, init=False)
 
     def settle(self, outcome: Outcome) -> bool:

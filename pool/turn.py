@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from pool.alone import Gate
+
 
 class Turn:
     """Collects what to do at the end of the read under way, or else in the loop's next turn."""
@@ -19,6 +21,7 @@ class Turn:
         # The whole mutable state: whether a read is under way, and what to do at its end.
         self._is_reading = False
         self._later: list[Callable[[], None]] = []
+        self.alone = Gate()  # for runs, of any engine, that are to be alone
 
     def begin(self) -> None:
         """A read has brought a frame."""

@@ -251,3 +251,20 @@ async def test_guards_hear_of_an_error(fleet: Fleet) -> None:
 
 def _fingerprint() -> bytes:
     return fingerprint_of("d", [BAD], ("y",))
+
+
+async def test_a_request_is_found_out_after_its_own_deadline_too(fleet: Fleet) -> None:
+    """Or whoever sends it again kills two more."""
+    life = Life(fleet)
+    await up(fleet)
+    for worker in fleet.workers.values():
+        worker.greets = False
+    call = bad_call(fleet, left_s=0.3)
+    assert isinstance(await outcome(call), WorkerLost)
+    assert len(life.deaths) == 2
+    for worker in fleet.workers.values():
+        worker.greets = True  # and who waits for a greeting has it now
+        worker.tell(data.Hello(data.WIRE, "worker", worker.name, worker.incarnation))
+    await fleet.until(lambda: fleet.pool.suspects.convicted == 1)
+    assert await outcomes(bad_call(fleet)) == ["quarantined"]
+    assert len(life.deaths) == 2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
+from pool.alone import Gate
 from pool.engine_queue import EngineQueue
-from pool.ticket import Answer, Cancelled
+from pool.ticket import Answer, Begin, Cancelled
 from tests.support import virtual_time
 from tests.support.counting_engine import TestSession
 from tests.support.tickets import VirtualRunner, X, Y, asked
@@ -28,7 +28,8 @@ class Bench:
         self.queue = EngineQueue(
             self.session, name="bench", rows_max=8, clock=self.loop.time, runner=self.runner
         )
-        self.begins: list[Callable[[], None]] = []
+        self.begins: list[Begin] = []
+        self.ends = asyncio.Event()
 
     @property
     def starts(self) -> list[tuple[float, int]]:
@@ -44,7 +45,7 @@ def test_nobody_shares_its_run_and_nothing_runs_beside_it(lanes: int) -> None:
             one = asked(
                 arrived_s=bench.loop.time(),
                 shape_key=object() if alone else "x",
-                on_alone=(lambda begin: begin()) if alone else None,
+                on_alone=(lambda begin: begin(bench.ends.set)) if alone else None,
             )
             bench.queue.submit(one.ticket)
         await asyncio.sleep(1)
@@ -57,7 +58,9 @@ def test_nobody_shares_its_run_and_nothing_runs_beside_it(lanes: int) -> None:
 def test_one_that_is_behind_lets_it_end_first() -> None:
     async def main() -> None:
         bench = Bench()
-        bench.queue.submit(asked(shape_key=object(), on_alone=lambda begin: begin()).ticket)
+        bench.queue.submit(
+            asked(shape_key=object(), on_alone=lambda begin: begin(bench.ends.set)).ticket
+        )
         await asyncio.sleep(RUN_S / 2)
         bench.queue.submit(asked([1] * 8, arrived_s=bench.loop.time()).ticket)
         await asyncio.sleep(1)
@@ -76,8 +79,10 @@ def test_the_run_begins_only_when_it_is_let() -> None:
         await asyncio.sleep(0.5)
         assert bench.starts == []
         assert not bench.queue.is_idle
-        bench.begins.pop()()
+        bench.begins.pop()(bench.ends.set)
+        assert not bench.ends.is_set()
         await one.settled.wait()
+        assert bench.ends.is_set()
         assert isinstance(one.outcome, Answer)
         await other.settled.wait()
         assert bench.starts == [(0.5, 1), (0.5 + RUN_S, 1)]
@@ -94,7 +99,7 @@ def test_short_runs_that_are_alone_are_not_done_on_the_loop() -> None:
         bench.queue.submit(one.ticket)
         await asyncio.sleep(0.1)
         assert bench.queue.counters.runs_inline == 0
-        bench.begins.pop()()
+        bench.begins.pop()(bench.ends.set)
         await one.settled.wait()
 
     virtual_time.run(main())
@@ -108,9 +113,31 @@ def test_one_that_leaves_before_it_begins_does_not_keep_the_queue() -> None:
         await asyncio.sleep(0.1)
         bench.queue.cancel(one.ticket)
         assert one.outcome == Cancelled()
-        bench.begins.pop()()
+        bench.begins.pop()(bench.ends.set)
         await asyncio.sleep(0.1)
+        assert bench.ends.is_set()
         assert bench.queue.is_idle
         await bench.queue.close()
+
+    virtual_time.run(main())
+
+
+def test_of_two_engines_the_runs_that_are_alone_come_one_after_the_other() -> None:
+    async def main() -> None:
+        gate = Gate()
+        one, two = Bench(), Bench()
+        for bench in (one, two, one):
+            bench.queue.submit(
+                asked(
+                    arrived_s=bench.loop.time(),
+                    shape_key=object(),
+                    on_alone=lambda begin: gate.enter(lambda: begin(gate.leave)),
+                ).ticket
+            )
+        two.queue.submit(asked(arrived_s=two.loop.time()).ticket)
+        await asyncio.sleep(1)
+        assert one.starts == [(0.0, 1), (2 * RUN_S, 1)]
+        assert two.starts == [(RUN_S, 1), (2 * RUN_S, 1)]
+        assert not gate._is_taken
 
     virtual_time.run(main())

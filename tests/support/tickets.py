@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from pool.engines.base import Array, Tensors
-from pool.ticket import Outcome, Ticket
+from pool.ticket import Begin, Outcome, Ticket
 from registry_sync.documents import PRIORITY_DEFAULT, TensorSpec
 from tests.support.counting_engine import TestSession
 
@@ -46,7 +46,7 @@ def asked(
     inputs: Tensors | None = None,
     outputs: tuple[str, ...] = (),
     on_chunk: Callable[[Tensors], Awaitable[None] | None] | None = None,
-    on_alone: Callable[[Callable[[], None]], None] | None = None,
+    on_alone: Callable[[Begin], None] | None = None,
     tenant: str = "",
     share: float = 1.0,
 ) -> Asked:

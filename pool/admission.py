@@ -17,8 +17,9 @@ from pool.batching import Limits, target_rows
 # more than this part of their time: predictions are off by something, and a queue that is always
 # full to the brim answers everybody at the last moment.
 STANDING_SHARE: Final = 0.6
-# Whose whole time is not longer is told soon enough by the engine's next step, which knows better.
-SHORT_S: Final = 0.04
+# Where batches grow, whose whole time is not longer is left to the engine's next steps: these drop
+# who makes a batch late, which leaves room for who comes last, and it hears of that soon enough.
+SHORT_S: Final = 0.1
 RETRY_AFTER_S_MIN: Final = 1.0
 COMPETING_S: Final = 1.0  # a tenant competes for so long after its last call
 
@@ -99,9 +100,9 @@ class Admission:
         Returns:
             0 if the call may wait; else in how many seconds another try makes sense.
         """
-        if slo_s <= SHORT_S:
-            return 0.0
         rows_max = limits.rows_max
+        if rows_max > 1 and slo_s <= SHORT_S:
+            return 0.0
         is_next = ahead.rows + rows <= rows_max
         begin_s, end_s = finish_in_s(rows, ahead, limits, slo_s, arrival_rows_per_s)
         if end_s > left_s:

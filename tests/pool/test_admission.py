@@ -71,11 +71,12 @@ def test_one_callers_short_deadline_is_not_a_queue_that_stands() -> None:
 def test_a_standing_queue_still_fills_the_next_batch() -> None:
     admission = Admission()
     assert refused_s(admission, 10_000, limits=BATCHES) > 0
-    assert refused_s(admission, 31, limits=BATCHES, left_s=0.08, free_in_s=0.035) == 0.0
+    assert refused_s(admission, 31, limits=BATCHES, left_s=0.12, free_in_s=0.08) == 0.0
 
 
 def test_whose_whole_time_is_short_is_left_to_the_next_step() -> None:
-    assert refused_s(Admission(), 1000, left_s=SHORT_S) == 0.0
+    assert refused_s(Admission(), 1000, limits=BATCHES, left_s=SHORT_S) == 0.0
+    assert refused_s(Admission(), 1000, left_s=SHORT_S) > 0
 
 
 def test_an_engine_that_knows_nothing_refuses_nobody() -> None:

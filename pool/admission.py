@@ -7,6 +7,7 @@ pure.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
@@ -30,6 +31,7 @@ class Ahead(msgspec.Struct, frozen=True):
     free_in_s: float  # until the engine can begin something
     rows: int  # that are served before the call
     at_once: int = 1  # so many batches at a time
+    full_mean_s: float = math.inf  # how long a full batch takes in the mean; else as the limits say
 
 
 def finish_in_s(
@@ -37,8 +39,9 @@ def finish_in_s(
 ) -> tuple[float, float]:
     """Predict when a call of so many rows begins and when it is answered, from now on.
 
-    What waits is run in full batches; the last of them, in which the call is, grows until it
-    begins by what arrives, up to the size that keeps up with that.
+    What waits is run in full batches, some of which take longer than the mean and some shorter:
+    their deviations add up like those of chance.  The last of them, in which the call is, grows
+    until it begins by what arrives, up to the size that keeps up with that.
 
     >>> one_by_one = Limits(1, lambda rows: 0.02)
     >>> [round(s, 2) for s in finish_in_s(1, Ahead(0.01, 5), one_by_one, 0.5, 0.0)]
@@ -48,7 +51,9 @@ def finish_in_s(
     batches, rest = divmod(ahead.rows, rows_max)
     begin_s = ahead.free_in_s
     if batches:
-        begin_s += batches * limits.run_s(rows_max) / ahead.at_once
+        high_s = limits.run_s(rows_max)
+        mean_s = min(ahead.full_mean_s, high_s)
+        begin_s += (batches * mean_s + math.sqrt(batches) * (high_s - mean_s)) / ahead.at_once
     own = rest + rows
     if own < rows_max and arrival_rows_per_s and begin_s:
         grown = own + int(arrival_rows_per_s * begin_s)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import structlog
 
+from pool.admission import Ahead
 from pool.batching import Limits, Run, Shed, Wait, decide
 from pool.closing import close_session
 from pool.counters import QueueCounters
@@ -174,9 +175,15 @@ class EngineQueue:
         is_near = rows + ticket.rows <= AMPLE_BATCHES * self._rows_max
         if is_near and left_s >= self._ample_s and not waiting.admission.is_standing:
             return None  # nearly always
-        begins_s = lanes.begins_in_s(now_s, is_first=not rows)
-        limits, rate = self._limits(now_s), self._rows_per_s(now_s)
-        refused = waiting.refusal(ticket, now_s, begins_s, lanes.at_once, limits, rate)
+        ahead = Ahead(
+            lanes.begins_in_s(now_s, is_first=not rows),
+            waiting.line.rows_before(ticket),
+            lanes.at_once,
+            lanes.profile.mean_s(self._rows_max),
+        )
+        refused = waiting.refusal(
+            ticket, now_s, ahead, self._limits(now_s), self._rows_per_s(now_s)
+        )
         self.counters.refused += refused is not None
         return refused
 

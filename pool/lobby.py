@@ -79,8 +79,7 @@ class Lobby:
         self,
         ticket: Ticket,
         now_s: float,
-        begins_in_s: float,
-        at_once: int,
+        ahead: Ahead,
         limits: Limits,
         arrival_rows_per_s: float,
     ) -> Failed | None:
@@ -89,8 +88,7 @@ class Lobby:
         Args:
             ticket: whose arrival was noted.
             now_s: on the tickets' clock.
-            begins_in_s: when the next run may begin, in seconds from now.
-            at_once: how many runs overlap.
+            ahead: what it would wait for.
             limits: of the engine.
             arrival_rows_per_s: lately.
         """
@@ -98,7 +96,7 @@ class Lobby:
             ticket.rows,
             left_s=ticket.deadline_s - now_s,
             slo_s=ticket.deadline_s - ticket.arrived_s,
-            ahead=Ahead(begins_in_s, self.line.rows_before(ticket), at_once),
+            ahead=ahead,
             limits=limits,
             arrival_rows_per_s=arrival_rows_per_s,
         )

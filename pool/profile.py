@@ -166,6 +166,10 @@ class LatencyProfile:
         """Predict the duration of a run of so many rows, pessimistically (about p99)."""
         return self._highs.at(rows)
 
+    def mean_s(self, rows: int) -> float:
+        """Predict the mean duration of runs of so many rows."""
+        return self._means.at(rows)
+
     def trust(self, now_s: float) -> float:
         """Say how much of a prediction to believe when giving up a call, 0 to 1.
 

@@ -37,6 +37,11 @@ def test_the_run_under_way_counts() -> None:
     assert finish_in_s(1, Ahead(0.015, 3), ONE_BY_ONE, 0.5, 0.0) == pytest.approx((0.075, 0.095))
 
 
+def test_runs_that_vary_make_up_for_one_another() -> None:
+    varied = Ahead(0.0, 16, full_mean_s=0.015)
+    assert finish_in_s(1, varied, ONE_BY_ONE, 0.5, 0.0)[0] == pytest.approx(16 * 0.015 + 4 * 0.005)
+
+
 def test_what_waits_runs_in_full_batches_and_ones_own_grows_until_it_begins() -> None:
     full_s, own_s = BATCHES.run_s(32), BATCHES.run_s(7)
     assert finish_in_s(1, Ahead(0.0, 70), BATCHES, 0.5, 0.0) == pytest.approx(

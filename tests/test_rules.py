@@ -53,6 +53,11 @@ def test_the_table_has_every_fault_and_every_rule_in_order() -> None:
     assert [*rows()] == [*FAULTS, *RULES]
 
 
+@pytest.mark.parametrize("row", [*FAULTS, *RULES])
+def test_every_row_is_held_by_a_test(row: str) -> None:
+    assert held()[row]
+
+
 def test_what_tests_name_is_in_the_table() -> None:
     assert not {row: files for row, files in held().items() if row not in rows()}
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from edge import world as world_module
+from edge.dispatch import Pool
 from edge.metrics import Metrics
 from edge.snapshot import Snapshot, compile_snapshot
+from edge.world import World
+from pool.wire import control
 from pool.wire.control import Documents
 from registry_sync.documents import EndpointSpec, Keys, Manifest, Variant, write
 from registry_sync.trust import Trust
@@ -73,3 +78,39 @@ def test_last_good_endpoint_serves_on_while_its_version_is_signed(
     assert new.endpoints["e"] is old.endpoints["e"]
     gone = compile_snapshot(documents({"2": two}, e="2"), old, metrics, trust)
     assert not gone.endpoints  # nobody can tell any more whether it may
+
+
+async def test_running_edge_follows_its_own_file_without_a_controller(
+    signers: Signers, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world_module, "COUNTERS_S", 0.005)
+    given = documents({"1": signers.ours.sign(manifest_of({"f": b"1"}))}, e="1")
+    (tmp_path / "edge").mkdir()
+    (tmp_path / "edge" / "documents.last").write_bytes(control.pack(given))
+
+    async def nobody() -> None:
+        return None
+
+    pool = Pool("e1", None)
+    world = World(
+        edge_id="e1",
+        folder=tmp_path / "edge",
+        pool=pool,
+        find=nobody,
+        secrets=None,
+        metrics=metrics,
+        trust=Trust(signers.file),
+    )
+    world.boot()
+    assert world.snapshot.endpoints.keys() == {"e"}
+    running = asyncio.create_task(world.run())
+    try:
+        signers.revoke(signers.ours.public)
+        async with asyncio.timeout(10):
+            while world.snapshot.endpoints:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await pool.close()
+    assert not world.snapshot.versions

@@ -101,7 +101,7 @@ class Suspects:
 
     def lost(self, worker: Worker, calls: Iterable[Call]) -> None:
         """Take note of the calls that were in flight when the connection to a worker was lost."""
-        calls = [call for call in calls if not call.future.done()]
+        calls = list(calls)
         loss, now_s = Loss(worker.id, worker.incarnation), self._now()
         # One that ran alone had nothing of its model beside it.
         tried = {call.ref for call in calls if call.has_begun}

@@ -22,6 +22,7 @@ import structlog
 
 from edge.calls import Answer, Call, refusal_of
 from edge.errors import TooLarge, WorkerLost
+from edge.given_up import GivenUp
 from edge.starting import START_S_MAX, needs_call
 from pool.wire import data
 from pool.wire.arena import PLACE_BYTES_MIN, Arena
@@ -58,7 +59,7 @@ class Owner(Protocol):
         """A worker can be called now."""
 
     def on_lost(self, conn: WorkerConn, calls: Sequence[Call], error: Exception | None) -> None:
-        """The worker broke before it answered these calls."""
+        """The worker broke before it answered these calls; some may have been cancelled."""
 
     def on_ran(self, call: Call) -> None:
         """A call that was to run alone has run to its end."""
@@ -100,6 +101,7 @@ class WorkerConn:
         self._offered: Arena | None = None
         self._arena: Arena | None = None  # once the worker looks into it
         self.calls: dict[int, Call] = {}
+        self._given_up = GivenUp()  # of these
         self.wait_us = 0
         self.is_silent = False
         self._silent_s_min = math.inf  # as long as the worker never is while it lives
@@ -185,6 +187,7 @@ class WorkerConn:
         """Drop a call that nobody waits for any more, here and at the worker."""
         if self.calls.pop(call.id, None) is not None and self.peer is not None:
             self.peer.send(data.encode(data.Cancel(call.id)))
+            self._given_up.add(call, time.monotonic())
 
     def close(self) -> None:
         """Stop redialling; calls under way fail as if the worker had broken."""
@@ -324,7 +327,9 @@ class WorkerConn:
         calls, self.calls = self.calls, {}
         if calls:
             _log.warning("worker_lost", worker=self.id, calls=len(calls), error=str(error or ""))
-            self._owner.on_lost(self, list(calls.values()), error)
+        gone = [*calls.values(), *self._given_up.take(self, time.monotonic())]
+        if gone:
+            self._owner.on_lost(self, gone, error)
 
     def _frame(self, header: bytes, body: Buffer) -> None:
         message = data.decode(header)
@@ -340,6 +345,7 @@ class WorkerConn:
                 call.on_chunk(data.tensors(message.outputs, body))
         elif type(message) is data.Began:
             call = self.calls.get(message.call_id)
+            self._given_up.began(message.call_id)
             if call is not None:
                 call.has_begun = True
         elif type(message) is data.Progress:

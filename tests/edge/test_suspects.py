@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -268,3 +269,46 @@ async def test_a_request_is_found_out_after_its_own_deadline_too(fleet: Fleet) -
     await fleet.until(lambda: fleet.pool.suspects.convicted == 1)
     assert await outcomes(bad_call(fleet)) == ["quarantined"]
     assert len(life.deaths) == 2
+
+
+async def test_one_whose_client_leaves_at_once_is_found_out_too(fleet: Fleet) -> None:
+    """Or it would cost a worker each time."""
+    life = Life(fleet)
+    await up(fleet)
+    for deaths in (1, 2):
+        call = bad_call(fleet)
+        await fleet.until(lambda: bool(life.kept))
+        call.cancel()
+        await fleet.until(lambda deaths=deaths: len(life.deaths) == deaths)  # type: ignore[misc]
+        await fleet.until(lambda: bool(fleet.pool.suspects.watched))
+    await fleet.until(lambda: fleet.pool.suspects.convicted == 1)
+    assert await outcomes(bad_call(fleet)) == ["quarantined"]
+    assert len(life.deaths) == 2
+
+
+async def test_who_left_and_ran_to_the_end_is_not_blamed_twice(fleet: Fleet) -> None:
+    """Only the last run that began alone can have been under way."""
+    life = Life(fleet)
+    await up(fleet, "a")
+    known = fleet.pool.suspects._known
+    other = Tensor("x", "FP32", (1,), b"else")
+    for tensor in (X, other):
+        found = fingerprint_of("d", [tensor], ("y",))
+        known.blame(found, REF, suspects.Loss("z", "1"), time.monotonic(), had_begun=False)
+    known.heard("z", "2", time.monotonic())
+    fleet["a"].on_call = fleet["a"].keep
+    first = named(fleet, "first")
+    await fleet.until(lambda: len(fleet["a"].calls) == 1)
+    fleet["a"].tell(data.Began(first.id))
+    await fleet.until(lambda: first.has_begun)
+    first.cancel()
+    second = named(fleet, "second", other)
+    await fleet.until(lambda: len(fleet["a"].calls) == 2)
+    fleet["a"].tell(data.Began(second.id))
+    await fleet.until(lambda: second.has_begun)
+    fleet["a"].incarnation = "j"
+    await fleet["a"].down()
+    await fleet["a"].up()
+    assert await outcomes(second) == ["quarantined"]
+    assert known.verdict(fingerprint_of("d", [X], ("y",)), time.monotonic()) == "suspect"
+    assert not life.deaths

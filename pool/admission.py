@@ -14,9 +14,9 @@ import msgspec
 
 from pool.batching import Limits, target_rows
 
-# Once a call was refused, and until nobody waits any more, calls that are taken are to wait for no
-# more than this part of their time: predictions are off by something, and a queue that is always
-# full to the brim answers everybody at the last moment.
+# Once a call of a tenant was refused, and until none of its calls waits, those that are taken are
+# to wait for no more than this part of their time: predictions are off by something, and a queue
+# that is always full to the brim answers everybody at the last moment.
 STANDING_SHARE: Final = 0.6
 # Where batches grow, whose whole time is not longer is left to the engine's next steps: these drop
 # who makes a batch late, which leaves room for who comes last, and it hears of that soon enough.
@@ -62,14 +62,14 @@ def finish_in_s(
 
 
 class Admission:
-    """Remembers whether the queue has been standing, and which tenants compete."""
+    """Remembers whose calls have been standing, and which tenants compete."""
 
-    __slots__ = ("_last", "_last_s", "_other_s", "is_standing")
+    __slots__ = ("_last", "_last_s", "_other_s", "standing")
 
     def __init__(self) -> None:
-        # The whole mutable state: whether a call was refused since the queue was last
-        # empty; whose call came last, and when; and when somebody else's did.
-        self.is_standing = False
+        # The whole mutable state: tenants of whom a call was refused since none of theirs waited;
+        # whose call came last, and when; and when somebody else's did.
+        self.standing: set[str] = set()
         self._last = ""
         self._last_s = self._other_s = float("-inf")
 
@@ -85,6 +85,7 @@ class Admission:
 
     def refused_s(
         self,
+        tenant: str,
         rows: int,
         left_s: float,
         slo_s: float,
@@ -95,6 +96,7 @@ class Admission:
         """Decide about a call.
 
         Args:
+            tenant: whose call it is.
             rows: of the call.
             left_s: until its deadline.
             slo_s: from its arrival to its deadline.
@@ -111,7 +113,8 @@ class Admission:
         is_next = ahead.rows + rows <= rows_max
         begin_s, end_s = finish_in_s(rows, ahead, limits, slo_s, arrival_rows_per_s)
         if end_s > left_s:
-            self.is_standing |= ahead.rows >= rows_max  # or its time is short, and no queue long
-        elif not self.is_standing or is_next or begin_s <= STANDING_SHARE * slo_s:
+            if ahead.rows >= rows_max:  # else its time is short, and no queue long
+                self.standing.add(tenant)
+        elif tenant not in self.standing or is_next or begin_s <= STANDING_SHARE * slo_s:
             return 0.0
         return max(RETRY_AFTER_S_MIN, begin_s)

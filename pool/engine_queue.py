@@ -173,7 +173,7 @@ class EngineQueue:
         rows = waiting.line.rows
         left_s = ticket.deadline_s - now_s
         is_near = rows + ticket.rows <= AMPLE_BATCHES * self._rows_max
-        if is_near and left_s >= self._ample_s and not waiting.admission.is_standing:
+        if is_near and left_s >= self._ample_s and not waiting.admission.standing:
             return None  # nearly always
         ahead = Ahead(
             lanes.begins_in_s(now_s, is_first=not rows),
@@ -277,7 +277,7 @@ class EngineQueue:
         was_inline = False
         while line.rows and not lanes.is_full and not was_inline:
             now_s = self._clock()
-            line.look(now_s, is_standing=waiting.admission.is_standing)
+            line.look(now_s, waiting.admission.standing)
             match decide(line, now_s, self._limits(now_s), self._rows_per_s(now_s)):
                 case Shed(count):
                     tickets = waiting.first(count)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
@@ -97,7 +97,7 @@ class Line:
         for one to end.
     """
 
-    __slots__ = ("_default", "_is_standing", "_levels", "_now_s", "_order", "_row_s", "rows")
+    __slots__ = ("_default", "_levels", "_now_s", "_order", "_row_s", "_standing", "rows")
 
     def __init__(self) -> None:
         # The whole mutable state: who waits with the default priority, and who with another one,
@@ -109,7 +109,7 @@ class Line:
         # What a row takes by the last run; the last look at the clock, and what was known then.
         self._row_s = ROW_S
         self._now_s = 0.0
-        self._is_standing = False
+        self._standing: Container[str] = ()
 
     def add(self, ticket: Ticket) -> None:
         """Let `ticket` wait behind everybody of its tenant and priority, or of a higher one."""
@@ -168,14 +168,26 @@ class Line:
                 level.spent_s = max(level.spent_s, party.spent_s)
                 party.spent_s += self._row_s * ticket.rows / party.share
 
-    def look(self, now_s: float, *, is_standing: bool) -> None:
-        """Go by this time, and by whether there is more to do than can be done.
+    def look(self, now_s: float, standing: Container[str]) -> None:
+        """Go by this time, and by which tenants have more to do than can be done.
 
-        A tenant whose oldest ticket is late is then served from the newest on, which can still be
-        in time for certain.
+        One of these whose oldest ticket is late is then served from the newest on, which can still
+        be in time for certain.
         """
         self._now_s = now_s
-        self._is_standing = is_standing
+        self._standing = standing
+
+    def has(self, tenant: str) -> bool:
+        """Tell whether a tenant waits."""
+        return any(tenant in level.waiting for level in (self._default, *self._levels.values()))
+
+    def has_most(self, tenant: str) -> bool:
+        """Tell whether no other tenant has more rows waiting for its share."""
+        waiting: dict[str, float] = {}
+        for level in (self._default, *self._levels.values()):
+            for name, party in level.waiting.items():
+                waiting[name] = waiting.get(name, 0.0) + party.rows / party.share
+        return waiting.get(tenant, 0.0) >= max(waiting.values(), default=0.0)
 
     def rows_before(self, ticket: Ticket) -> int:
         """Count the rows that are served before those of `ticket`, if it came now."""
@@ -202,21 +214,21 @@ class Line:
     def __iter__(self) -> Iterator[Ticket]:
         """Go through the tickets as they are to be served."""
         if self._order is None:
-            if not self._is_standing and len(self._default.waiting) == 1:
+            if not self._standing and len(self._default.waiting) == 1:
                 return iter(next(iter(self._default.waiting.values())).tickets)
             return self._in_turn(self._default)
         return chain.from_iterable(map(self._in_turn, self._order))
 
     def _in_turn(self, level: _Level) -> Iterator[Ticket]:
         if len(level.waiting) == 1:
-            (party,) = level.waiting.values()
-            return self._own_order(party)
+            ((tenant, party),) = level.waiting.items()
+            return self._own_order(tenant, party)
         return self._by_turns(level)
 
     def _by_turns(self, level: _Level) -> Iterator[Ticket]:
         turns = [
-            (party.spent_s, index, party, self._own_order(party))
-            for index, party in enumerate(level.waiting.values())
+            (party.spent_s, index, party, self._own_order(tenant, party))
+            for index, (tenant, party) in enumerate(level.waiting.items())
         ]
         heapq.heapify(turns)
         while turns:
@@ -229,8 +241,8 @@ class Line:
             spent_s += self._row_s * ticket.rows / party.share
             heapq.heapreplace(turns, (spent_s, index, party, tickets))
 
-    def _own_order(self, party: _Party) -> Iterator[Ticket]:
-        if self._is_standing:
+    def _own_order(self, tenant: str, party: _Party) -> Iterator[Ticket]:
+        if tenant in self._standing:
             oldest = next(iter(party.tickets))
             slo_s = oldest.deadline_s - oldest.arrived_s
             if self._now_s - oldest.arrived_s > LATE_SHARE * slo_s:

@@ -92,7 +92,11 @@ class Lobby:
             limits: of the engine.
             arrival_rows_per_s: lately.
         """
+        tenant = ticket.tenant
+        if not self.line.has(tenant):
+            self.admission.standing.discard(tenant)
         retry_after_s = self.admission.refused_s(
+            tenant,
             ticket.rows,
             left_s=ticket.deadline_s - now_s,
             slo_s=ticket.deadline_s - ticket.arrived_s,
@@ -102,7 +106,7 @@ class Lobby:
         )
         if not retry_after_s:
             return None
-        if self.admission.has_rivals(now_s):
+        if self.admission.has_rivals(now_s) and self.line.has_most(tenant):
             return Failed(429, OVER_SHARE, retry_after_s)
         return Failed(503, OVERLOADED, retry_after_s)
 
@@ -131,7 +135,7 @@ class Lobby:
                 self.bytes -= ticket.bytes
         line.charge(tickets, row_s)
         if not line.rows:
-            self.admission.is_standing = False  # whoever comes now waits for nobody
+            self.admission.standing.clear()
 
     def succeed(self, old: Lobby) -> None:
         """Take over who waits in `old`, in order, and what was seen there."""
@@ -143,7 +147,7 @@ class Lobby:
 
     def everybody(self) -> list[Ticket]:
         """Return all who wait, each tenant's by arrival."""
-        self.line.look(0.0, is_standing=False)
+        self.line.look(0.0, ())
         return list(self.line)
 
     def close(self) -> None:

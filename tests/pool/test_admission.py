@@ -22,7 +22,7 @@ def refused_s(
     at_once: int = 1,
 ) -> float:
     return admission.refused_s(
-        1, left_s, left_s, Ahead(free_in_s, rows_ahead, at_once), limits, rate
+        "a", 1, left_s, left_s, Ahead(free_in_s, rows_ahead, at_once), limits, rate
     )
 
 
@@ -60,17 +60,17 @@ def test_a_queue_that_stands_is_kept_shorter_until_it_is_empty() -> None:
     shorter = int(STANDING_SHARE * 0.5 / 0.02)
     assert refused_s(admission, 24) == 0.0
     assert refused_s(admission, 25) > 0
-    assert admission.is_standing
+    assert admission.standing == {"a"}
     assert refused_s(admission, shorter) == 0.0
     assert refused_s(admission, shorter + 1) > 0
-    admission.is_standing = False
+    admission.standing.clear()
     assert refused_s(admission, 24) == 0.0
 
 
 def test_one_callers_short_deadline_is_not_a_queue_that_stands() -> None:
     admission = Admission()
     assert refused_s(admission, 0, left_s=0.05, free_in_s=0.04) > 0
-    assert not admission.is_standing
+    assert not admission.standing
 
 
 def test_a_standing_queue_still_fills_the_next_batch() -> None:

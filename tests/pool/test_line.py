@@ -186,10 +186,10 @@ def test_once_the_oldest_are_late_the_newest_go_first_within_each_tenant() -> No
     new = [asked(0, tenant="b", slo_s=1.0, arrived_s=0.7).ticket for _ in range(2)]
     for ticket in (*old, *new):
         line.add(ticket)
-    for now_s, is_standing in ((0.9, False), (0.74, True)):
-        line.look(now_s, is_standing=is_standing)
+    for now_s, standing in ((0.9, ()), (0.74, {"a", "b"}), (0.9, {"b"})):
+        line.look(now_s, standing)
         assert list(line) == [old[0], new[0], old[1], new[1], old[2]]
-    line.look(0.8, is_standing=True)
+    line.look(0.8, {"a", "b"})
     assert list(line) == [old[2], new[0], old[1], new[1], old[0]]
 
 
@@ -240,3 +240,14 @@ def test_a_tenant_that_nobody_knew_goes_first_too() -> None:
     for ticket in newcomers:
         line.add(ticket)
     assert names(line, 3) == "ccc"
+
+
+def test_whoever_has_most_waiting_for_its_share_is_the_one_that_has_too_much() -> None:
+    line = Line()
+    assert line.has_most("a")
+    for _ in range(4):
+        line.add(of("a", share=2.0))
+    for priority in (1, 50, 90):
+        line.add(of("b", priority=priority))
+    assert [line.has_most(name) for name in "abc"] == [False, True, False]
+    assert [line.has(name) for name in "abc"] == [True, True, False]

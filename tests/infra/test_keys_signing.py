@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from infra import local
+from infra.child import ProcessSpec
+from infra.commands import run as run_commands
 from infra.commands.options import trusted_file
+from infra.local import TierOptions, UpOptions
 from infra.stack import CannotStart, Node, StackFile
 from registry_sync import catalog
 from registry_sync.open import open_store
@@ -141,3 +145,25 @@ def test_node_does_not_start_without_somebody_to_trust(
     for tier in ("edge", "pool"):
         found = run.fails(tier, *registry, "--require-signed", str(tmp_path / "none"))
         assert found.startswith("--require-signed"), (tier, found)
+
+
+@pytest.mark.parametrize("tier", ["up", "edge", "pool", "controller", "sync"])
+def test_every_process_of_a_tier_is_told(
+    file: Path, run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tier: str
+) -> None:
+    found: list[ProcessSpec] = []
+
+    async def keep_tier(options: TierOptions) -> None:
+        found.extend(options.processes)
+
+    async def keep_up(options: UpOptions) -> None:
+        options.node.prepare()
+        found.extend(local._processes(options))
+
+    monkeypatch.setattr(run_commands, "run_tier", keep_tier)
+    monkeypatch.setattr(run_commands, "up", keep_up)
+    ports = ("--port", "0", "--admin-port", "0") if tier in ("up", "edge") else ()
+    registry = ("--registry", str(tmp_path / "r"))
+    run.ok(tier, *registry, *ports, "--require-signed", str(file))
+    expected = {"up": 4, "pool": 2}.get(tier, 1)
+    assert [spec.config.require_signed for spec in found] == [str(file)] * expected

@@ -44,6 +44,12 @@ class Changed(Generic[T]):
     is_recorded: bool  # in the audit trail
 
 
+class _Poked(msgspec.Struct):
+    """What a controller answers; a former release's has no `rejected`."""
+
+    rejected: dict[str, str] = {}
+
+
 class Desk:
     """Work on one registry.
 
@@ -133,7 +139,8 @@ class Desk:
         )
         if done.lost is not None:
             self._say_lost(done.lost.error, msgspec.to_builtins(done.lost.record))
-        return Changed(done.result, await self._applied(), done.lost is None)
+        document = f"endpoints/{target}.json" if what.startswith("endpoint.") else ""
+        return Changed(done.result, await self._applied(document), done.lost is None)
 
     def note(self, actor: audit.Actor, what: str, target: str) -> None:
         """Record, in the background, what was done without changing a document.
@@ -157,13 +164,20 @@ class Desk:
         self.records_lost += 1
         _log.error("audit_record_lost", error=error, record=record)
 
-    async def _applied(self) -> str:
-        """Let the controller look now; return why not every edge has the change, if so."""
+    async def _applied(self, document: str) -> str:
+        """Let the controller look now; return why not every edge has the change, if so.
+
+        Args:
+            document: the key of what was changed, if it may be refused.
+        """
         try:
             answer = await self._ask("poke")
         except ConnectionError as error:
             return str(error)
-        return "" if answer.ok else answer.detail
+        if not answer.ok or not answer.data:
+            return answer.detail
+        why = msgspec.json.decode(answer.data, type=_Poked).rejected.get(document)
+        return f"the last good one serves on: {why}" if why else ""
 
     def _submit(self, work: Callable[[Store], T]) -> Future[T]:
         loop = asyncio.get_running_loop()

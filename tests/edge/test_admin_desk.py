@@ -41,6 +41,14 @@ async def one_lags(what: str) -> Answer:
     return Answer(False, "not within 10 s: edges e-1")
 
 
+async def one_is_refused(what: str) -> Answer:
+    return Answer(True, "", b'{"edges": 1, "rejected": {"endpoints/m.json": "not signed"}}')
+
+
+async def another_is_refused(what: str) -> Answer:
+    return Answer(True, "", b'{"edges": 1, "rejected": {"endpoints/n.json": "not signed"}}')
+
+
 def recorded(url: str) -> list[str]:
     """Return what the audit trail holds."""
     now = datetime.now(UTC)
@@ -55,6 +63,8 @@ def recorded(url: str) -> list[str]:
         (all_follow, ""),
         (nobody_leads, "no controller can be reached"),
         (one_lags, "not within 10 s: edges e-1"),
+        (one_is_refused, "the last good one serves on: not signed"),
+        (another_is_refused, ""),
     ],
 )
 async def test_change_says_whether_every_edge_has_it(url: str, ask: object, pending: str) -> None:

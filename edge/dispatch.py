@@ -12,9 +12,7 @@ newer routes.  Knows nothing of HTTP, keys or caches.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import structlog
@@ -30,9 +28,10 @@ from edge.errors import (
 )
 from edge.replicas import Engines, Replicas
 from edge.retry_budget import Budget
-from edge.starting import to_start
+from edge.starting import is_starting, to_start
 from edge.suspects import Suspects
 from edge.twins import Twins
+from edge.waiting import Waiting
 from edge.worker_conn import Silent, WorkerConn
 from pool.wire import data
 from pool.wire.control import EngineRoute, Routes
@@ -67,8 +66,8 @@ class Pool:
         # The whole mutable state: connections by worker id, routes by engine, and the calls that
         # wait until some worker can be reached.
         self._conns: dict[str, WorkerConn] = {}
-        self._engines = Engines(self._is_up)
-        self._waiting: dict[Call, None] = {}  # in order: who came first is sent first
+        self.engines = Engines(self._is_up)
+        self._waiting = Waiting()
         self.budget = Budget()
         self.calls_begun = 0
         self.retries = 0  # calls sent again because their worker was lost
@@ -98,13 +97,13 @@ class Pool:
                 self._conns[worker_id] = WorkerConn(self, worker)
             else:
                 known.follow(worker)
-        self._engines.follow(routes)
+        self.engines.follow(routes)
         self.twins.keep([(engine.model, engine.version) for engine in routes.engines])
         self.on_up()
 
     def route(self, ref: Ref) -> EngineRoute | None:
         """Return what the controller last said of an engine."""
-        engine = self._engines.get(ref)
+        engine = self.engines.get(ref)
         return None if engine is None else engine.route
 
     def _is_up(self, worker: str) -> bool:
@@ -127,14 +126,14 @@ class Pool:
 
     def send_beside(self, call: Call, twin: Call) -> bool:
         """Send the twin of `call` to another warm replica; False: none can be called."""
-        engine, now_s = self._engines.get(call.ref), time.monotonic()
+        engine, now_s = self.engines.get(call.ref), time.monotonic()
         warm = () if engine is None else engine.route.warm
         up = [c for c in map(self._conns.get, warm) if c is not None and c.is_up]
         up = [conn for conn in up if conn is not call.conn]
         if engine is None or not up:
             return False
         twin.pool = self
-        self._engines.send(twin, engine.choose(up, now_s), now_s)
+        self.engines.send(twin, engine.choose(up, now_s), now_s)
         return True
 
     def send(self, call: Call) -> None:
@@ -144,19 +143,30 @@ class Pool:
         now_s = time.monotonic()
         conn = self._pick_for(call, now_s)
         if conn is not None:
-            self._engines.send(call, conn, now_s)
+            self.engines.send(call, conn, now_s)
+            self._waiting.reached(call.ref)
             return
-        self._waiting[call] = None
+        self._waiting.add(call, now_s)
         # Also for one that is refused: it may come back.
         self._start_for(call.ref, now_s, call.deadline_s)
         route = self.route(call.ref)
         wake_s = route.wake_ms / 1000 if route is not None else 0.0
         if call.deadline_s < now_s + wake_s:
             self.cancel(call, _asleep(wake_s))
+        elif self._waiting.is_in_vain(call, now_s) and not self._is_coming(route, now_s):
+            text = "no worker of the pool can be reached, and none is being started"
+            self.cancel(call, Unavailable(text, retry_after_s=jittered(1.0)))
+
+    def _is_coming(self, route: EngineRoute | None, now_s: float) -> bool:
+        """Tell whether a worker is being started, or nobody knows yet who may be."""
+        if route is None:
+            return True
+        named = map(self._conns.get, (*route.warm, *route.wake_at))
+        return any(c is not None and c.is_cold and is_starting(c, now_s) for c in named)
 
     def cancel(self, call: Call, error: Refusal | None = None) -> None:
         """End a call that nobody waits for, all the way down."""
-        self._waiting.pop(call, None)
+        self._waiting.remove(call)
         self.suspects.forget(call)
         if call.conn is not None:
             call.conn.forget(call)
@@ -164,7 +174,7 @@ class Pool:
 
     def _pick_for(self, call: Call, now_s: float) -> WorkerConn | None:
         """Pick a worker; one that gave the call back only when nobody else can be reached."""
-        engine = self._engines.get(call.ref)
+        engine = self.engines.get(call.ref)
         if engine is None:
             return None
         if not call.gave_back:
@@ -226,38 +236,27 @@ class Pool:
 
     def away(self) -> dict[str, str]:
         """Return by worker why it gets no calls now, or only some on trial."""
-        found = self._engines.away()
+        found = self.engines.away()
         found.update((conn.id, ["silent"]) for conn in self._conns.values() if conn.is_silent)
         return {name: ", ".join(whys) for name, whys in found.items()}
 
-    @property
-    def attempts(self) -> int:
-        """How often a worker was sent a call."""
-        return self._engines.sent
-
-    def ejections(self) -> dict[str, int]:
-        """Return how often a worker was left alone, by why."""
-        return {"silent": self.silences, **self._engines.ejections}
-
     def waiting(self) -> dict[str, int]:
         """Return by "model/version" how many calls wait because no worker can be reached."""
-        return dict(Counter("/".join(call.ref) for call in self._waiting))
+        return self._waiting.counts()
 
     def on_up(self) -> None:
         """Try the calls that wait: a worker or a route has come."""
         now_s = time.monotonic()
-        for call in list(self._waiting):
+        for call in self._waiting:
             conn = self._pick_for(call, now_s)
             if conn is not None:
-                self._waiting.pop(call, None)
-                self._engines.send(call, conn, now_s)
+                self._waiting.remove(call)
+                self._waiting.reached(call.ref)
+                self.engines.send(call, conn, now_s)
         self._start_for_waiting(now_s)
 
     def _start_for_waiting(self, now_s: float) -> None:
-        first_s: dict[Ref, float] = {}
-        for call in self._waiting:
-            first_s[call.ref] = min(call.deadline_s, first_s.get(call.ref, math.inf))
-        for ref, deadline_s in first_s.items():
+        for ref, deadline_s in self._waiting.first_s().items():
             self._start_for(ref, now_s, deadline_s)
 
     def on_greeted(self, conn: WorkerConn) -> None:
@@ -274,7 +273,7 @@ class Pool:
             self.suspects.lost(conn, calls)
         # Held against the worker once, however many calls it had.
         for ref in {call.ref for call in calls if call.is_watched}:
-            self._engines.failed(ref, conn.id)
+            self.engines.failed(ref, conn.id)
         for call in calls:
             self._on_broken(call, conn)
 
@@ -312,7 +311,7 @@ class Pool:
 
     def on_ended(self, call: Call, conn: WorkerConn, reply: data.Reply) -> None:
         """Compare how a worker answered with what others do."""
-        self._engines.answered(call, conn.id, reply)
+        self.engines.answered(call, conn.id, reply)
 
     def on_silent(self, conn: WorkerConn) -> None:
         """Send the calls elsewhere that a silent worker has, as far as there is somebody else.
@@ -329,7 +328,7 @@ class Pool:
             if found is not None and not call.future.done() and self._may_retry(call):
                 conn.forget(call)
                 self.retries += 1
-                self._engines.send(call, found, now_s)
+                self.engines.send(call, found, now_s)
 
     def on_draining(self, conn: WorkerConn) -> None:
         """Send nothing more over `conn`, and dial whoever takes the worker's place.
@@ -429,7 +428,7 @@ class Pool:
             conn = call.conn
             self.cancel(call, DeadlineExceeded("no answer before the deadline"))
             if call.is_watched and isinstance(conn, WorkerConn) and not conn.is_silent:
-                self._engines.failed(call.ref, conn.id)
+                self.engines.failed(call.ref, conn.id)
 
     async def close(self) -> None:
         """Close every connection."""

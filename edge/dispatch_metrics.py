@@ -12,7 +12,7 @@ def dispatch_totals(pool: Pool) -> Totals:
     """Return the counters and the gauges of one process's calls to workers."""
     counters = {
         "tidepool_dispatch_calls": pool.calls_begun,
-        "tidepool_dispatch_attempts": pool.attempts,
+        "tidepool_dispatch_attempts": pool.engines.sent,
         "tidepool_dispatch_retries": pool.retries,
         "tidepool_dispatch_retries_refused": pool.retries_refused,
         "tidepool_dispatch_returns": pool.returns,
@@ -20,8 +20,6 @@ def dispatch_totals(pool: Pool) -> Totals:
         "tidepool_dispatch_hedges_won": pool.twins.won,
     }
     found = [Counter(name, (), value) for name, value in counters.items()]
-    found += [
-        Counter("tidepool_dispatch_ejections", (why,), count)
-        for why, count in pool.ejections().items()
-    ]
+    ejections = {"silent": pool.silences, **pool.engines.ejections}
+    found += [Counter("tidepool_dispatch_ejections", (why,), n) for why, n in ejections.items()]
     return found, [Counter("tidepool_dispatch_workers_away", (), len(pool.away()))]

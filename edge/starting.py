@@ -40,6 +40,16 @@ def needs_call(worker: Reach, now_s: float) -> bool:
     return worker.dialled_s is not None and now_s - worker.dialled_s > EXPECTED_S
 
 
+def is_starting(worker: Reach, now_s: float) -> bool:
+    """Tell whether a worker that is not up may still come up by itself: it is being dialled.
+
+    Args:
+        worker: how it can be reached.
+        now_s: monotonic.
+    """
+    return worker.dialled_s is not None and now_s - worker.dialled_s < START_S_MAX
+
+
 def to_start(workers: Iterable[R], now_s: float, left_s: float) -> R | None:
     """Return the worker to start for a call that none of `workers` can take now.
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from edge import waiting
 from edge.calls import Answer
 from edge.dispatch_metrics import dispatch_totals
-from edge.errors import DeadlineExceeded, ModelFailed, Refusal, WorkerLost
+from edge.errors import DeadlineExceeded, ModelFailed, Refusal, Unavailable, WorkerLost
 from edge.outliers import CALLS_MIN, OUT_S
 from pool.wire import data
 from pool.wire.peer import Peer
@@ -33,7 +34,7 @@ def test_stopped_worker_is_found_within_1500_ms_and_its_calls_go_elsewhere() -> 
         served = len(scene["b"].calls)
         assert await ends([scene.fleet.call() for _ in range(20)]) == [Answer] * 20
         assert len(scene["b"].calls) == served
-        assert scene.pool.ejections()["silent"] == 1
+        assert scene.pool.silences == 1
         counters, gauges = dispatch_totals(scene.pool)
         shown = {(one.name, *one.labels): one.value for one in counters + gauges}
         assert shown["tidepool_dispatch_ejections", "silent"] == 1
@@ -154,7 +155,7 @@ def test_edge_that_hung_itself_takes_nobody_for_silent() -> None:
         await asyncio.sleep(10.0)
         scene.go_on("e")
         await asyncio.sleep(5.0)
-        assert scene.pool.ejections()["silent"] == 0
+        assert scene.pool.silences == 0
 
     play(main)
 
@@ -264,7 +265,34 @@ def test_clients_that_try_three_times_more_make_no_storm_of_a_worker_that_hears_
         scene.stop("b")
         await asyncio.gather(*clients)
         assert scene.pool.calls_begun == asked + failed
-        assert scene.pool.attempts <= 1.1 * asked + 3
+        assert scene.pool.engines.sent <= 1.1 * asked + 3
         assert 0 < failed <= 0.05 * asked
+
+    play(main)
+
+
+@pytest.mark.rule("F28")
+def test_when_all_workers_are_gone_for_long_one_call_waits_and_the_others_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting, "IN_VAIN_S_MAX", 5.0)
+
+    async def main(scene: Scene) -> None:
+        for name in "abc":
+            scene.processes[name].kill(signal.SIGKILL)
+        await until(lambda: scene.pool.workers_up == 0)
+        first = [scene.fleet.call(left_s=5.1) for _ in range(5)]
+        found = await ends(first)  # they may come back
+        assert found == [Unavailable] * 5
+        waits, began_s = scene.fleet.call(left_s=60.0), scene.world.now_s
+        for _ in range(20):
+            refusal = await outcome(scene.fleet.call(left_s=60.0))
+            assert isinstance(refusal, Unavailable)
+            assert "retry-after" in dict(refusal.headers)
+        assert scene.world.now_s - began_s <= 0.05
+        assert scene.pool.waiting() == {"m/1": 1}
+        scene.processes["b"] = scene.world.start("b", lambda: scene.live("b"))
+        assert isinstance(await outcome(waits), Answer)
+        assert await ends([scene.fleet.call() for _ in range(5)]) == [Answer] * 5
 
     play(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import tempfile
 from collections.abc import Callable, Coroutine
@@ -35,6 +36,16 @@ class Scene:
     @property
     def pool(self) -> Pool:
         return self.fleet.pool
+
+    async def live(self, name: str) -> None:
+        """Be a worker: serve, and speak now and then."""
+        worker = self[name]
+        worker.load_ms = int(BEAT_S * 1000)
+        worker.peers.clear()
+        await worker.up()
+        while True:
+            await asyncio.sleep(BEAT_S)
+            worker.tell(data.Load(0, 0))
 
     def answer_after(self, name: str, seconds: float) -> None:
         """Let a worker answer each call after so long."""
@@ -75,21 +86,13 @@ def play(main: Callable[[Scene], Coroutine[Any, Any, None]], warm: str = "abc") 
         with tempfile.TemporaryDirectory(prefix="tp") as folder:
             scene = Scene(world, Fleet(Path(folder)), {})
 
-            async def live(name: str) -> None:
-                worker = scene[name]
-                worker.load_ms = worker.load_ms or int(BEAT_S * 1000)
-                await worker.up()
-                while True:
-                    await asyncio.sleep(BEAT_S)
-                    worker.tell(data.Load(0, 0))
-
             async def edge() -> None:
                 scene.fleet.pool = Pool("e1", None)
                 scene.fleet.route(warm, workers="abc")
                 await scene.pool.sweep_forever()
 
             for name in "abc":
-                scene.processes[name] = world.start(name, lambda name=name: live(name))
+                scene.processes[name] = world.start(name, functools.partial(scene.live, name))
             scene.processes["e"] = world.start("e", edge)
             await until(lambda: scene.pool.workers_up == 3)
             await main(scene)

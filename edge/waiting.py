@@ -1,0 +1,62 @@
+"""The calls that wait because no worker can be reached for them, and when no more should."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from edge.calls import Call, Ref
+
+# As long as most calls may take.  Then one at a time waits, so that there is somebody for whom
+# workers are dialled and started, and the others are refused.
+IN_VAIN_S_MAX: Final = 10.0
+
+
+class Waiting:
+    """Calls in the order in which they came."""
+
+    def __init__(self) -> None:
+        # The whole mutable state: who waits, and since when nobody could be reached for an engine.
+        self._calls: dict[Call, None] = {}
+        self._since_s: dict[Ref, float] = {}
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(list(self._calls))
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __contains__(self, call: Call) -> bool:
+        return call in self._calls
+
+    def add(self, call: Call, now_s: float) -> None:
+        """Let a call wait."""
+        self._calls[call] = None
+        self._since_s.setdefault(call.ref, now_s)
+
+    def remove(self, call: Call) -> None:
+        """Let a call wait no longer, if it does."""
+        self._calls.pop(call, None)
+
+    def reached(self, ref: Ref) -> None:
+        """Take note that somebody can be reached for an engine."""
+        if self._since_s:
+            self._since_s.pop(ref, None)
+
+    def is_in_vain(self, call: Call, now_s: float) -> bool:
+        """Tell whether a call need not wait: for long nobody came, and another one waits."""
+        if now_s - self._since_s.get(call.ref, now_s) < IN_VAIN_S_MAX:
+            return False
+        return any(one.ref == call.ref for one in self._calls if one is not call)
+
+    def counts(self) -> dict[str, int]:
+        """Return by "model/version" how many wait."""
+        return dict(Counter("/".join(call.ref) for call in self._calls))
+
+    def first_s(self) -> dict[Ref, float]:
+        """Return for each engine the first deadline of those that wait."""
+        found: dict[Ref, float] = {}
+        for call in self._calls:
+            found[call.ref] = min(call.deadline_s, found.get(call.ref, call.deadline_s))
+        return found

@@ -38,6 +38,7 @@ UNHURRIED = (
     "tests/pool/test_torch_engine.py",
     "tests/registry_sync/",
     "tests/simulation/test_fleet.py",
+    "tests/simulation/test_outage.py",
     "tests/simulation/test_rollouts.py",
     "tests/simulation/test_seeds.py",
 )

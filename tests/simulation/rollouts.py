@@ -36,7 +36,7 @@ STEPS: Final = (20.0, 50.0)
 HOLD_S: Final = 3.0
 GUARD: Final = Guard(outcomes_min=20)
 CALLS_PER_S: Final = 25.0
-OUTCOMES: Final = frozenset({200, 500, 502, 504})
+OUTCOMES: Final = frozenset({200, 422, 500, 502, 504})  # 422: it killed two workers
 DOCUMENT_S_MAX: Final = 1.0  # from a decision to every live edge
 UNITS: Final = 200
 EDGES: Final = 2

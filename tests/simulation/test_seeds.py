@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from tests.simulation.broken import BROKEN
 from tests.simulation.life import live
 from tests.simulation.options import drawn
 from tests.support.stack import REPOSITORY
@@ -56,3 +57,17 @@ def test_same_seed_gives_the_same_life_to_other_processes() -> None:
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", BROKEN)
+def test_some_seed_finds_code_that_is_broken_on_purpose(name: str) -> None:
+    with BROKEN[name]():
+        for seed in range(ALL):
+            try:
+                live(seed)
+            except Exception as error:
+                print(f"{name}: seed {seed}: {type(error).__name__}: {error}")
+                return
+    pytest.fail(f"none of {ALL} seeds has found it")

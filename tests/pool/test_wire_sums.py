@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
+import uvloop
 
 from pool.wire import handshake
 from pool.wire.frames import FrameReader, WireError, encode, summed
 from pool.wire.handshake import Challenge, HandshakeFailed, Proof, Secret, Secrets
+from pool.wire.listening import serve
 from pool.wire.peer import Address, Peer, dial
+from pool.wire.tls import WireTls
+from tests.support.certificates import Authority
 from tests.support.peers import (
     LOCALHOST,
     SECRETS,
@@ -206,6 +211,24 @@ def test_wire_that_was_not_offered_is_refused_though_it_is_signed() -> None:
     mac = handshake._mac(secret.key, b"client", nonce, NONCE, 3, b"")
     with pytest.raises(HandshakeFailed, match="wire 3"):
         handshake.accept(Secrets(secret), nonce, Proof(secret.id, NONCE, mac, 3))
+
+
+@pytest.mark.parametrize("run", [uvloop.new_event_loop], ids=["uvloop"], indirect=True)
+def test_tls_carries_no_sums_but_its_own(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        accepted = Accepted()
+        secrets = Secrets.parse(
+            "the fleet's current secret", WireTls(Authority.make().issue(tmp_path))
+        )
+        server = await serve(Address(host="127.0.0.1", is_tls=True), secrets, accepted)
+        ours = Ears(await dial(server.address, SECRETS))
+        theirs = await accepted.ears.get()
+        assert [_is_summed(ours.peer), _is_summed(theirs.peer)] == [False, False]
+        ours.peer.close()
+        await theirs.lost()
+        await server.close()
+
+    run(main())
 
 
 def test_unix_sockets_carry_no_sums(run: Run, folder: str) -> None:

@@ -26,7 +26,8 @@ SCAN_BATCHES_MAX: Final = 16
 TIGHT_RUNS: Final = 4.0
 # With tight deadlines, the best batch is looked for also among so many rows behind the first.
 ROWS_BEHIND_MAX: Final = 16
-# Pauses that are shorter are not made; the timers of a loop are no finer.
+# Timers of a loop count in milliseconds: pauses that are shorter than this are not made, and
+# what may not begin later than some moment is not to wait until then.
 PAUSE_S_MIN: Final = 0.0005
 
 
@@ -251,7 +252,7 @@ def _pause_until_s(queue: _Queue, per_row_s: float, run_s: Callable[[int], float
     """Say until when to wait for one more: he would be on time with all others, and is near."""
     newest_s = max(queue.mates[0].arrived_s, queue.mates[-1].arrived_s)
     deadline_s = min([ticket.deadline_s for ticket in queue.mates])
-    return min(newest_s + per_row_s, deadline_s - run_s(queue.rows + 1))
+    return min(newest_s + per_row_s, deadline_s - run_s(queue.rows + 1) - PAUSE_S_MIN)
 
 
 def _longest_on_time(

@@ -8,11 +8,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
+from unittest import mock
 
 from msgspec.structs import replace
 
+from edge import hedging
 from registry_sync import endpoints, keys, rollout_orders
-from registry_sync.documents import Batch, Cache, EndpointSpec, KeyRecord, Scale, Variant
+from registry_sync.documents import (
+    Batch,
+    Cache,
+    EndpointSpec,
+    Hedge,
+    KeyRecord,
+    Scale,
+    Variant,
+)
 from registry_sync.keys import record_of
 from registry_sync.rollout_terms import Guard
 from tests.simulation.documents import put_model
@@ -41,6 +51,7 @@ HEALED_S_MAX: Final = 60.0  # a leader's lease, a pause after a load that failed
 QUIET_S_MAX: Final = 20.0
 AFTER_S: Final = 1.0  # of calls that must all be answered
 AFTER_PER_S: Final = 8.0
+HEDGED_AFTER: Final = 10  # calls; a life is short
 POISON_AGAIN_S: Final = 2.0
 AFTER_TIMEOUT_S: Final = 5.0
 LOOK_S: Final = 0.1
@@ -90,6 +101,7 @@ class Life:
                 (Variant("stable", model.name, "1", 100.0),),
                 cache=Cache() if model.cached else None,
                 batch=Batch(rows_max=model.rows_max),
+                hedge=Hedge() if model.hedged else None,
                 scale=Scale(
                     replicas_min=model.replicas_min,
                     replicas_max=model.replicas_max,
@@ -250,7 +262,8 @@ def live(seed: int, options: Options | None = None) -> Outcome:
     options = options or drawn(seed)
 
     async def main(world: World) -> Outcome:
-        with observed() as seen, fleet_of(world) as fleet:
+        few = mock.patch.multiple(hedging, TIMES_MIN=HEDGED_AFTER, LOOK_EACH=1)
+        with observed() as seen, fleet_of(world) as fleet, few:
             life = Life(world, fleet, options)
             holds = Holds(options, life.scene, life.faults, seen)
             await life.run(holds)

@@ -31,12 +31,15 @@ class Observed:
     controllers: dict[Process, Controller] = field(default_factory=dict)
     # By request id.
     sent: Counter[str] = field(default_factory=Counter)  # to a worker
+    tries: Counter[str] = field(default_factory=Counter)  # of these, no hedges
     returned: Counter[str] = field(default_factory=Counter)  # by a worker that never ran it
     last: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # whether held, and alone
     # By the edge's process: how many calls it was to send, and how often it sent one once more
     # that may have run.
     calls: Counter[int] = field(default_factory=Counter)
     retried: Counter[int] = field(default_factory=Counter)
+    hedged: Counter[int] = field(default_factory=Counter)
+    twins: set[Call] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
     def living(self, found: dict[Process, Any]) -> list[tuple[Process, Any]]:
@@ -72,6 +75,7 @@ def _captures(seen: Observed) -> Iterator[Any]:
 
 def _of_edges(seen: Observed) -> Iterator[Any]:
     send, start, on_returned = WorkerConn.send, Pool.start, Pool.on_returned
+    send_beside = Pool.send_beside
 
     def starts(self: Pool, call: Call) -> None:
         seen.calls[_pid()] += 1
@@ -79,19 +83,29 @@ def _of_edges(seen: Observed) -> Iterator[Any]:
 
     def sends(self: WorkerConn, call: Call, now_s: float) -> None:
         name = call.request_id
-        if seen.sent[name] > seen.returned[name] and _may_have_run(seen.last[name], call):
-            seen.retried[_pid()] += 1
         seen.sent[name] += 1
+        if call in seen.twins:
+            seen.hedged[_pid()] += 1
+            send(self, call, now_s)
+            return
+        if seen.tries[name] > seen.returned[name] and _may_have_run(seen.last[name], call):
+            seen.retried[_pid()] += 1
+        seen.tries[name] += 1
         send(self, call, now_s)
         seen.last[name] = (call.is_held, call.alone)
 
     def is_returned(self: Pool, call: Call) -> None:
-        seen.returned[call.request_id] += 1
+        seen.returned[call.request_id] += call not in seen.twins
         on_returned(self, call)
+
+    def sends_beside(self: Pool, call: Call, twin: Call) -> bool:
+        seen.twins.add(twin)
+        return send_beside(self, call, twin)
 
     yield mock.patch.object(WorkerConn, "send", sends)
     yield mock.patch.object(Pool, "start", starts)
     yield mock.patch.object(Pool, "on_returned", is_returned)
+    yield mock.patch.object(Pool, "send_beside", sends_beside)
 
 
 def _may_have_run(last: tuple[bool, bool], call: Call) -> bool:

@@ -67,6 +67,7 @@ class Model:
     replicas_max: int
     idle_s: float | Literal["auto"]
     cached: bool  # its inputs come again, and answers are kept
+    hedged: bool  # slow calls go to a second replica as well
     timeout_s: float  # of its calls
     calls_per_s: float
 
@@ -192,6 +193,7 @@ def _models(
                 replicas_max=max(replicas, min(2, workers)),
                 idle_s=dice.choice((0.5, 2.0)) if is_lazy else "auto",
                 cached=not is_first and not is_lazy and dice.random() < 0.5,
+                hedged=replicas > 1 and dice.random() < 0.5,
                 timeout_s=dice.choice((0.5, 2.0)) if not is_lazy else 8.0,
                 calls_per_s=rate,
             )

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import ssl
 import warnings
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -15,13 +17,12 @@ from pool.wire import listening
 from pool.wire.fleet_secret import TLS_VARIABLE, load_secrets, retire, rotate
 from pool.wire.frames import encode
 from pool.wire.handshake import HandshakeFailed, Secret, Secrets
-from pool.wire.listening import Server, serve
+from pool.wire.listening import Server
 from pool.wire.peer import Address, dial
 from pool.wire.tls import BadTls, WireTls
+from tests.support import peers
 from tests.support.certificates import Authority, common_name
-from tests.support.peers import LOCALHOST, OTHER, SECRETS, Accepted, Ears, Run, run, stranger
-
-__all__ = ["run"]  # a fixture
+from tests.support.peers import LOCALHOST, OTHER, SECRETS, Accepted, Ears, Run, stranger
 
 # What listens runs on uvloop; asyncio's own loop forgets whom it accepts while it closes.
 on_uvloop = pytest.mark.parametrize("run", [uvloop.new_event_loop], ids=["uvloop"], indirect=True)
@@ -30,6 +31,31 @@ CA = Authority.make()
 TLS = Address(host="127.0.0.1", is_tls=True)
 SECRET = "the fleet's current secret"
 NEXT = "the fleet's secret of tomorrow"
+
+
+_open: list[Server] = []
+
+
+async def serve(address: Address, secrets: Secrets, accepted: Accepted) -> Server:
+    """Listen until the test ends, however it does: a loop with an open server does not close."""
+    server = await listening.serve(address, secrets, accepted)
+    _open.append(server)
+    return server
+
+
+@pytest.fixture(
+    name="run", params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+def _run(request: pytest.FixtureRequest) -> Run:
+    async def ending(main: Coroutine[Any, Any, None]) -> None:
+        try:
+            await main
+        finally:
+            while _open:
+                await _open.pop().close()
+            await asyncio.sleep(0.02)  # for the connections that are being closed
+
+    return lambda main: peers.run_on(request.param, ending(main))
 
 
 def with_tls(folder: Path | None, text: str = SECRET) -> Secrets:
@@ -72,7 +98,6 @@ def test_who_has_no_certificate_speaks_to_one_who_has(run: Run, tmp_path: Path) 
         assert common_name(seen) == "worker"
         with pytest.raises(HandshakeFailed):
             await dial(server.address, OTHER)
-        await server.close()
 
     run(main())
 
@@ -91,7 +116,6 @@ def test_what_is_said_cannot_be_read_on_the_way(run: Run, tmp_path: Path) -> Non
             assert b"nobody is to read" not in passed
             assert SECRETS.current.id.encode() not in passed
             ears.peer.close()
-        await server.close()
 
     run(main())
 
@@ -140,7 +164,6 @@ def test_who_sits_in_between_with_a_certificate_of_its_own_is_found_out(
                 await dial(address, SECRETS)
             assert SECRETS.current.id.encode() in passed, "it saw the handshake"
         assert accepted.ears.empty()
-        await server.close()
 
     run(main())
 
@@ -154,7 +177,6 @@ def test_who_is_led_to_a_plain_address_is_not_let_in_to_a_tls_one(run: Run, tmp_
             with pytest.raises(HandshakeFailed):
                 await dial(Address(host=address.host, port=address.port), SECRETS)
         assert accepted.ears.empty()
-        await server.close()
 
     run(main())
 
@@ -192,7 +214,6 @@ def test_with_a_ca_nothing_goes_plain(run: Run, tmp_path: Path) -> None:
         server = await serve(LOCALHOST, SECRETS, Accepted())
         with pytest.raises(HandshakeFailed, match="dials only tls://"):
             await dial(server.address, mutual)
-        await server.close()
 
     run(main())
 
@@ -216,7 +237,6 @@ def test_older_tls_and_no_tls_are_refused(run: Run, tmp_path: Path) -> None:
         with pytest.raises((HandshakeFailed, ConnectionError)):
             await dial(Address(host="127.0.0.1", port=port), SECRETS, s_max=0.3)
         assert accepted.ears.empty()
-        await server.close()
 
     run(main())
 
@@ -230,7 +250,6 @@ def test_silent_stranger_at_a_tls_port_is_cut_off(
         server = await serve(TLS, with_tls(CA.issue(tmp_path)), Accepted())
         async with stranger(Address(host="127.0.0.1", port=server.address.port)) as one:
             assert await one.is_cut_off()
-        await server.close()
 
     run(main())
 
@@ -255,7 +274,6 @@ def test_renewed_certificate_is_shown_without_a_restart(
         theirs.peer.send(encode(b"still", []))
         assert await open_before.frames.get() == (b"still", b"")
         open_before.peer.close()
-        await server.close()
 
     run(main())
 
@@ -278,7 +296,6 @@ def test_new_ca_counts_without_a_restart(run: Run, tmp_path: Path, quick: None) 
             await asyncio.sleep(0.01)
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await dial(server.address, old)
-        await server.close()
 
     run(main())
 
@@ -353,7 +370,6 @@ def test_secret_is_rotated_node_by_node_in_any_order(
         await leftover.lost()
         with pytest.raises(HandshakeFailed):
             await dial(server.address, SECRETS)
-        await server.close()
 
     run(main())
 
@@ -373,7 +389,6 @@ def test_who_is_connected_with_the_current_secret_stays(
         await asyncio.sleep(0.2)
         assert not theirs.is_lost.is_set()
         ears.peer.close()
-        await server.close()
 
     run(main())
 

@@ -29,15 +29,20 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 def run(request: pytest.FixtureRequest) -> Run:
     """Run a coroutine to its end on one kind of loop, for at most 20 s."""
 
-    def run_it(main: Coroutine[Any, Any, None]) -> None:
-        async def bounded() -> None:
-            async with asyncio.timeout(20):
-                await main
+    return lambda main: run_on(request.param, main)
 
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(bounded())
 
-    return run_it
+def run_on(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, None]
+) -> None:
+    """Run a coroutine to its end on a loop of its own, for at most 20 s."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await main
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(bounded())
 
 
 @pytest.fixture

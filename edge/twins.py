@@ -63,7 +63,6 @@ class Twins:
             call.future.done()
             or call.conn is None
             or call.sent > 1  # it has had its second try
-            or call.is_held  # the second replica would have to load as well
             or call.ref in self._watched
             or hedges.budget.saved < 1.0
         ):

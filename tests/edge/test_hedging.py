@@ -186,6 +186,7 @@ def test_call_whose_two_workers_die_is_502() -> None:
     async def main(scene: Scene) -> None:
         call, first, second = await both_kept(scene)
         scene.processes[first].kill(signal.SIGKILL)
+        await asyncio.sleep(0.05)
         scene.processes[second].kill(signal.SIGKILL)
         assert isinstance(await outcome(call), WorkerLost)
         assert scene.pool.retries == 0

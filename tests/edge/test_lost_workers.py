@@ -160,6 +160,20 @@ def test_edge_that_hung_itself_takes_nobody_for_silent() -> None:
     play(main)
 
 
+def test_time_in_which_the_edge_heard_nobody_is_nobodys_silence() -> None:
+    async def main(scene: Scene) -> None:
+        conn, now_s = scene.pool._conns["b"], scene.world.now_s
+        conn.listen(now_s, 0.0)
+        conn.listen(now_s + 60.0, 60.0)
+        assert not conn.is_silent
+        conn.listen(now_s + 60.0 + 1.5, 0.1)
+        assert not conn.is_silent
+        conn.listen(now_s + 60.0 + 1.6, 0.0)
+        assert conn.is_silent
+
+    play(main)
+
+
 @pytest.mark.rule("F3")
 def test_worker_that_stays_silent_is_hung_up_on_and_dialled_until_it_greets() -> None:
     async def main(scene: Scene) -> None:

@@ -136,6 +136,16 @@ def test_never_are_more_than_half_out(
         assert engine.allowed() or not engine.up
 
 
+@pytest.mark.parametrize(
+    ("up", "out"), [("abcd", "bc"), ("abc", "b"), ("ab", ""), ("abcdef", "bcd")]
+)
+def test_half_of_the_replicas_stay_and_those_that_are_down_are_of_the_other_half(
+    up: str, out: str
+) -> None:
+    engine = Engine("abcdef" if len(up) > 4 else "abcd", up)
+    assert "".join(name for name in "bcdef" if name in up and engine.rounds(20, bad=name)) == out
+
+
 def test_one_of_one_stays() -> None:
     assert Engine("a").rounds(50, bad="a") == ""
 

@@ -273,17 +273,28 @@ async def test_a_request_is_found_out_after_its_own_deadline_too(fleet: Fleet) -
 
 async def test_one_whose_client_leaves_at_once_is_found_out_too(fleet: Fleet) -> None:
     """Or it would cost a worker each time."""
-    life = Life(fleet)
+    Life(fleet)
     await up(fleet)
-    for deaths in (1, 2):
+    for worker in fleet.workers.values():
+        worker.on_call = worker.keep
+    for count in (1, 2):
         call = bad_call(fleet)
-        await fleet.until(lambda: bool(life.kept))
+        await fleet.until(lambda count=count: len(fleet.served()) == count)  # type: ignore[misc]
+        assert call.conn is not None
+        worker = fleet[call.conn.id]
         call.cancel()
-        await fleet.until(lambda deaths=deaths: len(life.deaths) == deaths)  # type: ignore[misc]
+        await fleet.until(lambda worker=worker: bool(worker.cancels))  # type: ignore[misc]
+        if call.alone:  # its word was on the way already
+            worker.tell(data.Began(call.id))
+        worker.incarnation += "i"
+        for peer in worker.peers:
+            peer.close()
+        worker.peers.clear()
         await fleet.until(lambda: bool(fleet.pool.suspects.watched))
+        await fleet.connected(3)
     await fleet.until(lambda: fleet.pool.suspects.convicted == 1)
     assert await outcomes(bad_call(fleet)) == ["quarantined"]
-    assert len(life.deaths) == 2
+    assert len(fleet.served()) == 2
 
 
 async def test_who_left_and_ran_to_the_end_is_not_blamed_twice(fleet: Fleet) -> None:

@@ -28,8 +28,8 @@ from edge.cache import AnswerCache
 from edge.cache_metrics import cache_totals
 from edge.config import EdgeConfig
 from edge.disk import Disk
-from edge.dispatch import Pool
-from edge.dispatch_metrics import dispatch_totals
+from edge.dispatching.dispatch import Pool
+from edge.dispatching.dispatch_metrics import dispatch_totals
 from edge.exposure import ExposureLog
 from edge.flight import Flights
 from edge.guard import Guard

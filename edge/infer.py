@@ -25,12 +25,12 @@ from edge.body_generate import parse_generate
 from edge.body_msgpack import parse_msgpack, render_msgpack
 from edge.body_signature import Signature
 from edge.cache import AnswerCache, cache_key
-from edge.calls import Answer, Call
 from edge.choosing import choose
 from edge.classification import classified
 from edge.content import answers_msgpack, is_msgpack, refuse_msgpack
 from edge.disk import Disk
-from edge.dispatch import Pool
+from edge.dispatching.calls import Answer, Call
+from edge.dispatching.dispatch import Pool
 from edge.encoding import ENCODINGS, encoded
 from edge.errors import (
     BadRequest,

@@ -20,9 +20,9 @@ from msgspec.structs import replace
 
 from edge import disk_frame
 from edge.cache import AnswerCache
-from edge.calls import Answer, Call
 from edge.disk import Disk, stamp
 from edge.disk_frame import Found
+from edge.dispatching.calls import Answer, Call
 from edge.errors import DeadlineExceeded, ModelFailed, Refusal, Unavailable, WorkerLost
 from edge.flight import Flights, Run
 from edge.snapshot import Endpoint

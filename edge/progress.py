@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from edge.calls import Call
+from edge.dispatching.calls import Call
 from edge.stream import Part, Parts
 
 COMMENT_S: Final = 1.0  # between two; and before the first, so that short wakes cost nothing

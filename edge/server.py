@@ -19,8 +19,8 @@ from starlette.applications import Starlette
 from edge import bridge
 from edge.body_render import render_error_event, render_event
 from edge.body_request import InferRequest
-from edge.calls import Call
 from edge.config import BODIES_BYTES_MAX
+from edge.dispatching.calls import Call
 from edge.encoding import ENCODINGS, inflate, inflated_bytes_max
 from edge.errors import (
     BadRequest,

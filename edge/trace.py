@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from edge.arm_metrics import ABSENT
-from edge.calls import Answer, Call
+from edge.dispatching.calls import Answer, Call
 from edge.errors import ClientGone, ModelFailed, Refusal, WorkerLost
 from edge.quota import Meter
 from edge.snapshot import ArmOf, Endpoint

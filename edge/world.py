@@ -16,10 +16,10 @@ from pathlib import Path
 
 import structlog
 
-from edge.dispatch import Pool
+from edge.dispatching.dispatch import Pool
+from edge.dispatching.quarantine import Row
 from edge.leases import Leases
 from edge.metrics import Metrics
-from edge.quarantine import Row
 from edge.snapshot import Ref, Snapshot, Version, compile_snapshot
 from pool.wire import control
 from pool.wire.control import Documents, Routes, VariantCount

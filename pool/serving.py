@@ -15,11 +15,20 @@ import structlog
 
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
-from pool.inside import Inside
 from pool.loaded import Loaded
+from pool.queueing.inside import Inside
+from pool.queueing.ticket import (
+    ROWS_UNBOUNDED,
+    Answer,
+    Begin,
+    Failed,
+    Outcome,
+    Overdue,
+    Returned,
+    Ticket,
+)
 from pool.shadow import Shadows
 from pool.slots import EngineSlot
-from pool.ticket import ROWS_UNBOUNDED, Answer, Begin, Failed, Outcome, Overdue, Returned, Ticket
 from pool.turn import Turn
 from pool.wire import data
 from pool.wire.arena import ArenaView

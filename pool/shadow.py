@@ -23,14 +23,14 @@ import msgspec
 
 from pool.arrays import BadTensor, to_array
 from pool.copy_guard import DIED, CopyGuard
-from pool.engine_queue import EngineQueue
 from pool.engines.base import Array, Tensors, reason_of
 from pool.loaded import Loaded
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.runner import Runner, ThreadRunner
+from pool.queueing.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Ticket
 from pool.rollouts.compare import ERROR_MAX, Comparison, compare
 from pool.rollouts.shadow_view import worst_first
-from pool.runner import Runner, ThreadRunner
 from pool.shadow_counts import Count, Found
-from pool.ticket import ROWS_UNBOUNDED, Answer, Failed, Outcome, Ticket
 from pool.wire import data
 from pool.wire.control import ShadowExample, ShadowReport
 

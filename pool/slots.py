@@ -22,12 +22,12 @@ from typing import Protocol
 
 import structlog
 
-from pool.engine_queue import EngineQueue
 from pool.engines.base import reason_of
-from pool.expiry import Expiries
 from pool.loaded import CannotLoad, Loaded, NoRoom, difference
 from pool.phases import HAND_OVER, enter
-from pool.ticket import Failed, Outcome, Overdue, Returned, Ticket
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.expiry import Expiries
+from pool.queueing.ticket import Failed, Outcome, Overdue, Returned, Ticket
 from pool.waking import RETRY_AFTER_S_MIN, Wakes, Waking, too_late
 
 BACKOFF_S_MIN = 1.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from pool.alone import Gate
+from pool.queueing.alone import Gate
 
 
 class Turn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pool.phases import CONNECT, FETCH, ROOM, Phases
-from pool.ticket import Failed
+from pool.queueing.ticket import Failed
 from pool.wake_estimates import Ref
 
 RETRY_AFTER_S_MIN = 0.05

@@ -28,12 +28,12 @@ from pool.engine_states import state_of
 from pool.engines import device
 from pool.engines.base import Engine, PlanEngine
 from pool.engines.registry import BadEngineName, find_engines, find_plan_engines
-from pool.inside import Inside
 from pool.load_guard import LoadGuard, guard_folder
 from pool.loaded import Loaded
 from pool.loading import Loader
 from pool.parking import Parking
 from pool.phases import of_start, process_began_s
+from pool.queueing.inside import Inside
 from pool.room import Room
 from pool.serving import EdgePeer
 from pool.shadow import Shadows

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge import worker_conn
+from edge.dispatching import worker_conn
 from tests.support.edge_fleet import Fleet
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from edge import dispatch, worker_conn
-from edge.calls import Answer, refusal_of
+from edge.dispatching import dispatch, worker_conn
+from edge.dispatching.calls import Answer, refusal_of
 from edge.errors import (
     ClientGone,
     DeadlineExceeded,
@@ -634,7 +634,7 @@ async def test_nothing_is_started_while_a_worker_whose_connection_broke_comes_ba
 async def test_cold_worker_is_started_when_nobody_comes_back(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.starting.EXPECTED_S", 0.05)
+    monkeypatch.setattr("edge.dispatching.starting.EXPECTED_S", 0.05)
     await fleet.up("ab")
     fleet.route(warm="b", wake_at="ba", cold="a")
     await fleet.connected(1)
@@ -735,7 +735,7 @@ async def test_worker_that_leaves_and_breaks_is_not_dialled_for_the_calls_it_had
 async def test_worker_that_was_lost_for_long_is_dialled_for_a_call_or_by_newer_routes_alone(
     fleet: Fleet, redial_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.starting.EXPECTED_S", 0.05)
+    monkeypatch.setattr("edge.dispatching.starting.EXPECTED_S", 0.05)
     dialled: list[str] = []
 
     async def dial(address: Address, *others: Any, **options: Any) -> Peer:
@@ -767,7 +767,7 @@ async def test_worker_that_was_lost_for_long_is_dialled_for_a_call_or_by_newer_r
 async def test_worker_that_was_lost_for_long_is_dialled_for_as_long_as_a_call_waits(
     fleet: Fleet, redial_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.starting.EXPECTED_S", 0.02)
+    monkeypatch.setattr("edge.dispatching.starting.EXPECTED_S", 0.02)
     fleet.route(wake_at="a", workers="a")
     call = fleet.call()
     await asyncio.sleep(0.02 + redial_s)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from edge.calls import Answer, Call
+from edge.dispatching.calls import Answer, Call
+from edge.dispatching.hedging import TIMES_MAX, TIMES_MIN, Hedges, Usual
 from edge.errors import ClientGone, DeadlineExceeded, WorkerLost
-from edge.hedging import TIMES_MAX, TIMES_MIN, Hedges, Usual
 from pool.wire import data
 from pool.wire.peer import Peer
 from tests.simulation.world import until

@@ -12,8 +12,8 @@ import pytest
 
 from edge import disk, levels
 from edge.cache import AnswerCache
-from edge.calls import Answer
 from edge.disk import Disk
+from edge.dispatching.calls import Answer
 from edge.errors import (
     BadRequest,
     DeadlineExceeded,

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from edge import waiting
-from edge.calls import Answer
-from edge.dispatch_metrics import dispatch_totals
+from edge.dispatching import waiting
+from edge.dispatching.calls import Answer
+from edge.dispatching.dispatch_metrics import dispatch_totals
+from edge.dispatching.outliers import CALLS_MIN, OUT_S
 from edge.errors import DeadlineExceeded, ModelFailed, Refusal, Unavailable, WorkerLost
-from edge.outliers import CALLS_MIN, OUT_S
 from pool.wire import data
 from pool.wire.peer import Peer
 from tests.simulation.world import until

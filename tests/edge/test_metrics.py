@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge.arm_metrics import PHASES, ArmMetrics, ArmTotal, Histogram, sum_of, total_of
-from edge.calls import Answer
+from edge.dispatching.calls import Answer
 from edge.metrics import Metrics
 from edge.snapshot import ArmOf
 from edge.trace import Trace, count

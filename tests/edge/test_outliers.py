@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.outliers import (
+from edge.dispatching.outliers import (
     CALLS_MIN,
     CALM_S,
     ERRORS,

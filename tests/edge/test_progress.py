@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from edge import progress
-from edge.calls import Call
-from edge.dispatch import Pool
+from edge.dispatching.calls import Call
+from edge.dispatching.dispatch import Pool
 from edge.progress import Waits, first_parts
 from edge.stream import Parts
 from pool.wire.control import EngineRoute, Routes, WorkerRoute

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from edge.quarantine import (
+from edge.dispatching.quarantine import (
     QUARANTINE_S,
     QUARANTINED_MAX,
     SUSPECT_S,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.retry_budget import RETRIES_FREE, RETRIES_SAVED_MAX, RETRY_SHARE, Budget
+from edge.dispatching.retry_budget import RETRIES_FREE, RETRIES_SAVED_MAX, RETRY_SHARE, Budget
 
 
 def taken(budget: Budget) -> int:

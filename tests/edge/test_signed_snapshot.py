@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge import world as world_module
-from edge.dispatch import Pool
+from edge.dispatching.dispatch import Pool
 from edge.metrics import Metrics
 from edge.snapshot import Snapshot, compile_snapshot
 from edge.world import World

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edge.starting import EXPECTED_S, START_AGAIN_S, START_S_MAX, START_S_MIN, needs_call, to_start
+from edge.dispatching.starting import (
+    EXPECTED_S,
+    START_AGAIN_S,
+    START_S_MAX,
+    START_S_MIN,
+    needs_call,
+    to_start,
+)
 
 NOW_S = 100.0
 LONG_S = 60.0  # left to the call

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edge.arm_metrics import ArmMetrics, sum_of, total_of
-from edge.calls import Answer
+from edge.dispatching.calls import Answer
 from edge.metrics import ArmRow
 from edge.snapshot import ArmOf
 from edge.statistics import by_version, model_stats

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from edge import suspects
-from edge.calls import Answer, Call
+from edge.dispatching import suspects
+from edge.dispatching.calls import Answer, Call
+from edge.dispatching.quarantine import Row, fingerprint_of
 from edge.errors import DeadlineExceeded, Refusal, Unprocessable, WorkerLost
-from edge.quarantine import Row, fingerprint_of
 from pool.wire import data
 from pool.wire.data import Tensor
 from pool.wire.peer import Peer

@@ -18,8 +18,8 @@ from starlette.applications import Starlette
 
 from edge.auth import Auth
 from edge.cache import AnswerCache
-from edge.calls import Call
-from edge.dispatch import Pool
+from edge.dispatching.calls import Call
+from edge.dispatching.dispatch import Pool
 from edge.errors import DeadlineExceeded, Refusal, WorkerLost
 from edge.exposure import ExposureLog
 from edge.flight import Flights

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from edge import world as world_module
-from edge.dispatch import Pool
+from edge.dispatching.dispatch import Pool
 from edge.metrics import Metrics
 from edge.world import World
 from pool.wire import control

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edge import worker_conn
-from edge.calls import Call
-from edge.dispatch import Pool
+from edge.dispatching import worker_conn
+from edge.dispatching.calls import Call
+from edge.dispatching.dispatch import Pool
 from edge.errors import ClientGone
 from infra.stack import Node, worker_processes
 from infra.supervisor import Supervisor

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pool.admission import RETRY_AFTER_S_MIN, SHORT_S, STANDING_SHARE, Admission, Ahead, finish_in_s
-from pool.batching import Limits
+from pool.queueing.admission import (
+    RETRY_AFTER_S_MIN,
+    SHORT_S,
+    STANDING_SHARE,
+    Admission,
+    Ahead,
+    finish_in_s,
+)
+from pool.queueing.batching import Limits
 
 ONE_BY_ONE = Limits(1, lambda _rows: 0.02)
 BATCHES = Limits(32, lambda rows: 0.004 + 0.001 * rows)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pool.batching import (
+from pool.queueing.batching import (
     PAUSE_S_MIN,
     SCAN_BATCHES_MAX,
     TIGHT_RUNS,
@@ -19,7 +19,7 @@ from pool.batching import (
     largest_rows,
     target_rows,
 )
-from pool.ticket import ROWS_UNBOUNDED, Ticket
+from pool.queueing.ticket import ROWS_UNBOUNDED, Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 from tests.support.tickets import asked
 

@@ -9,8 +9,8 @@ import asyncio
 
 import pytest
 
-from pool.engine_queue import EngineQueue
-from pool.ticket import Answer
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.ticket import Answer
 from tests.support import virtual_time
 from tests.support.batch_world import POLICIES, Case, goodput, optimum
 from tests.support.tickets import VirtualRunner, asked, echo

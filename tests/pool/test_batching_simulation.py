@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from pool.engine_queue import EngineQueue
-from pool.ticket import Answer, Cancelled, Failed, Overdue, Returned
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.ticket import Answer, Cancelled, Failed, Overdue, Returned
 from tests.support import virtual_time
 from tests.support.counting_engine import MAGIC_VALUE, FailingSession
 from tests.support.tickets import Asked, VirtualRunner, X, Y, asked

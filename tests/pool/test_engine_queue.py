@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import uvloop
 
-from pool.engine_queue import EngineQueue
 from pool.engines.base import EngineError, Tensors
-from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned
 from registry_sync.documents import TensorSpec
 from tests.support import virtual_time
 from tests.support.counting_engine import (

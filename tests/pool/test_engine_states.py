@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from pool.counters import QueueCounters
 from pool.engine_states import DETAIL_CHARS_MAX, state_of
 from pool.loaded import CannotLoad
+from pool.queueing.counters import QueueCounters
 from pool.wire.control import EngineState
 from tests.pool.test_slots import Place
 from tests.support import made_plans

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pool.inline import FAST_RUNS_MIN, FORGIVE_RUNS, INLINE_S_LEAVE, INLINE_S_MAX, InlineRule
+from pool.queueing.inline import (
+    FAST_RUNS_MIN,
+    FORGIVE_RUNS,
+    INLINE_S_LEAVE,
+    INLINE_S_MAX,
+    InlineRule,
+)
 
 FAST_S = INLINE_S_MAX / 2
 SLOW_S = INLINE_S_LEAVE * 1.5

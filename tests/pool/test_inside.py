@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool.inside import Inside
+from pool.queueing.inside import Inside
 
 
 def fill(inside: Inside, tenant: str, size_bytes: int) -> int:

@@ -13,10 +13,10 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from pool.engine_queue import EngineQueue
 from pool.engines.base import Tensors
-from pool.lanes import Lanes, UnderWay
-from pool.ticket import Answer, Failed, Overdue, Returned
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.lanes import Lanes, UnderWay
+from pool.queueing.ticket import Answer, Failed, Overdue, Returned
 from tests.pool.test_batching_simulation import Life
 from tests.support import virtual_time
 from tests.support.counting_engine import TestSession

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool.batching import Limits, Run, Shed, decide
-from pool.line import CREDIT_S, KNOWN_MAX, Line
-from pool.ticket import Answer, Overdue, Ticket
+from pool.queueing.batching import Limits, Run, Shed, decide
+from pool.queueing.line import CREDIT_S, KNOWN_MAX, Line
+from pool.queueing.ticket import Answer, Overdue, Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 from tests.pool.test_engine_queue import Bench
 from tests.support import virtual_time

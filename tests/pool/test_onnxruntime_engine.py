@@ -14,10 +14,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pool.engine_queue import EngineQueue
 from pool.engines.base import NUMPY_DTYPES, EngineError
 from pool.engines.onnxruntime_engine import OnnxRuntimeEngine, OnnxRuntimeSession, session_options
-from pool.ticket import Answer
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.ticket import Answer
 from registry_sync.documents import File, Manifest
 from registry_sync.onnx_signature import read_signature
 from tests.support import models

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from pool.engine_queue import EngineQueue
-from pool.ticket import Answer, Failed, Outcome, Overdue
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.ticket import Answer, Failed, Outcome, Overdue
 from tests.support import virtual_time
 from tests.support.tickets import Asked, VirtualRunner, asked, echo
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pool.profile import FORGET_HALF_S, ArrivalRate, LatencyProfile
+from pool.queueing.profile import FORGET_HALF_S, ArrivalRate, LatencyProfile
 
 
 def learned(*runs: tuple[int, float], times: int = 50) -> LatencyProfile:

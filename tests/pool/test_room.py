@@ -14,10 +14,10 @@ import pytest
 from pool import room as rooms
 from pool.engines import device_memory
 from pool.loaded import Loaded
+from pool.queueing.ticket import Answer, Failed, Outcome, Returned
 from pool.room import Room
 from pool.scaling.residency import Ref
 from pool.slots import EngineSlot
-from pool.ticket import Answer, Failed, Outcome, Returned
 from registry_sync.documents import File, Manifest
 from tests.pool.test_slots import Call
 from tests.support.artifacts import manifest_of

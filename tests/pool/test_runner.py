@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pool.runner import ThreadRunner, run_here
+from pool.queueing.runner import ThreadRunner, run_here
 
 
 def test_work_is_done_in_the_thread_and_its_end_is_told_on_the_loop() -> None:

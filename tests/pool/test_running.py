@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pool.engines.base import DeviceLost, EngineError, Tensors
-from pool.running import run_tickets
-from pool.ticket import Failed
+from pool.queueing.running import run_tickets
+from pool.queueing.ticket import Failed
 from tests.support.tickets import asked
 
 

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from pool.alone import Gate
-from pool.engine_queue import EngineQueue
-from pool.ticket import Answer, Begin, Cancelled
+from pool.queueing.alone import Gate
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.ticket import Answer, Begin, Cancelled
 from tests.support import virtual_time
 from tests.support.counting_engine import TestSession
 from tests.support.tickets import VirtualRunner, X, Y, asked

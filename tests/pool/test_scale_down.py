@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from pool import slots
+from pool.queueing.ticket import Answer, Returned
 from pool.slots import ELSEWHERE, LATE_S
-from pool.ticket import Answer, Returned
 from tests.pool.test_slots import Place
 
 

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge.calls import Answer, Call
-from edge.dispatch import Pool
+from edge.dispatching.calls import Answer, Call
+from edge.dispatching.dispatch import Pool
 from edge.errors import Refusal
 from pool import placement
 from pool.placement import WorkerView

@@ -16,8 +16,8 @@ import pytest
 
 from pool import shadow
 from pool.engines.base import Array, Tensors
+from pool.queueing.ticket import Answer
 from pool.shadow import ARENA_BYTES_MAX, KEPT_BYTES_MAX, KEPT_MAX, KEPT_S_MAX, input_digest
-from pool.ticket import Answer
 from pool.wire import data
 from pool.wire.control import ShadowCount
 from pool.wire.data import ShadowOf, Tensor

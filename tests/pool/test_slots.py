@@ -14,8 +14,8 @@ import pytest
 from pool import slots
 from pool.engines.base import EngineError
 from pool.loaded import CannotLoad, Loaded, load_session
+from pool.queueing.ticket import Answer, Failed, Outcome, Overdue, Returned, Ticket
 from pool.slots import EngineSlot
-from pool.ticket import Answer, Failed, Outcome, Overdue, Returned, Ticket
 from tests.support.artifacts import manifest_of
 from tests.support.counting_engine import TestSession
 from tests.support.tickets import X, Y, asked, echo

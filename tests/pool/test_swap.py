@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from pool.engines.base import Tensors
 from pool.loaded import CannotLoad, Loaded
+from pool.queueing.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
 from pool.slots import EngineSlot
-from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
 from tests.support.artifacts import manifest_of
 from tests.support.counting_engine import TestSession
 from tests.support.tickets import Asked, X, Y, asked

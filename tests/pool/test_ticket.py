@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pool.ticket import Cancelled, Failed
+from pool.queueing.ticket import Cancelled, Failed
 from tests.support.tickets import asked
 
 

@@ -15,8 +15,8 @@ import pytest
 from pool import phases, slots, wake_book
 from pool.loaded import Loaded, load_session
 from pool.phases import Phases, enter, of_start, process_began_s
+from pool.queueing.ticket import Answer, Failed
 from pool.slots import EngineSlot
-from pool.ticket import Answer, Failed
 from pool.wake_book import WakeBook
 from pool.wake_estimates import Wake, WakeEstimates
 from tests.pool.test_slots import Call, Loader

@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 from unittest import mock
 
-from edge import quarantine
-from edge.calls import Call
-from edge.dispatch import Pool
-from edge.retry_budget import Budget
-from pool import engine_queue, running
-from pool.batching import Run
-from pool.engine_queue import EngineQueue
+from edge.dispatching import quarantine
+from edge.dispatching.calls import Call
+from edge.dispatching.dispatch import Pool
+from edge.dispatching.retry_budget import Budget
 from pool.engines.base import Tensors
+from pool.queueing import engine_queue, running
+from pool.queueing.batching import Run
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.ticket import Outcome, Ticket
 from pool.serving import EdgePeer, Served
-from pool.ticket import Outcome, Ticket
 from registry_sync import leader
 
 Break = Callable[[], AbstractContextManager[Any]]

@@ -20,9 +20,9 @@ from unittest import mock
 import numpy as np
 
 from edge import __main__ as edge_main
-from edge.calls import Call
 from edge.config import EdgeConfig
-from edge.dispatch import Pool
+from edge.dispatching.calls import Call
+from edge.dispatching.dispatch import Pool
 from edge.errors import Refusal
 from edge.metrics import Metrics
 from edge.world import World as EdgeWorld

@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 from typing import Any, Final
 
-from edge.dispatch import Pool
-from edge.quarantine import DEATHS_MAX
+from edge.dispatching.dispatch import Pool
+from edge.dispatching.quarantine import DEATHS_MAX
 from pool.slots import EngineSlot
 from pool.wire.control import Routes
 from tests.simulation.engine import ledger

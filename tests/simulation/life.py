@@ -12,7 +12,7 @@ from unittest import mock
 
 from msgspec.structs import replace
 
-from edge import hedging
+from edge.dispatching import hedging
 from registry_sync import endpoints, keys, rollout_orders
 from registry_sync.documents import (
     Batch,

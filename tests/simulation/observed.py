@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from edge.calls import Call
-from edge.dispatch import Pool
-from edge.worker_conn import WorkerConn
+from edge.dispatching.calls import Call
+from edge.dispatching.dispatch import Pool
+from edge.dispatching.worker_conn import WorkerConn
 from pool import controller_main, serving, worker
 from pool.controller import Controller
-from pool.ticket import Outcome
+from pool.queueing.ticket import Outcome
 from pool.worker import Worker
 from tests.simulation.processes import Process, current
 

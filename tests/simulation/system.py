@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
-import pool.engine_queue
+import pool.queueing.engine_queue
 import pool.shadow
 from tests.simulation import threads
 from tests.simulation.loop import SimulatedLoop
@@ -76,7 +76,7 @@ def replaced(loop: SimulatedLoop) -> Iterator[None]:
         (time, "time", wall),
         (time, "sleep", loop.threads.sleep),
         (threading, "Condition", threads.Condition),
-        (pool.engine_queue, "ThreadRunner", threads.Runner),
+        (pool.queueing.engine_queue, "ThreadRunner", threads.Runner),
         (pool.shadow, "ThreadRunner", threads.Runner),
         *((module, "ThreadPoolExecutor", threads.Executor) for module in _with_executors()),
         (gc, "collect", lambda *_: 0),  # a serving process calms the collector for good

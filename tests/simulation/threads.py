@@ -158,7 +158,7 @@ class Threads:
 
 
 class Runner:
-    """Does what `pool.runner.ThreadRunner` does, in threads of the simulation."""
+    """Does what `pool.queueing.runner.ThreadRunner` does, in threads of the simulation."""
 
     def __init__(self, name: str, loop: SimulatedLoop, *, threads: int = 1) -> None:
         self._loop = loop

@@ -12,9 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from pool.batching import Decision, Limits, Run, Shed, Wait, decide
-from pool.profile import ArrivalRate
-from pool.ticket import Ticket
+from pool.queueing.batching import Decision, Limits, Run, Shed, Wait, decide
+from pool.queueing.profile import ArrivalRate
+from pool.queueing.ticket import Ticket
 from tests.support.tickets import asked
 
 

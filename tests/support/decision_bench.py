@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 
-from pool.batching import Limits, Run, Shed, Wait, decide
-from pool.line import Line
-from pool.profile import ArrivalRate, LatencyProfile
+from pool.queueing.batching import Limits, Run, Shed, Wait, decide
+from pool.queueing.line import Line
+from pool.queueing.profile import ArrivalRate, LatencyProfile
 from tests.support.batch_world import Case
 from tests.support.tickets import asked
 

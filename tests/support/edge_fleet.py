@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge.calls import Answer, Call
-from edge.dispatch import Pool
+from edge.dispatching.calls import Answer, Call
+from edge.dispatching.dispatch import Pool
 from edge.errors import Refusal
 from pool.wire import data
 from pool.wire.control import EngineRoute, Routes, WorkerRoute

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.calls import Call
-from edge.dispatch import Pool
+from edge.dispatching.calls import Call
+from edge.dispatching.dispatch import Pool
 from pool.wire import data
 from pool.wire.peer import Peer
 from tests.simulation.processes import Process

@@ -11,11 +11,11 @@ from typing import TypeVar
 import numpy as np
 
 from pool.copy_guard import CopyGuard
-from pool.engine_queue import EngineQueue
 from pool.engines.base import EngineError, Tensors
 from pool.loaded import Loaded
+from pool.queueing.engine_queue import EngineQueue
+from pool.queueing.ticket import Answer, Outcome, Ticket
 from pool.shadow import Shadows
-from pool.ticket import Answer, Outcome, Ticket
 from pool.wire import data
 from pool.wire.control import ShadowCount
 from pool.wire.data import ShadowOf, Tensor
@@ -41,7 +41,7 @@ class Device:
 
 @dataclass
 class DeviceRunner:
-    """One session's way to the device; see `pool.runner.Runner`."""
+    """One session's way to the device; see `pool.queueing.runner.Runner`."""
 
     device: Device
     name: str

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from pool.engines.base import Array, Tensors
-from pool.ticket import Begin, Outcome, Ticket
+from pool.queueing.ticket import Begin, Outcome, Ticket
 from registry_sync.documents import PRIORITY_DEFAULT, TensorSpec
 from tests.support.counting_engine import TestSession
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned
+from pool.queueing.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned
 
 
 @dataclass(slots=True)

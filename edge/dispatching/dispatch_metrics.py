@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge.dispatch import Pool
+from edge.dispatching.dispatch import Pool
 from edge.metrics import Counter
 
 Totals = tuple[list[Counter], list[Counter]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from edge.calls import Call, Carrier
+from edge.dispatching.calls import Call, Carrier
 
 CALLS_MAX: Final = 16
 BYTES_MAX: Final = 1 << 20  # of the inputs of one; a larger one is not kept

@@ -17,7 +17,14 @@ from collections.abc import Iterable, Sequence
 
 import structlog
 
-from edge.calls import Call, Ref
+from edge.dispatching.calls import Call, Ref
+from edge.dispatching.replicas import Engines, Replicas
+from edge.dispatching.retry_budget import Budget
+from edge.dispatching.starting import is_starting, to_start
+from edge.dispatching.suspects import Suspects
+from edge.dispatching.twins import Twins
+from edge.dispatching.waiting import Waiting
+from edge.dispatching.worker_conn import Silent, WorkerConn
 from edge.errors import (
     ClientGone,
     DeadlineExceeded,
@@ -26,13 +33,6 @@ from edge.errors import (
     WorkerLost,
     jittered,
 )
-from edge.replicas import Engines, Replicas
-from edge.retry_budget import Budget
-from edge.starting import is_starting, to_start
-from edge.suspects import Suspects
-from edge.twins import Twins
-from edge.waiting import Waiting
-from edge.worker_conn import Silent, WorkerConn
 from pool.wire import data
 from pool.wire.control import EngineRoute, Routes
 from pool.wire.handshake import Secrets

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from edge.calls import Call, Ref
+from edge.dispatching.calls import Call, Ref
+from edge.dispatching.outliers import ERRORS, SLOW, Outliers
+from edge.dispatching.worker_conn import WorkerConn
 from edge.errors import ModelFailed
-from edge.outliers import ERRORS, SLOW, Outliers
-from edge.worker_conn import WorkerConn
 from pool.wire import data
 from pool.wire.control import EngineRoute, Routes
 

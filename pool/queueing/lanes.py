@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pool.profile import LatencyProfile
-from pool.streaming import Stream
-from pool.ticket import Ticket
+from pool.queueing.profile import LatencyProfile
+from pool.queueing.streaming import Stream
+from pool.queueing.ticket import Ticket
 
 
 @dataclass(slots=True, eq=False)

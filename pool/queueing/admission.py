@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from pool.batching import Limits, target_rows
+from pool.queueing.batching import Limits, target_rows
 
 # Once a call of a tenant was refused, and until none of its calls waits, those that are taken are
 # to wait for no more than this part of their time: predictions are off by something, and a queue

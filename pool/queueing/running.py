@@ -1,7 +1,7 @@
 """Run several calls as one: join their inputs, run, split the outputs.
 
 Owns the promise that a call gets what it would have got alone, or fails alone.  Blocking and
-without state; `pool.engine_queue` decides where it runs.
+without state; `pool.queueing.engine_queue` decides where it runs.
 
 A device that is lost answers nobody in this process any more, so then the process is asked to end:
 it drains, and its successor gets the device anew.
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pool.engines.base import DeviceLost, Session, Tensors, reason_of
-from pool.ticket import Failed, Ticket
+from pool.queueing.ticket import Failed, Ticket
 
 
 class Ran(msgspec.Struct, frozen=True):

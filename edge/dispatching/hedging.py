@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from edge.retry_budget import Budget
+from edge.dispatching.retry_budget import Budget
 
 QUANTILE: Final = 0.95
 TIMES_MIN: Final = 100  # before it is said what usual is

@@ -15,9 +15,9 @@ from typing import Final, Protocol
 
 import structlog
 
-from edge.calls import Answer, Call, Ref
+from edge.dispatching.calls import Answer, Call, Ref
+from edge.dispatching.quarantine import CROWD, Fingerprint, Loss, Quarantine, Row, fingerprint_of
 from edge.errors import DeadlineExceeded, Refusal, Unprocessable, WorkerLost
-from edge.quarantine import CROWD, Fingerprint, Loss, Quarantine, Row, fingerprint_of
 
 # So long it is waited for a process that speaks in the name of a worker that was lost: for a start
 # of it on a busy machine.

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from pool.admission import Admission, Ahead
-from pool.batching import Limits
-from pool.expiry import Expiries
-from pool.line import Line
-from pool.profile import ArrivalRate
-from pool.ticket import Failed, Ticket
+from pool.queueing.admission import Admission, Ahead
+from pool.queueing.batching import Limits
+from pool.queueing.expiry import Expiries
+from pool.queueing.line import Line
+from pool.queueing.profile import ArrivalRate
+from pool.queueing.ticket import Failed, Ticket
 
 OVERLOADED = "overloaded: the deadline cannot be met; try again later, or allow more time"
 OVER_SHARE = (

@@ -1,6 +1,6 @@
 """The queue in front of one engine: takes tickets, settles every one exactly once.
 
-Carries out what `pool.batching` decides and learns what it needs to know.  Belongs to one
+Carries out what `pool.queueing.batching` decides and learns what it needs to know.  Belongs to one
 event loop; only the runs themselves happen in a thread.  Knows neither the wire nor how an
 engine was loaded.
 """
@@ -14,19 +14,19 @@ from typing import TypeVar
 
 import structlog
 
-from pool.admission import Ahead
-from pool.batching import Limits, Run, Shed, Wait, decide
-from pool.closing import close_session
-from pool.counters import QueueCounters
 from pool.engines.base import Session
-from pool.expiry import TIMER_ROUNDING_S
-from pool.inline import InlineRule
-from pool.lanes import Lanes, UnderWay
-from pool.lobby import Lobby, misfit
-from pool.runner import Runner, ThreadRunner, run_here
-from pool.running import Ran, run_tickets
-from pool.streaming import Stream
-from pool.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
+from pool.queueing.admission import Ahead
+from pool.queueing.batching import Limits, Run, Shed, Wait, decide
+from pool.queueing.closing import close_session
+from pool.queueing.counters import QueueCounters
+from pool.queueing.expiry import TIMER_ROUNDING_S
+from pool.queueing.inline import InlineRule
+from pool.queueing.lanes import Lanes, UnderWay
+from pool.queueing.lobby import Lobby, misfit
+from pool.queueing.runner import Runner, ThreadRunner, run_here
+from pool.queueing.running import Ran, run_tickets
+from pool.queueing.streaming import Stream
+from pool.queueing.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
 
 T = TypeVar("T")
 

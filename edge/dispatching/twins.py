@@ -12,9 +12,9 @@ import time
 from collections.abc import Collection
 from typing import Protocol
 
-from edge.calls import Answer, Call, Ref
+from edge.dispatching.calls import Answer, Call, Ref
+from edge.dispatching.hedging import Hedges
 from edge.errors import Refusal, Unavailable
-from edge.hedging import Hedges
 
 
 class Sender(Protocol):

@@ -20,10 +20,10 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from edge.calls import Answer, Call, refusal_of
+from edge.dispatching.calls import Answer, Call, refusal_of
+from edge.dispatching.given_up import GivenUp
+from edge.dispatching.starting import START_S_MAX, needs_call
 from edge.errors import TooLarge, WorkerLost
-from edge.given_up import GivenUp
-from edge.starting import START_S_MAX, needs_call
 from pool.wire import data
 from pool.wire.arena import PLACE_BYTES_MIN, Arena
 from pool.wire.control import WorkerRoute

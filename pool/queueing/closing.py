@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 
 from pool.engines.base import Session, reason_of
-from pool.runner import Runner
+from pool.queueing.runner import Runner
 from registry_sync.memory import give_back
 
 _log = structlog.get_logger(__name__)

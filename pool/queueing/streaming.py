@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from pool.engines.base import Session, Tensors, reason_of
-from pool.ticket import Failed
+from pool.queueing.ticket import Failed
 
 # Pieces that may be on their way.  Enough that neither side waits for the other's wake-up;
 # few enough that an engine cannot flood the loop or a slow reader's buffer.

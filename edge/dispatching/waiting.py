@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from edge.calls import Call, Ref
+from edge.dispatching.calls import Call, Ref
 
 # As long as most calls may take.  Then one at a time waits, so that there is somebody for whom
 # workers are dialled and started, and the others are refused.

@@ -1,7 +1,7 @@
 """Where blocking work is done: in a thread that belongs to one engine, or right here.
 
 Many engines and drivers want all their calls from one thread, and a run that hangs must not
-take the threads of other engines.  Which it is, is decided by `pool.inline`.
+take the threads of other engines.  Which it is, is decided by `pool.queueing.inline`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from collections.abc import Container, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
-from pool.ticket import Ticket
+from pool.queueing.ticket import Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 
 # Of the engine's time.  Longer forgives longer bursts; but whoever comes back with a flood may

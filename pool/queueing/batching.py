@@ -3,7 +3,7 @@
 What cannot be on time is dropped, then the largest batch that can be on time runs at once.
 An engine that is busy is what lets a batch grow: nothing is held back for company, unless
 deadlines are so tight that a batch which began too soon cannot be made up for.  Decides only;
-`pool.engine_queue` carries it out.
+`pool.queueing.engine_queue` carries it out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from pool.ticket import Ticket
+from pool.queueing.ticket import Ticket
 
 # How far behind the head its company is looked for, in batches.  Bounds a decision when
 # tickets of many shapes wait: a few shapes still fill their batches, many shapes get less.

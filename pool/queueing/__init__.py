@@ -1,0 +1,1 @@
+"""One engine's queue: who may wait, who runs next, and the runs themselves."""

@@ -162,6 +162,7 @@ def test_every_process_of_a_tier_is_told(
 
     monkeypatch.setattr(run_commands, "run_tier", keep_tier)
     monkeypatch.setattr(run_commands, "up", keep_up)
+    monkeypatch.setattr(run_commands, "configure", lambda *_: None)  # it holds for the process
     ports = ("--port", "0", "--admin-port", "0") if tier in ("up", "edge") else ()
     registry = ("--registry", str(tmp_path / "r"))
     run.ok(tier, *registry, *ports, "--require-signed", str(file))

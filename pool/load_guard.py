@@ -55,11 +55,15 @@ class LoadGuard:
         self._folder = folder
         self._clock = clock
         # The whole mutable state: what is being loaded, whether somebody does that alone, and who
-        # waits to; the journal's descriptor, -1 without one; and what has killed us.
+        # waits to; whether loads are held, and who waits for those under way; the journal's
+        # descriptor, -1 without one; and what has killed us.
         self._turn = threading.Condition()
         self._loading: Counter[What] = Counter()
         self._is_alone = False
         self._waits_alone = 0
+        self._is_held = False
+        self._on_clear: Callable[[], None] | None = None
+        self.waits = False  # a load has been held
         self._journal = -1
         self._record: dict[What, Deaths] = {}
         try:
@@ -108,6 +112,24 @@ class LoadGuard:
             with self._turn:
                 self._leave(what)
 
+    def hold(self, on_clear: Callable[[], None]) -> bool:
+        """Let no load begin; tell whether none is under way.
+
+        Args:
+            on_clear: if there is one, called in some thread when there is none any more.
+        """
+        with self._turn:
+            self._is_held = True
+            self._on_clear = on_clear if self._loading else None
+            return not self._loading
+
+    def go_on(self) -> None:
+        """Let loads begin again."""
+        with self._turn:
+            self._is_held = self.waits = False
+            self._on_clear = None
+            self._turn.notify_all()
+
     def close(self) -> None:
         """Forget what is being loaded: this process ends because it was told to."""
         with self._turn, contextlib.suppress(OSError):
@@ -116,7 +138,8 @@ class LoadGuard:
 
     def _enter(self, what: What, *, alone: bool) -> None:
         self._waits_alone += alone
-        while self._is_alone or (self._loading if alone else self._waits_alone):
+        while self._is_held or self._is_alone or (self._loading if alone else self._waits_alone):
+            self.waits |= self._is_held
             self._turn.wait()
         self._waits_alone -= alone
         self._is_alone = alone
@@ -132,6 +155,9 @@ class LoadGuard:
                 os.ftruncate(self._journal, 0)
         if self._record.pop(what, None) is not None:
             self._forget(what)
+        if self._on_clear is not None and not self._loading:
+            on_clear, self._on_clear = self._on_clear, None
+            on_clear()
         self._turn.notify_all()
 
     def _write(self, sign: str, what: What) -> None:

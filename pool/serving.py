@@ -16,6 +16,7 @@ import structlog
 from pool.arrays import BadTensor, to_array, to_tensors
 from pool.engines.base import Tensors, reason_of
 from pool.loaded import Loaded
+from pool.queueing.alone import Visitor
 from pool.queueing.inside import Inside
 from pool.queueing.ticket import (
     ROWS_UNBOUNDED,
@@ -143,17 +144,29 @@ class Served:
                 self.refuse(504, "the deadline passed while the call waited")
 
     def _begin_alone(self, begin: Begin) -> None:
-        """Let a run begin once no other is alone, and the edge can learn of it.
+        """Let a run begin once nothing else goes on in this process, and the edge can learn of it.
 
-        Whatever becomes of this process then, the edge will know by which run.
+        Whatever becomes of this process then, the edge will know by which run.  Nothing else begins
+        before the edge can know as well that it has ended.
         """
-        peer, gate = self.edge.peer, self.edge.alone
+        peer, gate, call_id = self.edge.peer, self.edge.alone, self.call.call_id
 
-        def say() -> None:
-            peer.send(data.encode(data.Began(self.call.call_id)))
-            peer.when_written(lambda: begin(gate.leave))
+        def say(is_only: bool, then: Callable[[], None]) -> None:
+            peer.send(data.encode(data.Began(call_id, is_only)))
+            peer.when_written(then)
 
-        gate.enter(say)
+        def over() -> None:
+            if self.ticket is None:  # no answer will follow
+                peer.send(data.encode(data.Began(call_id, is_only=False)))
+            peer.when_written(gate.leave)
+
+        gate.enter(
+            Visitor(
+                begin=lambda is_only: say(is_only, lambda: begin(over)),
+                crowd=lambda then: say(False, then),
+                patience_s=(self.deadline_s - time.monotonic()) / 2,
+            )
+        )
 
     def held(self, phase: str, left_s: float) -> None:
         """Tell the edge, if its client is to know, what a load is doing that the call waits for."""

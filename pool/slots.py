@@ -25,6 +25,7 @@ import structlog
 from pool.engines.base import reason_of
 from pool.loaded import CannotLoad, Loaded, NoRoom, difference
 from pool.phases import HAND_OVER, enter
+from pool.queueing.alone import Gate
 from pool.queueing.engine_queue import EngineQueue
 from pool.queueing.expiry import Expiries
 from pool.queueing.ticket import Failed, Outcome, Overdue, Returned, Ticket
@@ -71,6 +72,7 @@ class EngineSlot:
         wakes: what is known of loads; without it nothing is, and nobody refused for it.
         take_up_s: returns since when the call of the next load has waited for this process to take
             it, if the process was started for that; then None.
+        gate: which runs may begin in the process.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class EngineSlot:
         soon: Callable[[Callable[[], None]], object] | None = None,
         wakes: Wakes | None = None,
         take_up_s: Callable[[], float | None] = lambda: None,
+        gate: Gate | None = None,
     ) -> None:
         self.model = model
         self.version = version
@@ -90,6 +93,7 @@ class EngineSlot:
         self._soon = soon
         self._wakes = wakes
         self._take_up_s = take_up_s
+        self._gate = gate
         # The whole mutable state.
         self.state = "cold"
         self.detail = ""
@@ -289,6 +293,7 @@ class EngineSlot:
             rows_max=loaded.manifest.rows_max,
             on_idle=self._stirred.set,
             soon=self._soon,
+            gate=self._gate,
         )
 
     def _take_waiting(self) -> list[Waiting]:

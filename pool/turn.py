@@ -10,18 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from pool.queueing.alone import Gate
+from pool.queueing.alone import Gate, Loads
 
 
 class Turn:
-    """Collects what to do at the end of the read under way, or else in the loop's next turn."""
+    """Collects what to do at the end of the read under way, or else in the loop's next turn.
 
-    def __init__(self) -> None:
+    Args:
+        loads: of the process.
+    """
+
+    def __init__(self, loads: Loads | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         # The whole mutable state: whether a read is under way, and what to do at its end.
         self._is_reading = False
         self._later: list[Callable[[], None]] = []
-        self.alone = Gate()  # for runs, of any engine, that are to be alone
+        self.alone = Gate(loads)  # which runs, of any engine, may begin
 
     def begin(self) -> None:
         """A read has brought a frame."""

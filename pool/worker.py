@@ -84,7 +84,6 @@ class Worker:
         # The whole mutable state: edges, slots, the bytes of calls inside, and whether we drain.
         self.peers: set[EdgePeer] = set()
         self.inside = Inside(config.queue_bytes_max)
-        self.turn = Turn()
         self.is_draining = False
         self._slots: dict[tuple[str, str], EngineSlot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,6 +93,7 @@ class Worker:
         self.up_s: float | None = None  # of a process that is started for a call, until that comes
         folder = guard_folder(Path(config.data), config.id)
         self.guard = LoadGuard(folder, self.incarnation)
+        self.turn = Turn(self.guard)
         self.shadows = Shadows(
             lambda ref: self._slots.get(ref),
             self.is_idle,
@@ -133,7 +133,8 @@ class Worker:
             if len(self._slots) >= SLOTS_MAX:
                 self._slots = {r: s for r, s in self._slots.items() if s.state != "cold"}
             slot = EngineSlot(
-                *(*ref, self._load, self._changed, self.turn.soon, self._wakes, self._take_up_s)
+                *(*ref, self._load, self._changed, self.turn.soon, self._wakes, self._take_up_s),
+                self.turn.alone,
             )
             self._slots[ref] = slot
         return slot

@@ -99,6 +99,7 @@ class Call:
         "id",
         "inputs",
         "is_held",
+        "is_only",
         "is_twin",
         "is_watched",
         "on_chunk",
@@ -156,6 +157,7 @@ class Call:
         self.rests = False  # nobody but the twin's worker has it
         self.alone = False  # it may have killed its worker: it is to share its run with nobody
         self.has_begun = False  # its worker said that this run begins
+        self.is_only = False  # and that it does nothing else meanwhile
         self.fingerprint = b""  # once it was needed; see `quarantine`
         self.is_watched = False  # how it ends is held against other workers' calls
         self.is_held = False  # sent to a worker that was to load its engine first

@@ -30,11 +30,12 @@ class GivenUp:
             if len(self._calls) > CALLS_MAX:
                 self._calls.popitem(last=False)
 
-    def began(self, call_id: int) -> None:
+    def began(self, call_id: int, *, is_only: bool) -> None:
         """Take note of the word that a call runs alone: any other such run is over."""
         for call, _ in self._calls.values():
             if call.has_begun or call.id == call_id:
                 call.has_begun = call.id == call_id
+                call.is_only = call.has_begun and is_only
 
     def take(self, carrier: Carrier, now_s: float) -> list[Call]:
         """Return those that `carrier` may have been running just now, and forget them all.

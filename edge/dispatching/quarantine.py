@@ -4,7 +4,7 @@ Rules:
 
 - What was in flight when the connection to a worker was lost is a suspect.  It is to be run again
   alone, so that a next loss is the fault of one.
-- It counts again only if its run had begun, alone, when a worker was lost.
+- It counts again only if a worker is lost that was running it and did nothing else, for whomever.
 - A loss is a death once another process speaks in that worker's name.  If the same one does, the
   network was at fault and the loss counts for nothing; so it does if nobody ever speaks again.
 - Two deaths: it is quarantined for `QUARANTINE_S`.
@@ -103,12 +103,12 @@ class Quarantine:
         self.watched: Counter[Ref] = Counter()
 
     def blame(
-        self, fingerprint: Fingerprint, ref: Ref, loss: Loss, now_s: float, *, had_begun: bool
+        self, fingerprint: Fingerprint, ref: Ref, loss: Loss, now_s: float, *, was_only: bool
     ) -> None:
         """Take note that a request was in flight when a worker was lost.
 
         Args:
-            had_begun: it ran alone, and its run had begun.
+            was_only: its run had begun, and its worker did nothing else.
         """
         if fingerprint in self._until_s:
             return
@@ -118,7 +118,7 @@ class Quarantine:
                 self._let_off(next(iter(self._suspects)))
             suspect = self._suspects[fingerprint] = _Suspect(ref)
             self.watched[ref] += 1
-        elif not had_begun:
+        elif not was_only:
             return
         suspect.losses[loss] = False
         suspect.until_s = now_s + SUSPECT_S

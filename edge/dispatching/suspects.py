@@ -103,16 +103,20 @@ class Suspects:
         """Take note of the calls that were in flight when the connection to a worker was lost."""
         calls = list(calls)
         loss, now_s = Loss(worker.id, worker.incarnation), self._now()
-        # One that ran alone had nothing of its model beside it.
+        # One that ran alone had nothing of its model beside it, and if it was the only one nothing
+        # at all; else it proves nothing of it.
+        is_proof = any(call.is_only for call in calls)
         tried = {call.ref for call in calls if call.has_begun}
         waited = Counter(call.ref for call in calls if call.is_held)
         for call in calls:
+            if is_proof and not call.is_only:
+                continue
             if not call.has_begun and (
                 call.alone or call.ref in tried or (call.is_held and waited[call.ref] > CROWD)
             ):
                 continue
             fingerprint = _fingerprint_of(call)
-            self._known.blame(fingerprint, call.ref, loss, now_s, had_begun=call.has_begun)
+            self._known.blame(fingerprint, call.ref, loss, now_s, was_only=call.is_only)
             if self._known.verdict(fingerprint, now_s) == "open":
                 # Also after the call's own end: who sends it next is not to pay for it again.
                 loop = asyncio.get_running_loop()

@@ -138,7 +138,7 @@ class WorkerConn:
         call.id = self._next_id
         call.conn = self
         call.sent += 1
-        call.has_begun = False
+        call.has_begun = call.is_only = False
         call.sent_s = now_s
         inputs = call.inputs
         heads = [TensorHead(t.name, t.datatype, tuple(t.shape), len(t.data)) for t in inputs]
@@ -345,9 +345,9 @@ class WorkerConn:
                 call.on_chunk(data.tensors(message.outputs, body))
         elif type(message) is data.Began:
             call = self.calls.get(message.call_id)
-            self._given_up.began(message.call_id)
+            self._given_up.began(message.call_id, is_only=message.is_only)
             if call is not None:
-                call.has_begun = True
+                call.has_begun, call.is_only = True, message.is_only
         elif type(message) is data.Progress:
             call = self.calls.get(message.call_id)
             if call is not None and call.on_held is not None:

@@ -16,6 +16,7 @@ import structlog
 
 from pool.engines.base import Session
 from pool.queueing.admission import Ahead
+from pool.queueing.alone import Gate
 from pool.queueing.batching import Limits, Run, Shed, Wait, decide
 from pool.queueing.closing import close_session
 from pool.queueing.counters import QueueCounters
@@ -55,6 +56,7 @@ class EngineQueue:
         clock: Callable[[], float] = time.monotonic,
         runner: Runner | None = None,
         soon: Callable[[Callable[[], None]], object] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Make the queue of a session that is warm.  Call it on the loop.
 
@@ -67,6 +69,7 @@ class EngineQueue:
             runner: where the runs are done; a thread for each of the session's lanes by default.
             soon: lets a step follow all that arrives with a ticket; the loop's next turn by
                 default.
+            gate: which runs may begin in the process; one of its own by default.
         """
         assert rows_max >= 1
         self.name = name
@@ -77,6 +80,7 @@ class EngineQueue:
         lanes = getattr(session, "lanes", 1)  # engines from before there were lanes have one
         self._runner = runner or ThreadRunner(f"engine {name}", self._loop, threads=lanes)
         self._clock = clock
+        self._gate = gate or Gate()
         self._on_idle = on_idle
         self._output_names = frozenset(spec.name for spec in session.outputs)
 
@@ -289,6 +293,9 @@ class EngineQueue:
                     rows = sum([ticket.rows for ticket in tickets])
                     if lanes.under_way and not self._begins_beside(tickets[0], rows):
                         break
+                    if not self._gate.is_open and tickets[0].on_alone is None:
+                        self._gate.wait(self._step_soon)
+                        break
                     run = UnderWay(tickets, rows, now_s, lanes.profile.run_s(rows))
                     waiting.take(tickets, run.expected_s / rows)
                     was_inline = self._launch(run)
@@ -349,6 +356,7 @@ class EngineQueue:
     ) -> None:
         """Start a run that `ticket` is the first of; one that is alone once it may."""
         if ticket.on_alone is None:
+            self._gate.began()
             self._runner.start(work, done)
             return
 
@@ -365,6 +373,8 @@ class EngineQueue:
         self._inline.record(run.rows, run_s, was_inline=False)
         self._learn(run, ran, run_s)
         self._lanes.end(run)
+        if run.tickets[0].on_alone is None:
+            self._gate.ended()
         # Before the answers go out, so that the engine works meanwhile.
         self._launch_next()
         self._answer(run, ran, run_s)

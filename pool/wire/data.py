@@ -13,7 +13,7 @@
     Load    [6, wait_us, calls, draining]
     Release [7, [arena_at, ...]]
     Progress [8, call_id, phase, left_us]
-    Began   [9, call_id]
+    Began   [9, call_id, is_only]
 
 Positional; fields are only ever appended, each with a default, and a reader skips what it does not
 know.  Every field's type and bound is checked on the way in.  `call_id` belongs to one connection.
@@ -25,7 +25,8 @@ An edge's hello may offer an arena (see arena.py), and the worker's then says th
 from then on a call's tensors may lie there instead of behind its header.
 A worker sends its load every `load_ms` of its hello, whether anything has changed or not: who hears
 nothing for three of these has lost it.  A call that is to run alone shares its run with nobody, and
-its worker says that it begins before it does: whoever dies of it then is known to have died of it.
+its worker says that it begins before it does, and whether it is the only thing that its process
+does then; if that changes it says so again before it does.
 """
 
 from __future__ import annotations
@@ -201,9 +202,10 @@ class Progress(msgspec.Struct, array_like=True, frozen=True, tag=8):
 
 
 class Began(msgspec.Struct, array_like=True, frozen=True, tag=9):
-    """A call that is to run alone begins; sent before it does."""
+    """A call that is to run alone begins; sent before it does, and once more when others may."""
 
     call_id: _Count
+    is_only: bool = False  # nothing else runs or loads in the process, until the reply is sent
 
 
 Message = Hello | Call | Reply | Chunk | Cancel | Load | Release | Progress | Began

@@ -30,7 +30,7 @@ def made(*losses: Loss) -> Quarantine:
     """A quarantine in which ONE was in flight at these losses, alone but for the first."""
     known = Quarantine()
     for index, loss in enumerate(losses):
-        known.blame(ONE, REF, loss, 0.0, had_begun=index > 0)
+        known.blame(ONE, REF, loss, 0.0, was_only=index > 0)
     return known
 
 
@@ -71,7 +71,7 @@ def test_quarantine_ends() -> None:
 def test_two_deaths_of_one_worker_count_as_two() -> None:
     known = made(Loss("a", "a1"))
     known.heard("a", "a2", 1.0)
-    known.blame(ONE, REF, Loss("a", "a2"), 2.0, had_begun=True)
+    known.blame(ONE, REF, Loss("a", "a2"), 2.0, was_only=True)
     assert known.heard("a", "a3", 3.0) == [ONE]
 
 
@@ -86,7 +86,7 @@ def test_a_process_that_still_speaks_has_not_died() -> None:
 
 def test_who_had_not_begun_when_another_worker_died_is_not_blamed() -> None:
     known = made(A)
-    known.blame(ONE, REF, B, 0.0, had_begun=False)
+    known.blame(ONE, REF, B, 0.0, was_only=False)
     known.heard("a", "a2", 1.0)
     known.heard("b", "b2", 1.0)
     assert known.verdict(ONE, 1.0) == "suspect"
@@ -96,7 +96,7 @@ def test_a_run_to_the_end_shows_innocence() -> None:
     known = made(A)
     known.ran(ONE)
     assert known.verdict(ONE, 0.0) == "clear"
-    known.blame(ONE, REF, B, 0.0, had_begun=False)
+    known.blame(ONE, REF, B, 0.0, was_only=False)
     known.heard("a", "a2", 1.0)
     known.heard("b", "b2", 1.0)
     assert known.verdict(ONE, 1.0) == "suspect"
@@ -137,7 +137,7 @@ def test_what_others_know_is_taken_over_and_told() -> None:
 def test_a_request_in_quarantine_is_not_suspected_again() -> None:
     known = Quarantine()
     known.learn([Row(ONE, REF, 60.0)], 0.0)
-    known.blame(ONE, REF, C, 0.0, had_begun=True)
+    known.blame(ONE, REF, C, 0.0, was_only=True)
     assert known.verdict(ONE, 0.0) == "guilty"
     assert dict(known.watched) == {REF: 1}
 
@@ -145,7 +145,7 @@ def test_a_request_in_quarantine_is_not_suspected_again() -> None:
 def test_all_of_it_is_bounded() -> None:
     known = Quarantine()
     for number in range(SUSPECTS_MAX + 10):
-        known.blame(b"s%d" % number, REF, A, 0.0, had_begun=False)
+        known.blame(b"s%d" % number, REF, A, 0.0, was_only=False)
     assert known.verdict(b"s9", 0.0) == "clear"
     assert known.verdict(b"s10", 0.0) == "suspect"
     known.learn([Row(b"q%d" % n, REF, 1.0 + n / 1e4) for n in range(QUARANTINED_MAX + 10)], 0.0)
@@ -173,7 +173,7 @@ def test_whatever_happens_nobody_is_guilty_without_two_deaths() -> None:
                 known.ran(request)
                 fates[request] = 0
                 continue
-            known.blame(request, REF, loss, now_s, had_begun=True)
+            known.blame(request, REF, loss, now_s, was_only=True)
             lives[worker] += died
             fates[request] = fates.get(request, 0) + died
             guilty = known.heard(worker, str(lives[worker]), now_s)

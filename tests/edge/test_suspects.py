@@ -55,7 +55,7 @@ class Life:
         for batch in [together, *([one] for one in kept if one[1].alone)]:
             for peer, call in batch:
                 if call.alone:
-                    peer.send(data.encode(data.Began(call.call_id)))
+                    peer.send(data.encode(data.Began(call.call_id, is_only=True)))
             if any(self.is_bad(call) for _, call in batch):
                 self.deaths.append(name)
                 worker.incarnation += "i" * self.dies
@@ -179,7 +179,7 @@ async def test_a_copy_that_waits_ends_at_its_deadline(fleet: Fleet) -> None:
     Life(fleet)
     await up(fleet)
     fleet.pool.suspects._known.blame(
-        _fingerprint(), REF, suspects.Loss("x", "1"), fleet.pool.suspects._now(), had_begun=False
+        _fingerprint(), REF, suspects.Loss("x", "1"), fleet.pool.suspects._now(), was_only=False
     )
     for worker in fleet.workers.values():
         worker.on_call = worker.keep
@@ -216,7 +216,7 @@ async def test_a_lost_device_is_as_bad_as_a_death(fleet: Fleet) -> None:
     def lose(peer: Peer, call: data.Call) -> None:
         worker = next(w for w in fleet.workers.values() if peer in w.peers)
         if call.alone:
-            peer.send(data.encode(data.Began(call.call_id)))
+            peer.send(data.encode(data.Began(call.call_id, is_only=True)))
         if call.request_id != "bad":
             worker.answer(peer, call)
             return
@@ -285,7 +285,7 @@ async def test_one_whose_client_leaves_at_once_is_found_out_too(fleet: Fleet) ->
         call.cancel()
         await fleet.until(lambda worker=worker: bool(worker.cancels))  # type: ignore[misc]
         if call.alone:  # its word was on the way already
-            worker.tell(data.Began(call.id))
+            worker.tell(data.Began(call.id, is_only=True))
         worker.incarnation += "i"
         for peer in worker.peers:
             peer.close()
@@ -305,17 +305,17 @@ async def test_who_left_and_ran_to_the_end_is_not_blamed_twice(fleet: Fleet) -> 
     other = Tensor("x", "FP32", (1,), b"else")
     for tensor in (X, other):
         found = fingerprint_of("d", [tensor], ("y",))
-        known.blame(found, REF, suspects.Loss("z", "1"), time.monotonic(), had_begun=False)
+        known.blame(found, REF, suspects.Loss("z", "1"), time.monotonic(), was_only=False)
     known.heard("z", "2", time.monotonic())
     fleet["a"].on_call = fleet["a"].keep
     first = named(fleet, "first")
     await fleet.until(lambda: len(fleet["a"].calls) == 1)
-    fleet["a"].tell(data.Began(first.id))
+    fleet["a"].tell(data.Began(first.id, is_only=True))
     await fleet.until(lambda: first.has_begun)
     first.cancel()
     second = named(fleet, "second", other)
     await fleet.until(lambda: len(fleet["a"].calls) == 2)
-    fleet["a"].tell(data.Began(second.id))
+    fleet["a"].tell(data.Began(second.id, is_only=True))
     await fleet.until(lambda: second.has_begun)
     fleet["a"].incarnation = "j"
     await fleet["a"].down()
@@ -323,3 +323,68 @@ async def test_who_left_and_ran_to_the_end_is_not_blamed_twice(fleet: Fleet) -> 
     assert await outcomes(second) == ["quarantined"]
     assert known.verdict(fingerprint_of("d", [X], ("y",)), time.monotonic()) == "suspect"
     assert not life.deaths
+
+
+async def under_suspicion(fleet: Fleet, request_id: str, tensor: Tensor, **how: Any) -> Call:
+    """Send a request that was in flight at a death before; its only worker keeps it."""
+    known = fleet.pool.suspects._known
+    found = fingerprint_of("d", [tensor], ("y",))
+    known.blame(found, REF, suspects.Loss("z", "1"), time.monotonic(), was_only=False)
+    known.heard("z", "2", time.monotonic())
+    worker = fleet["a"]
+    worker.on_call = worker.keep
+    count = len(worker.calls)
+    call = named(fleet, request_id, tensor, **how)
+    await fleet.until(lambda: len(worker.calls) > count)
+    return call
+
+
+async def dies(fleet: Fleet) -> None:
+    fleet["a"].incarnation += "i"
+    await fleet["a"].down()
+    await fleet.until(lambda: fleet.pool.workers_up == 0)
+    await fleet["a"].up()
+    await fleet.until(lambda: fleet.pool.workers_up == 1)
+
+
+@pytest.mark.parametrize("is_only", [True, False])
+async def test_only_who_had_the_worker_to_itself_is_guilty(fleet: Fleet, is_only: bool) -> None:
+    await up(fleet, "a")
+    call = await under_suspicion(fleet, "suspect", BAD)
+    other = named(fleet, "other")
+    other.ref = ("another model", "1")
+    fleet["a"].tell(data.Began(call.id, is_only=True))
+    fleet["a"].tell(data.Began(call.id, is_only=is_only))  # others are about to begin
+    await fleet.until(lambda: call.has_begun and call.is_only == is_only)
+    await dies(fleet)
+    known, now_s = fleet.pool.suspects._known, time.monotonic()
+    assert known.verdict(_fingerprint(), now_s) == ("guilty" if is_only else "suspect")
+    # Of whom it is known that they did not run nobody thinks worse than before.
+    beside = known.verdict(fingerprint_of("d", [X], ("y",)), now_s)
+    assert beside == ("clear" if is_only else "suspect")
+
+
+async def test_who_left_is_not_blamed_once_its_run_is_over(fleet: Fleet) -> None:
+    """Its worker says so, as no reply does."""
+    await up(fleet, "a")
+    call = await under_suspicion(fleet, "suspect", BAD)
+    fleet["a"].tell(data.Began(call.id, is_only=True))
+    await fleet.until(lambda: call.is_only)
+    call.cancel()
+    await fleet.until(lambda: bool(fleet["a"].cancels))
+    fleet["a"].tell(data.Began(call.id, is_only=False))
+    await fleet.until(lambda: not call.is_only)
+    await dies(fleet)
+    assert not fleet.pool.suspects.convicted
+
+
+async def test_a_worker_that_does_not_say_that_it_did_nothing_else_convicts_nobody(
+    fleet: Fleet,
+) -> None:
+    """As older ones do not."""
+    await up(fleet, "a")
+    call = await under_suspicion(fleet, "suspect", BAD)
+    fleet["a"].tell(data.Began(call.id))
+    await fleet.until(lambda: call.has_begun)
+    await dies(fleet)
+    assert not fleet.pool.suspects.convicted

@@ -80,7 +80,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     (Load(1200, 3, True), [6, 1200, 3, True], 2),
     (Release((0, 65536)), [7, [0, 65536]], 1),
     (Progress(7, "deserialise", 250_000), [8, 7, "deserialise", 250_000], 2),
-    (Began(7), [9, 7], 1),
+    (Began(7, True), [9, 7, True], 1),
 ]
 BY_KIND = {type(message): message for message, _, _ in EXAMPLES}
 each = pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,6 +181,9 @@ class Edge:
         assert len(replies) == 1
         return replies[0]
 
+    async def began(self, id: int) -> None:
+        await self.until(lambda: data.Began(id, is_only=True) in [one for one, _ in self.heard])
+
     async def lost(self) -> None:
         await self.until(lambda: self.is_lost)
 
@@ -325,6 +328,59 @@ async def test_call_that_runs_alone_is_told_to_begin_and_shares_its_run(node: No
             ends.setdefault(message.call_id, []).append(type(message).__name__)
     assert ends[3] == ends[4] == ["Began", "Reply"]
     assert ends[1] == ends[2] == ends[5] == ["Reply"]
+
+
+@pytest.mark.rule("F20")
+async def test_call_that_runs_alone_has_the_process_to_itself(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("failing", [1], id=9)
+    await edge.reply(9)
+    edge.heard.clear()
+    edge.call("sleeper", [200], id=1, alone=True)
+    await edge.began(1)
+    edge.call("failing", [1], id=2)
+    assert [(await edge.reply(id))[0].status for id in (1, 2)] == [200, 200]
+    said = [m for m, _ in edge.heard if isinstance(m, data.Began | data.Reply)]
+    assert said[0] == data.Began(1, is_only=True)
+    assert [message.call_id for message in said] == [1, 1, 2]
+
+
+@pytest.mark.rule("F20")
+async def test_nothing_begins_before_the_kernel_has_the_reply_of_a_run_that_was_alone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What dies first otherwise takes the reply along, and the run is blamed."""
+    edge = await node.edge()
+    edge.call("failing", [1], id=9)
+    await edge.reply(9)
+    steps: list[Callable[[], None]] = []
+    monkeypatch.setattr(Peer, "when_written", lambda peer, then: steps.append(then))
+    edge.call("sleeper", [10], id=1, alone=True)
+    await edge.began(1)
+    edge.call("failing", [1], id=2)
+    steps.pop()()
+    await edge.reply(1)
+    await asyncio.sleep(0.05)
+    said = [m.call_id for m, _ in edge.heard if isinstance(m, data.Began | data.Reply)]
+    assert said == [9, 1, 1]
+    steps.pop()()
+    await edge.reply(2)
+
+
+@pytest.mark.rule("F20")
+async def test_end_of_a_run_that_was_alone_is_told_if_no_reply_tells_it(node: Node) -> None:
+    edge = await node.edge()
+    edge.call("failing", [1], id=9)
+    await edge.reply(9)
+    edge.heard.clear()
+    edge.call("sleeper", [100], id=1, alone=True)
+    await edge.began(1)
+    edge.say(data.Cancel(1))
+    edge.call("failing", [1], id=2)
+    await edge.reply(2)
+    said = [m for m, _ in edge.heard if isinstance(m, data.Began | data.Reply)]
+    assert said[:2] == [data.Began(1, is_only=True), data.Began(1, is_only=False)]
+    assert [message.call_id for message in said] == [1, 1, 2]
 
 
 @pytest.mark.rule("F20")

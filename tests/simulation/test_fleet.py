@@ -375,3 +375,45 @@ def test_the_same_seed_gives_the_same_life_to_other_processes() -> None:
 @pytest.mark.parametrize("hours", [1, -1])
 def test_wall_clock_stepped_by_an_hour_changes_nothing_at_all(hours: int) -> None:
     assert life(3, step_s=hours * 3600.0) == first_life(3)
+
+
+# requests that kill
+
+
+@pytest.mark.rule("F20")
+@pytest.mark.parametrize("run_s", [0.8, 5.0])
+def test_nobody_is_blamed_for_what_another_model_does_beside_it(run_s: float) -> None:
+    """One that is short has its worker to itself; one that is long has not, and proves nothing."""
+
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("good", Costs(run_s=run_s), replicas_min=1)
+            names = ["good", "deadly", "worse"]
+            for name in names[1:]:
+                fleet.put(name, Costs(kills_each=1), replicas_min=1)
+            [edge] = await started(fleet, workers=1, edges=1)
+            await until(lambda: all((r := edge.pool.route((n, "1"))) and r.warm for n in names))
+
+            async def keep() -> None:
+                while True:
+                    await asyncio.sleep(0.1)
+                    if fleet.named("w1").state == "dead":
+                        fleet.worker("w1")
+
+            def runs() -> int:
+                return len([run for run in ledger.runs if run.model == "good"])
+
+            keeper = asyncio.ensure_future(keep())
+            good = edge.ask("good", deadline_s=30.0)
+            await until(lambda: runs() == 1)
+            first = edge.ask("deadly", deadline_s=30.0)
+            await until(lambda: runs() == 2)  # alone
+            second = edge.ask("worse", deadline_s=30.0)
+            assert (await good).status == 200
+            assert [(await one).status for one in (first, second)] == [422, 422]
+            refs = {row.ref for row in edge.pool.suspects.rows()}
+            assert refs == {("deadly", "1"), ("worse", "1")}
+            assert (await edge.ask("good", deadline_s=30.0)).status == 200
+            keeper.cancel()
+
+    simulate(main)

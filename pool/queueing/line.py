@@ -9,8 +9,9 @@ ages, because a ticket's wait has a bound of its own, its deadline: at that mome
 whatever its priority.  A low priority may cost an answer; it lets nobody wait for ever.
 
 Tenants of one priority share the engine's predicted seconds by their weights: next is whoever has
-used the least of it for its weight.  Who did not use his part may make up for `CREDIT_S` of it, so
-a tenant that stays within its part goes first, however many calls of others wait.
+used the least of it for its weight.  Who calls now and then and stays within his part gets ahead of
+the others by up to `EARNED_S` of it and goes first, however many calls of others wait; who was away
+comes back `CREDIT_S` ahead.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from typing import Final
 from pool.queueing.ticket import Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 
-# Of the engine's time.  Longer forgives longer bursts; but whoever comes back with a flood may
-# take the engine from all others for as long.
+# Of the engine's time, times a tenant's share.  Whoever comes back with a flood may take the engine
+# for so long from all who want more than their part; who stays within it has got further ahead.
 CREDIT_S: Final = 0.5
+# A tenant that uses nine tenths of its part, at random moments, needs 1 to 2 s to stay ahead.
+EARNED_S: Final = 2.0
 KNOWN_MAX: Final = 1024  # tenants of which is known what they have used
 ROW_S: Final = 0.001  # what a row takes, before anything has run: only ratios count then
 # Whoever has waited for more of its time than this, while calls are being refused, is late.
@@ -36,13 +39,14 @@ LATE_SHARE: Final = 0.75
 class _Party:
     """The tickets of one tenant at one priority, by arrival."""
 
-    __slots__ = ("rows", "share", "spent_s", "tickets")
+    __slots__ = ("came_s", "rows", "share", "spent_s", "tickets")
 
     def __init__(self) -> None:
         self.tickets: OrderedDict[Ticket, None] = OrderedDict()
         self.rows = 0
         self.share = 1.0
         self.spent_s = 0.0  # of the engine's time, over its share
+        self.came_s = 0.0  # what the level had spent when it last came
 
 
 class _Level:
@@ -60,14 +64,13 @@ class _Level:
     def comes(self, ticket: Ticket) -> _Party:
         """Return the place of a tenant none of whose tickets has waited so far."""
         tenant = ticket.tenant
+        starts_s = self.starts_s(tenant)
         party = self.known.get(tenant)
         if party is None:
             if len(self.known) >= KNOWN_MAX:
                 self.known = dict(self.waiting)
             party = self.known[tenant] = _Party()
-            party.spent_s = self.spent_s - CREDIT_S
-        elif party.spent_s < self.spent_s - CREDIT_S:
-            party.spent_s = self.spent_s - CREDIT_S
+        party.spent_s, party.came_s = starts_s, self.spent_s
         party.share = ticket.share
         self.waiting[tenant] = party
         return party
@@ -81,8 +84,10 @@ class _Level:
         party = self.known.get(tenant)
         if party is not None and party.tickets:
             return party.spent_s
-        least_s = self.spent_s - CREDIT_S
-        return least_s if party is None else max(party.spent_s, least_s)
+        if party is None:
+            return self.spent_s - CREDIT_S
+        was_away = self.spent_s - party.came_s > EARNED_S
+        return max(party.spent_s, self.spent_s - (CREDIT_S if was_away else EARNED_S))
 
 
 class Line:
@@ -118,6 +123,11 @@ class Line:
         if level is None:
             level = self._levels[priority] = _Level()
             self._sort()
+        if not self.rows:
+            # Nobody has waited since the last look: that time was enough for everybody.
+            idle_s = max(0.0, ticket.arrived_s - self._now_s)
+            for one in (self._default, *self._levels.values()):
+                one.spent_s += idle_s
         party = level.waiting.get(ticket.tenant)
         if party is None:
             party = level.comes(ticket)
@@ -157,14 +167,10 @@ class Line:
         """Note that `tickets` were taken for a run of so many seconds for each row."""
         if row_s > 0:
             self._row_s = row_s
-        if self._order is None and len(self._default.known) < 2:
-            return
         for ticket in tickets:
             level = self._level_of(ticket)
-            if level is None or len(level.known) < 2:
-                continue  # nobody is there to share with
-            party = level.known.get(ticket.tenant)
-            if party is not None:
+            party = None if level is None else level.known.get(ticket.tenant)
+            if level is not None and party is not None:
                 level.spent_s = max(level.spent_s, party.spent_s)
                 party.spent_s += self._row_s * ticket.rows / party.share
 

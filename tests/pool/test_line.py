@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool.queueing.batching import Limits, Run, Shed, decide
-from pool.queueing.line import CREDIT_S, KNOWN_MAX, Line
+from pool.queueing.line import CREDIT_S, EARNED_S, KNOWN_MAX, Line
 from pool.queueing.ticket import Answer, Overdue, Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 from tests.pool.test_engine_queue import Bench
@@ -97,8 +97,12 @@ def test_nobody_is_shed_for_the_sake_of_a_lower_priority() -> None:
 # Tenants.
 
 
-def of(tenant: str, *, share: float = 1.0, rows: int = 1, priority: int = 50) -> Ticket:
-    return asked([0] * rows, tenant=tenant, share=share, priority=priority).ticket
+def of(
+    tenant: str, *, share: float = 1.0, rows: int = 1, priority: int = 50, arrived_s: float = 0.0
+) -> Ticket:
+    return asked(
+        [0] * rows, tenant=tenant, share=share, priority=priority, arrived_s=arrived_s
+    ).ticket
 
 
 def names(line: Line, count: int) -> str:
@@ -155,6 +159,43 @@ def test_who_stays_within_his_share_goes_first() -> None:
         serve(line, 3)
         line.add(of("quiet"))
         assert names(line, 1) == "quiet"
+
+
+@pytest.mark.parametrize(("calls_meanwhile", "ahead_s"), [(0, CREDIT_S), (20, EARNED_S)])
+def test_who_was_away_comes_back_less_far_ahead_than_who_called_now_and_then(
+    calls_meanwhile: int, ahead_s: float
+) -> None:
+    line = Line()
+    for number in range(1000):
+        line.add(of("a"))
+        if calls_meanwhile and number % (1000 // calls_meanwhile) == 0:
+            line.add(of("b"))
+            serve(line)
+        serve(line)
+    line.add(of("a"))
+    serve(line)
+    for _ in range(600):
+        line.add(of("a"))
+        line.add(of("b"))
+    ahead = round(ahead_s / 0.01)
+    served = "".join(serve(line) for _ in range(ahead + 20))
+    assert served.count("b") == pytest.approx(ahead + 10, rel=0.06)
+
+
+@pytest.mark.parametrize(("pause_s", "b_of_six"), [(1.0, 0), (0.0, 6)])
+def test_who_was_alone_owes_only_what_others_would_have_waited_for(
+    pause_s: float, b_of_six: int
+) -> None:
+    line, now_s = Line(), 100.0
+    for _ in range(200):
+        now_s += pause_s
+        line.add(of("a", arrived_s=now_s))
+        line.look(now_s, ())
+        serve(line)
+    for _ in range(6):
+        line.add(of("b", arrived_s=now_s + pause_s))
+        line.add(of("a", arrived_s=now_s + pause_s))
+    assert "".join(serve(line) for _ in range(6)).count("b") == b_of_six
 
 
 def test_nobody_saves_up_more_than_the_credit() -> None:

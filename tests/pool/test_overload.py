@@ -181,6 +181,34 @@ def test_a_tenant_within_its_share_is_answered_as_if_it_were_alone() -> None:
     assert answers_per_s(both["quiet"] + both["noisy"], 0.5, 12.0) >= 0.95 / RUN_S
 
 
+@pytest.mark.parametrize("floods_s", [[(5.0, 20.0)], [(5.0, 12.0), (22.0, 29.0)]])
+def test_nine_tenths_of_a_share_are_as_good_as_alone_beside_floods_that_come_and_go(
+    floods_s: list[tuple[float, float]],
+) -> None:
+    def during(sent: Sequence[Sent]) -> list[float]:
+        return in_time([o for o in sent if any(since <= o.at_s < to for since, to in floods_s)])
+
+    quiet = Caller("quiet", 22.5, until_s=floods_s[-1][1])
+    noisy = [Caller("noisy", 250.0, from_s=since, until_s=to) for since, to in floods_s]
+    alone = Engine().take([quiet])["quiet"]
+    beside = Engine().take([quiet, *noisy])["quiet"]
+    p99 = [quantile(during(sent), 0.99) for sent in (alone, beside)]
+    print(f"\nquiet tenant's p99: {p99[0]:.3f} s alone, {p99[1]:.3f} s beside")
+    assert not refused(beside)
+    assert p99[1] <= 1.5 * p99[0]
+
+
+def test_an_engine_that_stalls_costs_a_tenant_within_its_share_no_answers() -> None:
+    def takes(run_s: float) -> Callable[[Engine], None]:
+        return lambda engine: setattr(engine, "run_s", run_s)
+
+    stalls = {at_s: takes(0.3) for at_s in (2.0, 4.0, 6.0)}
+    engine = Engine(at_s=stalls | {at_s + 0.021: takes(RUN_S) for at_s in stalls})
+    sent = engine.take([Caller("quiet", 15.0, until_s=8), Caller("noisy", 250.0, until_s=8)])
+    assert not refused(sent["quiet"])
+    assert max(one.took_s for one in sent["quiet"]) > 0.2
+
+
 def test_whose_fault_a_refusal_is() -> None:
     callers = [Caller("quiet", 15.0, from_s=2.0, until_s=4), Caller("noisy", 250.0, until_s=4)]
     both = Engine().take(callers)

@@ -1,30 +1,49 @@
 """Which replicas of an engine get no calls for a while, because they do far worse than the others.
 
-    in        takes its part of the calls; every end of one is judged against the other replicas
+    in        takes its part of the calls; its ends are compared with those of the others
     out       takes none, first for 5 s, then for longer each time
     on trial  takes one call at a time: three good ones in a row and it is in, a bad one and it
               is out again
 
-A replica is bad when half of its calls fail and four times as many as elsewhere do, or when it
-takes four times as long as the others: so a request that fails everywhere, a slow model and a pool
-that is overloaded put nobody out.  Never more than half of the replicas are out, those included
-that cannot be reached at all; and if only such are left, they are taken.  Pure.
+A replica is bad when a third of its calls fail and 2.5 times as many as elsewhere do, or when its
+calls take four times as long as elsewhere in the geometric mean, and that is no chance: two-sample
+tests of its last 64 ends with those of the others tell so, the likelihood ratio of failures and the
+rank sum of times.  As replicas of equal load are chosen by chance, what the requests are puts
+nobody out: one that fails everywhere, some that take twenty times as long, a slow model, a pool
+that is overloaded.  While one replica ends a single long call the other may end a hundred that one
+client sent: of ends in a row at one replica only two count.
+
+A replica that fails all its calls, or takes ten times as long, is out after 8 to 16 ends of its own
+that count; one that fails half of them after some 40.  Where a third of all requests fail or take
+long anyway, that takes some times as many.  Never more than half of the replicas are out, those
+included that cannot be reached at all; and if only such are left, they are taken.  Pure.
+
+Source:
+    Wilks, "The Large-Sample Distribution of the Likelihood Ratio" (1938); Mann and Whitney, "On a
+    Test of Whether One of Two Random Variables Is Stochastically Larger than the Other" (1947).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from statistics import median_low
-from typing import Final, Protocol, TypeVar
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from statistics import fmean, geometric_mean
+from typing import Final, NamedTuple, Protocol, TypeVar
 
-CALLS_MIN: Final = 5  # before a replica is judged
-RECENT_ENDS: Final = 16  # so many ends weigh more than all those before them,
-RECENT_TIMES: Final = 8  # and so many times
-STALE_S: Final = 30.0  # what was seen so long ago says nothing of now
-FAILED_SHARE_MIN: Final = 0.5
-FACTOR: Final = 4.0  # worse than the others: of failures, and of seconds
+ENDS_MIN: Final = 8  # of a replica, and of the others, before it is judged
+ENDS_MAX: Final = 64  # the last ones say how a replica does
+IN_A_ROW_MAX: Final = 2  # ends of one replica count until another one has an end
+LOOK_EVERY: Final = 4  # ends that failed, or took long enough to matter: then it is judged
+STALE_S: Final = 60.0  # what was seen so long ago says nothing of now
+FAILED_SHARE_MIN: Final = 1 / 3
+FAILED_FACTOR: Final = 2.5  # more than of the others', and
+FACTOR: Final = 4.0  # longer than theirs is bad
 SLOWER_S_MIN: Final = 0.02  # less is not worth it: a small model's times go up and down by more
+LOG_RATIO_MIN: Final = 14.0  # of failures, and
+SIGMAS_MIN: Final = 5.0  # of ranks: one look in some ten million is wrong
+USUAL: Final = 0.9  # on trial, what one call in ten of the others exceeds is usual
 OUT_S: Final = 5.0  # the first time
 OUT_S_MAX: Final = 60.0
 CALM_S: Final = 300.0  # after so long without, the next time is a first time again
@@ -43,41 +62,73 @@ class Named(Protocol):
 N = TypeVar("N", bound=Named)
 
 
+class End(NamedTuple):
+    """How a call ended."""
+
+    at_s: float
+    failed: bool
+    run_s: float | None  # None: there is none that could be compared
+
+
 class Replica:
     """What is known of one replica."""
 
-    __slots__ = (
-        "calls", "failed_share", "last_s", "log_s", "out_s", "timed", "times_out", "trial_s",
-        "trials", "until_s", "why",
-    )  # fmt: skip
+    __slots__ = ("doubts", "ends", "in_a_row", "times_out", "trial_s", "trials", "until_s", "why")
 
     def __init__(self) -> None:
-        self.forget()
+        self.ends: deque[End] = deque(maxlen=ENDS_MAX)
+        self.in_a_row = 0  # ends since another replica had one
+        self.doubts = 0  # ends that may speak against it
         self.why = ""  # out or on trial because of errors or slow; empty: in
         self.until_s = -math.inf  # then it is on trial
         self.times_out = 0
         self.trial_s = -math.inf  # when the call on trial was sent
         self.trials = 0  # that went well, in a row
 
-    def forget(self) -> None:
-        """Judge by what comes from now on."""
-        self.calls = 0
-        self.failed_share = 0.0
-        self.timed = 0
-        self.log_s = 0.0  # the mean of ln(seconds): one slow call in a while changes little
-        self.last_s = -math.inf
+    def recent(self, now_s: float) -> Sequence[End]:
+        """Return what still says something."""
+        while self.ends and self.ends[0].at_s < now_s - STALE_S:
+            self.ends.popleft()
+        return self.ends
 
-    def count(self, failed: bool, run_s: float | None, now_s: float) -> None:
-        """Take the end of a call."""
-        if now_s - self.last_s > STALE_S:
-            self.forget()
-        self.last_s = now_s
-        self.calls += 1
-        self.failed_share += (failed - self.failed_share) / min(self.calls, RECENT_ENDS)
-        if run_s is not None:
-            self.timed += 1
-            log_s = math.log(max(run_s, 1e-6))
-            self.log_s += (log_s - self.log_s) / min(self.timed, RECENT_TIMES)
+
+def log_ratio(failed: int, ends: int, failed_elsewhere: int, ends_elsewhere: int) -> float:
+    """Return ln of how much likelier two shares of failures are than one.
+
+    >>> round(log_ratio(8, 8, 0, 16), 2)
+    15.28
+    >>> log_ratio(5, 10, 10, 20)
+    0.0
+    """
+
+    def best(failed: int, ends: int) -> float:
+        return sum(n * math.log(n / ends) for n in (failed, ends - failed) if n)
+
+    apart = best(failed, ends) + best(failed_elsewhere, ends_elsewhere)
+    return apart - best(failed + failed_elsewhere, ends + ends_elsewhere)
+
+
+def sigmas(times_s: Sequence[float], elsewhere_s: Sequence[float]) -> float:
+    """Return by how many standard deviations the rank sum says that times are longer.
+
+    Args:
+        times_s: of one replica, not empty.
+        elsewhere_s: of the others, not empty.
+
+    >>> sigmas([2.0], [1.0, 3.0])
+    0.0
+    """
+    others_s = sorted(elsewhere_s)
+    n, m = len(times_s), len(others_s)
+    below = sum(bisect_left(others_s, t) + bisect_right(others_s, t) for t in times_s) / 2
+    return (below - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)
+
+
+def _is_slower(times_s: Sequence[float], elsewhere_s: Sequence[float]) -> bool:
+    """Tell whether times are longer by far: by their typical ratio, and by what that costs."""
+    if fmean(times_s) < fmean(elsewhere_s) + SLOWER_S_MIN:
+        return False
+    return geometric_mean(times_s) >= FACTOR * geometric_mean(elsewhere_s)
 
 
 class Outliers:
@@ -87,6 +138,7 @@ class Outliers:
         # The whole mutable state: what is known of each, and who of them is out or on trial.
         self._replicas: dict[str, Replica] = {}
         self._away: dict[str, Replica] = {}
+        self._last = ""  # who had the last end
 
     @property
     def away(self) -> Mapping[str, str]:
@@ -138,12 +190,18 @@ class Outliers:
         replica = self._replicas.get(name)
         if replica is None:
             replica = self._replicas[name] = Replica()
-        replica.count(failed, run_s, now_s)
+        end = End(now_s, failed, run_s)
         if replica.why:
-            return self._try(name, replica, now_s, failed, run_s)
-        if replica.calls < CALLS_MIN:
+            return self._try(name, replica, end)
+        replica.in_a_row = replica.in_a_row + 1 if self._last == name else 1
+        self._last = name
+        if replica.in_a_row > IN_A_ROW_MAX and self.is_calm:
             return ""
-        return self._verdict(name, now_s, replica.failed_share, replica.timed, replica.log_s)
+        replica.ends.append(end)
+        if not failed and (run_s is None or run_s < SLOWER_S_MIN):
+            return ""
+        replica.doubts += 1
+        return "" if replica.doubts % LOOK_EVERY else self._verdict(name, replica, now_s)
 
     def put_out(
         self, name: str, why: str, now_s: float, replicas: Collection[str], up: Collection[str]
@@ -171,41 +229,52 @@ class Outliers:
         self._away[name] = replica
         return True
 
-    def _try(
-        self, name: str, replica: Replica, now_s: float, failed: bool, run_s: float | None
-    ) -> str:
-        if now_s < replica.until_s:
+    def _try(self, name: str, replica: Replica, end: End) -> str:
+        if end.at_s < replica.until_s:
             return ""  # it was sent before
         replica.trial_s = -math.inf
-        log_s = 0.0 if run_s is None else math.log(max(run_s, 1e-6))
-        timed = 0 if run_s is None else CALLS_MIN
-        why = self._verdict(name, now_s, float(failed), timed, log_s)
-        if why:
-            return why
+        elsewhere = self._elsewhere(name, end.at_s - STALE_S)
+        if end.failed and FAILED_FACTOR * sum(one.failed for one in elsewhere) <= len(elsewhere):
+            return ERRORS
+        times_s = _times_s(elsewhere)
+        if end.run_s is not None and times_s:
+            usual_s = sorted(times_s)[int(USUAL * len(times_s))]
+            if _is_slower([end.run_s], [usual_s]):
+                return SLOW
         replica.trials += 1
         if replica.trials >= TRIALS:
             replica.why = ""
-            replica.forget()
             del self._away[name]
+            for one in self._replicas.values():
+                one.ends.clear()  # what they had meanwhile, it did not have
         return ""
 
-    def _verdict(
-        self, name: str, now_s: float, failed_share: float, timed: int, log_s: float
-    ) -> str:
-        others = list(self._others(name, now_s))
-        if failed_share >= FAILED_SHARE_MIN:
-            shares = [other.failed_share for other in others if other.calls]
-            elsewhere = sum(shares) / len(shares) if shares else 0.0
-            if failed_share >= FACTOR * elsewhere:
-                return ERRORS
-        logs_s = [other.log_s for other in others if other.timed]
-        if timed >= CALLS_MIN and logs_s:
-            typical_s, own_s = math.exp(median_low(logs_s)), math.exp(log_s)
-            if own_s >= FACTOR * typical_s and own_s >= typical_s + SLOWER_S_MIN:
-                return SLOW
+    def _verdict(self, name: str, replica: Replica, now_s: float) -> str:
+        ends = replica.recent(now_s)
+        elsewhere = self._elsewhere(name, ends[0].at_s)
+        if min(len(ends), len(elsewhere)) < ENDS_MIN:
+            return ""
+        failed, failed_elsewhere = (sum(one.failed for one in some) for some in (ends, elsewhere))
+        share = failed / len(ends)
+        if (
+            share >= max(FAILED_SHARE_MIN, FAILED_FACTOR * failed_elsewhere / len(elsewhere))
+            and log_ratio(failed, len(ends), failed_elsewhere, len(elsewhere)) >= LOG_RATIO_MIN
+        ):
+            return ERRORS
+        times_s, others_s = _times_s(ends), _times_s(elsewhere)
+        if (
+            min(len(times_s), len(others_s)) >= ENDS_MIN
+            and _is_slower(times_s, others_s)
+            and sigmas(times_s, others_s) >= SIGMAS_MIN
+        ):
+            return SLOW
         return ""
 
-    def _others(self, name: str, now_s: float) -> Iterable[Replica]:
-        for other, replica in self._replicas.items():
-            if other != name and not replica.why and now_s - replica.last_s <= STALE_S:
-                yield replica
+    def _elsewhere(self, name: str, since_s: float) -> list[End]:
+        """Return the ends of the others that are in, during the same time."""
+        others = (one for other, one in self._replicas.items() if other != name and not one.why)
+        return [end for other in others for end in other.ends if end.at_s >= since_s]
+
+
+def _times_s(ends: Sequence[End]) -> list[float]:
+    return [max(end.run_s, 1e-6) for end in ends if end.run_s is not None]

@@ -25,7 +25,6 @@ class Replicas:
         self.route = route
         # Of fewer than two, none can be told to be worse than the others.
         self.outliers = Outliers() if len(route.warm) > 1 else None
-        self._turn = False
 
     def follow(self, route: EngineRoute, replaced: Collection[str]) -> None:
         """Go by a newer route.
@@ -45,8 +44,9 @@ class Replicas:
     def choose(self, up: list[WorkerConn], now_s: float) -> WorkerConn:
         """Return which of the warm replicas that can be called takes the next call.
 
-        The lighter of two random ones; when both are alike they take turns, so that what each of
-        them does is known.
+        The lighter of two random ones, and when both are alike a random one: with turns, every
+        second call of a client would meet the same replica, and what they are be taken for what
+        it does.
 
         Source:
             Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" (2001).
@@ -54,12 +54,8 @@ class Replicas:
         outliers = self.outliers
         if outliers is not None and not outliers.is_calm:
             up = outliers.allowed(up, now_s)
-        if len(up) > 2:
+        if len(up) > 1:
             up = random.sample(up, 2)
-        elif len(up) == 2:
-            self._turn = not self._turn
-            if self._turn:
-                up = up[::-1]
         return min(up, key=lambda conn: conn.load)
 
 

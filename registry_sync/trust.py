@@ -179,6 +179,13 @@ class Trust:
         }
 
 
+# That makes a new version, and an endpoint stays at the one that it names until it is told.
+_WAY_OUT = (
+    "`tidepool publish MODEL PATH --sign KEYFILE` again, then `tidepool endpoint set NAME` with "
+    "the version that this makes"
+)
+
+
 def _check(data: bytes, keys: TrustedKeys) -> None:
     try:
         plain = parse_json(data)
@@ -187,8 +194,7 @@ def _check(data: bytes, keys: TrustedKeys) -> None:
     found = plain.get("signature") if isinstance(plain, dict) else None
     if found is None:
         raise Untrusted(
-            "not signed, and this node uses only what is (--require-signed): publish it again "
-            "with --sign"
+            f"not signed, and this node uses only what is (--require-signed): {_WAY_OUT}"
         )
     try:
         signature = msgspec.convert(found, Signature)
@@ -196,19 +202,18 @@ def _check(data: bytes, keys: TrustedKeys) -> None:
         raise Untrusted(f"not a signature: {error}") from None
     if revoked := keys.revoked.get(signature.key):
         raise Untrusted(
-            f"by the key {revoked}, which is revoked here: publish it again with --sign and "
-            "another key"
+            f"by the key {revoked}, which is revoked here: with another key, {_WAY_OUT}"
         )
     public = keys.trusted.get(signature.key)
     if public is None:
         raise Untrusted(
-            f"by the key {signature.key[:64]!r}, which is not trusted here: publish it again with "
-            "another one, or see `tidepool keys signing trust`"
+            f"by the key {signature.key[:64]!r}, which is not trusted here: see `tidepool keys "
+            f"signing trust`, or with another key, {_WAY_OUT}"
         )
     if not is_signed(plain, signature, public):
         raise Untrusted(
             f"not one of this manifest by the key {public}: something was changed after it was "
-            "signed; publish it again"
+            f"signed; {_WAY_OUT}"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from infra.stack import CannotStart, TlsFiles
+from pool.wire.tls import BadTls, load_certificate
 
 TlsCert = Annotated[
     Path | None,
@@ -35,8 +36,7 @@ def tls_files(cert: Path | None, key: Path | None) -> TlsFiles | None:
         raise CannotStart("--tls-cert and --tls-key belong together: give both")
     files = TlsFiles(cert.absolute(), key.absolute())
     try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(files.cert, files.key, password=lambda: "")
-    except (OSError, ssl.SSLError, ValueError) as error:
-        raise CannotStart(f"--tls-cert {cert}, --tls-key {key}: {error}") from None
+        load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files.cert, files.key)
+    except BadTls as error:
+        raise CannotStart(f"--tls-cert, --tls-key: {error}") from None
     return files

@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from pool.wire.handshake import Secret, Secrets
-from pool.wire.tls import BadTls, WireTls, stamp
+from pool.wire.tls import CHANGED_BY_OTHERS, READ_BY_OTHERS, BadTls, WireTls, stamp, used_by_others
 
 VARIABLE = "TIDEPOOL_FLEET_SECRET"
 FILE = "secrets"
@@ -44,11 +44,11 @@ class SecretsFile(Secrets):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it does not fit.
+            ValueError: it does not fit, or others than its owner can use it.
         """
         self._path = path
         self._seen = stamp(path)
-        read = Secrets.parse(path.read_text())
+        read = _read(path)
         super().__init__(read.current, tls=tls)
         self._held = read.held
 
@@ -64,7 +64,7 @@ class SecretsFile(Secrets):
             seen = stamp(self._path)
             if seen is not None and seen != self._seen:
                 self._seen = seen
-                self._held = Secrets.parse(self._path.read_text()).held
+                self._held = _read(self._path).held
                 _log.info("fleet_secret_changed", ids=[secret.id for secret in self._held])
         except (OSError, ValueError) as error:
             _log.warning("fleet_secret_unreadable", path=str(self._path), error=str(error))
@@ -165,6 +165,12 @@ def retire(data: Path) -> Secrets:
         raise CannotRotateSecret(f"only {held.current.id} is accepted here already")
     _write(path, text.partition(",")[0].strip())
     return Secrets(held.current)
+
+
+def _read(path: Path) -> Secrets:
+    if wrong := used_by_others(path, CHANGED_BY_OTHERS | READ_BY_OTHERS):
+        raise ValueError(wrong)
+    return Secrets.parse(path.read_text())
 
 
 def _changeable(data: Path) -> Path:

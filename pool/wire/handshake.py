@@ -5,7 +5,9 @@
     server → client   Accept    [3, mac]                          mac over b"server", both nonces
 
 `wire` is what each side speaks: 1 is bare frames, 2 summed ones (see frames.py), and the lesser of
-the two is spoken.  From 2 on it is part of both macs, so that no damage to it passes unnoticed.
+the two is spoken.  From 2 on it is part of both macs; and the nonces, which always are, say what
+their side speaks.  So who changes an offer on its way, up or down, ends the handshake, and a
+process of the release before, which knows nothing of this, still speaks 1.
 
 HMAC-SHA256 under the fleet secret.  Both sides take the current and the previous secret, so that a
 fleet can be moved to a new one node by node, without a pause.  An unknown id costs the same work as
@@ -29,6 +31,7 @@ from pool.wire.tls import WireTls
 BARE, SUMMED = 1, 2
 WIRE = SUMMED
 NONCE_BYTES = 32
+_SPEAKS = b"speaks "  # then one byte, the wire, at the end of a nonce; by chance once in 2^56
 FRAME_BYTES_MAX = 1024  # nothing longer is read from a stranger
 _Bytes = Annotated[bytes, msgspec.Meta(max_length=64)]
 
@@ -145,8 +148,9 @@ def decode(data: Buffer) -> Message:
 
 
 def nonce() -> bytes:
-    """Return a fresh nonce."""
-    return secrets.token_bytes(NONCE_BYTES)
+    """Return a fresh nonce, which says what this side speaks."""
+    said = _SPEAKS + bytes([WIRE])
+    return secrets.token_bytes(NONCE_BYTES - len(said)) + said
 
 
 def _mac(
@@ -161,10 +165,16 @@ def prove(secret: Secret, challenge: Challenge, client_nonce: bytes, binding: by
     """Return the client's answer to `challenge`; `binding`: of the TLS beneath, if any.
 
     Raises:
-        HandshakeFailed: the challenge's nonce is not of the one length that is signed.
+        HandshakeFailed: the challenge's nonce is not of the one length that is signed, or its offer
+            is not what the server made.
     """
     if len(challenge.nonce) != NONCE_BYTES:
         raise HandshakeFailed("the server's nonce is of a wrong length")
+    if challenge.nonce[:-1].endswith(_SPEAKS) and challenge.nonce[-1] != challenge.wire:
+        raise HandshakeFailed(
+            f"wire {challenge.wire} arrived and {challenge.nonce[-1]} was offered: it was changed "
+            "on its way"
+        )
     wire = spoken(challenge)
     mac = _mac(secret.key, b"client", challenge.nonce, client_nonce, wire, binding)
     return Proof(secret.id, client_nonce, mac, wire)

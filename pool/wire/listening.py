@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from pool.wire import handshake
 from pool.wire.frames import Buffer, encode
 from pool.wire.handshake import HandshakeFailed, Secrets
@@ -28,6 +30,8 @@ from pool.wire.tls import ServerTls
 
 BACKLOG = 1024
 CHANGED_S = 1.0  # so often a listener looks whether secrets or certificates have changed
+
+_log = structlog.get_logger()
 
 
 class Server:
@@ -64,12 +68,21 @@ class Server:
             Path(self.address.path).unlink(missing_ok=True)
 
     async def _follow(self, doorman: _Doorman) -> None:
+        """Go with what files say, for ever: whatever is wrong with them, it is tried again."""
+        said = ""
         while True:
             await asyncio.sleep(CHANGED_S)
-            doorman.cut_off()
-            if doorman.is_outdated:
-                before, self._server = self._server, await doorman.open()
-                before.close()
+            try:
+                doorman.cut_off()
+                if doorman.is_outdated:
+                    before, self._server = self._server, await doorman.open()
+                    before.close()
+            except Exception as error:
+                if str(error) != said:
+                    _log.warning("listener_not_renewed", at=str(self.address), error=str(error))
+                said = str(error)
+            else:
+                said = ""
 
 
 class _Doorman:
@@ -121,13 +134,22 @@ class _Doorman:
             options["ssl_handshake_timeout"] = HANDSHAKE_S_MAX
             options["ssl_shutdown_timeout"] = TLS_CLOSE_S_MAX
         binding = b"" if shown is None else shown.binding
+        server = await self._listen(binding, options)
         self._shown = shown
-        return await asyncio.get_running_loop().create_server(
-            lambda: _Accepted(self._limits, self._secrets, self._come_in, binding),
-            sock=self._bound.dup() if self.may_change else self._bound,
-            backlog=BACKLOG,
-            **options,
-        )
+        return server
+
+    async def _listen(self, binding: bytes, options: dict[str, Any]) -> asyncio.Server:
+        bound = self._bound.dup() if self.may_change else self._bound
+        try:
+            return await asyncio.get_running_loop().create_server(
+                lambda: _Accepted(self._limits, self._secrets, self._come_in, binding),
+                sock=bound,
+                backlog=BACKLOG,
+                **options,
+            )
+        except BaseException:
+            bound.close()
+            raise
 
     def close(self) -> None:
         """Give up the socket of which servers have copies."""

@@ -18,7 +18,7 @@ from tests.support.certificates import Authority, common_name
 from tests.support.load import Load
 from tests.support.models import identity
 from tests.support.nodes import Fleet, running_fleet
-from tests.support.processes import tidepool
+from tests.support.processes import private_text, tidepool
 from tests.support.seaweed import BUCKET, S3Server
 from tests.support.stack import until
 
@@ -81,7 +81,7 @@ def test_all_that_goes_over_tcp_goes_over_mutual_tls(fleet: Fleet, tmp_path: Pat
     assert all(address.startswith("tls://") for address in found)
     assert [shown(address, held(fleet.data)) for address in found] == ["a", "b", "b"]
     # The secret alone is not enough: whoever has stolen it still has no certificate.
-    (tmp_path / "secrets").write_text((fleet.data / "secrets").read_text())
+    private_text(tmp_path / "secrets", (fleet.data / "secrets").read_text())
     for address in found:
         with pytest.raises((HandshakeFailed, OSError)):
             shown(address, held(tmp_path))
@@ -124,7 +124,7 @@ def test_secret_and_certificates_are_changed_without_a_failed_request(fleet: Fle
 def test_node_with_another_secret_stays_outside(fleet: Fleet, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger"
     shutil.copytree(fleet.data / "wire-tls", stranger / "wire-tls")
-    (stranger / "secrets").write_text("the secret of another fleet")
+    private_text(stranger / "secrets", "the secret of another fleet")
     for address in addresses(fleet):
         with pytest.raises(HandshakeFailed):
             shown(address, held(stranger))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -82,6 +84,27 @@ def test_unsigned_version_is_never_loaded_and_never_served(
     answer = strict.infer("moved", INPUT)
     assert (answer.status, answer.json()["model_version"]) == (200, "1")
     assert "not signed" in rejected(strict, "endpoints/moved.json")
+
+
+def test_way_out_that_is_named_leads_out(strict: Stack, signers: Signers, graph: Path) -> None:
+    model = f"mended-{token_hex(4)}"  # another one in each try
+    publish(strict.store, model, graph)
+    strict.poke()
+    assert strict.infer(model, INPUT).status == 404
+    told = rejected(strict, f"endpoints/{model}.json")
+    first, second = re.findall(r"`tidepool ([^`]+)`", told)
+    assert first == "publish MODEL PATH --sign KEYFILE"
+    assert second == "endpoint set NAME"
+    assert told in strict.cli("status")
+    made = strict.cli("publish", model, str(graph), "--sign", str(signers.folder / "ours.key"))
+    assert made.splitlines()[-1] == "2"
+    assert strict.infer(model, INPUT).status == 404, "the endpoint names the version before"
+    spec = strict.cli("endpoint", "get", model)
+    changed = re.sub(r"version: .*", "version: '2'", spec)
+    strict.cli("endpoint", "set", model, stdin=changed.encode())
+    answer = strict.infer(model, INPUT)
+    assert (answer.status, answer.json()["model_version"]) == (200, "2")
+    assert not rejected(strict, f"endpoints/{model}.json")
 
 
 async def test_sync_process_refuses_by_itself_whatever_edge_and_controller_say(

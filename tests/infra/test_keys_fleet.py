@@ -12,6 +12,7 @@ from pool.wire.handshake import Secret
 from registry_sync.local_plans import LocalPlans
 from tests.support import made_plans
 from tests.support.commands import Commands
+from tests.support.processes import private_text
 
 OLD = "the secret of this fleet"
 
@@ -19,7 +20,7 @@ OLD = "the secret of this fleet"
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.delenv(VARIABLE, raising=False)
-    (tmp_path / "secrets").write_text(OLD)
+    private_text(tmp_path / "secrets", OLD)
     return Commands("--data", str(tmp_path))
 
 

@@ -158,10 +158,10 @@ def test_client_of_the_release_before_speaks_bare_frames(run: Run) -> None:
         async with serving(LOCALHOST, accepted) as server, stranger(server.address) as old:
             challenge = await old.message()
             assert isinstance(challenge, Challenge)
-            bare = msgspec.structs.replace(challenge, wire=handshake.BARE)
-            proof = handshake.prove(SECRETS.current, bare, NONCE)
-            old.say(join(encode(handshake.encode(proof)[:1].replace(b"\x95", b"\x94")
-                                + handshake.encode(proof)[1:-1])))  # fmt: skip
+            secret = SECRETS.current
+            mac = handshake._mac(secret.key, b"client", challenge.nonce, NONCE, handshake.BARE, b"")
+            proof = handshake.encode(Proof(secret.id, NONCE, mac, handshake.BARE))
+            old.say(join(encode(proof[:1].replace(b"\x95", b"\x94") + proof[1:-1])))
             assert isinstance(await old.message(), handshake.Accept)
             theirs = await accepted.ears.get()
             old.say(join(encode(b"from old", [b"12345678"])))
@@ -203,6 +203,39 @@ def test_damage_to_what_is_spoken_is_refused(wire: int) -> None:
     bare = msgspec.structs.replace(challenge, wire=handshake.BARE)
     with pytest.raises(HandshakeFailed):
         handshake.check_accept(SECRETS.current, bare, NONCE, accepted)
+
+
+@pytest.mark.parametrize("wire", [1, 3, 2**40])
+def test_offer_that_was_changed_on_its_way_is_refused_before_anything_is_proved(wire: int) -> None:
+    nonce = handshake.nonce()
+    assert handshake.prove(SECRETS.current, Challenge(handshake.WIRE, nonce), NONCE).wire == 2
+    with pytest.raises(HandshakeFailed, match="changed on its way"):
+        handshake.prove(SECRETS.current, Challenge(wire, nonce), NONCE)
+    # And with what the offer says of itself changed too, the mac is over another nonce.
+    forged = nonce[:-1] + b"\1"
+    proof = handshake.prove(SECRETS.current, Challenge(1, forged), NONCE)
+    with pytest.raises(HandshakeFailed, match="does not hold"):
+        handshake.accept(SECRETS, nonce, proof)
+
+
+def test_dialler_whose_offer_is_changed_by_somebody_in_between_does_not_come_in(run: Run) -> None:
+    async def main() -> None:
+        accepted = Accepted()
+        async with serving(LOCALHOST, accepted) as server:
+
+            async def between(one: Stranger) -> None:
+                async with stranger(server.address) as there:
+                    challenge = await there.message()
+                    assert isinstance(challenge, Challenge)
+                    one.tell(msgspec.structs.replace(challenge, wire=handshake.BARE))
+                    await one.is_cut_off()
+
+            async with rogue_server(between) as address:
+                with pytest.raises(HandshakeFailed, match="changed on its way"):
+                    await dial(address, SECRETS)
+            assert accepted.ears.empty()
+
+    run(main())
 
 
 def test_wire_that_was_not_offered_is_refused_though_it_is_signed() -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import uvloop
+from cryptography.hazmat.primitives import serialization
 
 from pool.wire import listening
 from pool.wire.fleet_secret import TLS_VARIABLE, load_secrets, retire, rotate
@@ -23,6 +25,7 @@ from pool.wire.tls import BadTls, WireTls
 from tests.support import peers
 from tests.support.certificates import Authority, common_name
 from tests.support.peers import LOCALHOST, OTHER, SECRETS, Accepted, Ears, Run, stranger
+from tests.support.processes import private_text
 
 # What listens runs on uvloop; asyncio's own loop forgets whom it accepts while it closes.
 on_uvloop = pytest.mark.parametrize("run", [uvloop.new_event_loop], ids=["uvloop"], indirect=True)
@@ -304,14 +307,27 @@ def test_files_that_do_not_fit_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = CA.issue(tmp_path / "wire-tls")
-    (tmp_path / "secrets").write_text(SECRET)
+    private_text(tmp_path / "secrets", SECRET)
     assert load_secrets(tmp_path) is not None
     CA.issue(tmp_path / "other")
     (folder / "tls.key").write_bytes((tmp_path / "other" / "tls.key").read_bytes())
     with pytest.raises(BadTls, match=r"tls\.key"):
         load_secrets(tmp_path)
-    (folder / "tls.key").unlink()
-    with pytest.raises(BadTls, match=r"tls\.crt and .*tls\.key"):
+    for name in ("tls.key", "tls.crt"):
+        CA.issue(folder)
+        (folder / name).unlink()
+        with pytest.raises(BadTls, match=rf"^\S*/{name}: No such file"):
+            load_secrets(tmp_path)
+    CA.issue(folder)
+    key = serialization.load_pem_private_key((folder / "tls.key").read_bytes(), None)
+    (folder / "tls.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"words"),
+        )
+    )
+    with pytest.raises(BadTls, match="the key is encrypted"):
         load_secrets(tmp_path)
     CA.issue(folder)
     (folder / "ca.crt").write_text("nothing")
@@ -324,6 +340,80 @@ def test_files_that_do_not_fit_are_refused_by_name(
     found = load_secrets(tmp_path)
     assert found is not None
     assert found.tls.server() is not None
+
+
+@on_uvloop
+@pytest.mark.rule("SEC-7")
+def test_fleet_with_a_ca_never_opens_when_a_file_is_gone(
+    run: Run, tmp_path: Path, quick: None
+) -> None:
+    async def main() -> None:
+        accepted = Accepted()
+        ours = with_tls(CA.issue(tmp_path / "a", "first", with_ca=True))
+        same = with_tls(CA.issue(tmp_path / "b", with_ca=True))
+        server = await serve(TLS, ours, accepted)
+        with structlog.testing.capture_logs() as said:
+            (tmp_path / "a" / "ca.crt").unlink()
+            CA.issue(tmp_path / "a", "second")
+            await asyncio.sleep(0.2)
+            with pytest.raises((HandshakeFailed, OSError)):
+                await dial(server.address, SECRETS)
+            assert ours.tls.is_mutual
+            assert common_name(await said_through(server.address, same, accepted)) == "first"
+            with pytest.raises(HandshakeFailed, match="dials only tls://"):
+                await dial(Address(host="127.0.0.1", port=server.address.port), ours)
+        warned = [entry for entry in said if entry["event"] == "wire_certificate_not_taken"]
+        assert warned
+        assert warned[-1]["log_level"] == "warning"
+        assert "ca.crt" in warned[-1]["error"]
+        CA.issue(tmp_path / "a", "third", with_ca=True)
+        await until_shown(server, "third", same, accepted)
+        with pytest.raises((HandshakeFailed, OSError)):
+            await dial(server.address, SECRETS)
+
+    run(main())
+
+
+@on_uvloop
+def test_listener_outlives_whatever_files_do(
+    run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        accepted = Accepted()
+        private_text(tmp_path / "secrets", SECRET)
+        folder = CA.issue(tmp_path / "wire-tls", "first")
+        held = load_secrets(tmp_path)
+        assert held is not None
+        server = await serve(TLS, held, accepted)
+        old = Ears(await dial(server.address, SECRETS))
+        theirs = await accepted.ears.get()
+        for name in ("tls.crt", "tls.key"):
+            (folder / name).unlink()
+        (tmp_path / "secrets").unlink()
+        await asyncio.sleep(0.1)
+        await until_shown(server, "first", SECRETS, accepted)
+        (folder / "tls.key").mkdir()
+        (folder / "tls.crt").write_bytes(b"\xff\0")
+        await asyncio.sleep(0.1)
+        (folder / "tls.key").rmdir()
+        # Nor is a listener that cannot be made the last try.
+        loop, failed = asyncio.get_running_loop(), asyncio.Event()
+
+        async def fail(*args: object, **options: object) -> None:
+            failed.set()
+            raise OSError("too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(listening._Doorman, "_listen", fail)
+            CA.issue(folder, "second")
+            await failed.wait()
+        await until_shown(server, "second", SECRETS, accepted)
+        private_text(tmp_path / "secrets", NEXT)
+        assert isinstance(await theirs.lost(), HandshakeFailed)
+        await old.lost()
+        assert loop.is_running()
+
+    run(main())
 
 
 def test_tls_without_a_certificate_cannot_be_listened_on(run: Run) -> None:
@@ -340,7 +430,7 @@ def test_tls_without_a_certificate_cannot_be_listened_on(run: Run) -> None:
 def node(folder: Path, text: str) -> Secrets:
     """Return what a process of the node holds, whose file says `text` as yet."""
     folder.mkdir()
-    (folder / "secrets").write_text(text)
+    private_text(folder / "secrets", text)
     found = load_secrets(folder)
     assert found is not None
     return found
@@ -393,11 +483,45 @@ def test_who_is_connected_with_the_current_secret_stays(
     run(main())
 
 
+@pytest.mark.rule("SEC-7")
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o602, 0o666])
+def test_secret_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> None:
+    held = node(tmp_path / "a", SECRET)
+    path = tmp_path / "a" / "secrets"
+    rotate(tmp_path / "a", NEXT)
+    path.chmod(mode)
+    with pytest.raises(ValueError, match=f"chmod 600 {path}"):
+        load_secrets(tmp_path / "a")
+    assert held.current == Secret.of(SECRET), "a process that runs keeps what was good"
+    path.chmod(0o640)  # a group's, as of a service or of Kubernetes' fsGroup
+    assert held.current == Secret.of(NEXT)
+    assert load_secrets(tmp_path / "a") == held
+
+
+@pytest.mark.rule("SEC-7")
+def test_wire_key_that_others_can_change_is_refused_and_one_they_can_read_is_warned_of(
+    tmp_path: Path,
+) -> None:
+    key = CA.issue(tmp_path) / "tls.key"
+    for mode in (0o666, 0o620, 0o602):
+        key.chmod(mode)
+        with pytest.raises(BadTls, match=f"others can change it .*chmod 600 {key}"):
+            WireTls(tmp_path)
+    key.chmod(0o644)
+    with structlog.testing.capture_logs() as said:
+        assert WireTls(tmp_path).server() is not None
+    assert [entry["event"] for entry in said] == ["wire_key_readable_by_others"]
+    key.chmod(0o600)
+    with structlog.testing.capture_logs() as said:
+        WireTls(tmp_path)
+    assert said == []
+
+
 def test_file_that_does_not_fit_leaves_the_last_good_secrets(tmp_path: Path) -> None:
     held = node(tmp_path / "a", SECRET)
-    (tmp_path / "a" / "secrets").write_text("short")
+    private_text(tmp_path / "a" / "secrets", "short")
     assert held.current == Secret.of(SECRET)
     (tmp_path / "a" / "secrets").unlink()
     assert held.current == Secret.of(SECRET)
-    (tmp_path / "a" / "secrets").write_text(f"{NEXT},{SECRET}")
+    private_text(tmp_path / "a" / "secrets", f"{NEXT},{SECRET}")
     assert held.held == (Secret.of(NEXT), Secret.of(SECRET))

@@ -290,6 +290,12 @@ def test_private_key_that_others_can_use_is_refused(tmp_path: Path, mode: int) -
         load_key(tmp_path / "k")
 
 
+def test_public_half_is_told_from_the_private_one(tmp_path: Path) -> None:
+    make_key(tmp_path / "k", "me")
+    with pytest.raises(BadKey, match=f"is the public half; sign with .* {tmp_path / 'k'}$"):
+        load_key(tmp_path / "k.pub")
+
+
 def test_what_is_no_private_key_is_refused_without_showing_it(tmp_path: Path) -> None:
     path = tmp_path / "k"
     for content in (b"secret words", b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n"):

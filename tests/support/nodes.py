@@ -26,7 +26,15 @@ from registry_sync.leader import look
 from registry_sync.open import open_store
 from registry_sync.stores import Store
 from tests.support.certificates import Authority
-from tests.support.processes import Ended, command, descendants, environment, is_alive, tidepool
+from tests.support.processes import (
+    Ended,
+    command,
+    descendants,
+    environment,
+    is_alive,
+    private_text,
+    tidepool,
+)
 from tests.support.stack import Stack, StackOptions, _run, until
 from tests.support.toxics import ToxicProxy, toxic_proxy
 
@@ -108,7 +116,7 @@ class Fleet(Stack):
         if authority is not None:
             for name, node in self.nodes.items():
                 authority.issue(node / "wire-tls", name, with_ca=True)
-                (node / "secrets").write_text(secret)
+                private_text(node / "secrets", secret)
             authority.issue(self.data / "wire-tls", "client", with_ca=True)
         self.control_port = free_port()
         # Who is dialled through a proxy: the controller first, then each worker.
@@ -144,7 +152,7 @@ class Fleet(Stack):
         ]
         self.pool = self.pools[0]
         self.tiers = [self.controller, self.edge, *self.pools]
-        (self.data / "secrets").write_text(secret)  # where questions from this process find it
+        private_text(self.data / "secrets", secret)  # where questions from this process find it
         self.s3 = open_store(registry)
         keys.add_key(self.store, record_of(self.key, "default", ALL_SCOPES))
 

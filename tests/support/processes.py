@@ -38,6 +38,12 @@ def tidepool(
     return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+def private_text(path: Path, text: str) -> None:
+    """Write a file that only its owner can use, as secrets must be."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
 def command(*arguments: str) -> Sequence[str]:
     """Return the command line of `tidepool ARGUMENTS`."""
     return [sys.executable, "-m", "infra.cli", *arguments]

@@ -192,12 +192,12 @@ def test_noisy_tenant_at_10_times_its_share_beside_a_quiet_one(site: Site) -> No
     )
     alone, beside = ([one.took_s for one in good(told[name])] for name in ("alone", "beside"))
     p99 = quantile(alone, 0.99), quantile(beside, 0.99)
-    failed = [one for one in told["beside"] if one.status != 200]
+    failed = {name: sum(one.status != 200 for one in told[name]) for name in ("alone", "beside")}
     busy = sum(one.infer_s for one in told["beside"]) / 30.0
     print(
         f"\nquiet tenant's p50/p99: alone {quantile(alone, 0.5):.3f}/{p99[0]:.3f} s, beside "
-        f"{quantile(beside, 0.5):.3f}/{p99[1]:.3f} s; {len(failed)} of {len(told['beside'])} "
+        f"{quantile(beside, 0.5):.3f}/{p99[1]:.3f} s; {failed} of {len(told['beside'])} "
         f"failed; {busy:.2f} of the engine"
     )
-    assert len(failed) <= 0.01 * len(told["beside"])  # 0, where the machine does not stall
+    assert failed["beside"] <= failed["alone"]  # which is 0, where the machine does not stall
     assert p99[1] <= 1.5 * p99[0]

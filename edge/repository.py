@@ -69,7 +69,7 @@ class Repository:
     def _entries(self, endpoint: Endpoint) -> Iterator[dict[str, str]]:
         pool = self._service.pool
         for ref in refs_of(endpoint):
-            route = pool.route(ref)
+            route = pool.route_in_reach(ref)
             state = state_of(route)
             said = "LOADING" if state == "loading" else "UNAVAILABLE"
             reason = "" if state == "warm" else (route.detail if route else "") or state

@@ -96,11 +96,13 @@ class Web:
     async def ready(self, request: Request) -> Response:
         """The edge has routes, and the expected workers have registered.
 
-        It also knows whose keys are good: before that it would refuse everybody.
+        It also knows whose keys are good: before that it would refuse everybody.  Nor is it ready
+        while every worker that it was told of hangs, or cannot be reached.
         """
         world = self._service.world
         is_told = world.has_routes and world.has_documents
-        is_ready = is_told and world.is_pool_ready and not self._is_draining()
+        is_served = world.is_pool_ready and self._service.pool.reach.has_anybody()
+        is_ready = is_told and is_served and not self._is_draining()
         return answer({"ready": is_ready}, 200 if is_ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
@@ -127,7 +129,7 @@ class Web:
         """Whether a call would be answered in time; wakes nothing."""
         endpoint = await find_endpoint(self._service, request)
         pool = self._service.pool
-        routes = [pool.route(arm.version.ref) for arm in endpoint.running]
+        routes = [pool.route_in_reach(arm.version.ref) for arm in endpoint.running]
         # Every arm that gets requests must be able to answer them.
         late = [route for route in routes if not is_ready(route, endpoint.deadline_s)]
         return answer(

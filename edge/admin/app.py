@@ -103,9 +103,11 @@ class Admin:
         return Response("ok\n", media_type="text/plain")
 
     async def readyz(self, request: Request) -> Response:
-        """The edge has routes and documents and is not draining."""
+        """The edge has routes and documents, can reach a worker, and is not draining."""
         world = self._service.world
-        is_ready = world.has_routes and world.has_documents and not self._is_draining()
+        is_told = world.has_routes and world.has_documents
+        is_served = self._service.pool.reach.has_anybody()
+        is_ready = is_told and is_served and not self._is_draining()
         return Response("ok\n" if is_ready else "not ready\n", 200 if is_ready else 503)
 
     async def _pool_text(self) -> bytes:

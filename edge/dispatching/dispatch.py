@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from edge.dispatching.calls import Call, Ref
+from edge.dispatching.reach import Reach
 from edge.dispatching.replicas import Engines, Replicas
 from edge.dispatching.retry_budget import Budget
 from edge.dispatching.starting import is_starting, to_start
@@ -66,6 +67,7 @@ class Pool:
         # The whole mutable state: connections by worker id, routes by engine, and the calls that
         # wait until some worker can be reached.
         self._conns: dict[str, WorkerConn] = {}
+        self.reach = Reach(self._conns)
         self.engines = Engines(self._is_up)
         self._waiting = Waiting()
         self.budget = Budget()
@@ -105,6 +107,11 @@ class Pool:
         """Return what the controller last said of an engine."""
         engine = self.engines.get(ref)
         return None if engine is None else engine.route
+
+    def route_in_reach(self, ref: Ref) -> EngineRoute | None:
+        """Return the same without the workers that this edge cannot reach."""
+        route = self.route(ref)
+        return None if route is None else self.reach.seen(route)
 
     def _is_up(self, worker: str) -> bool:
         conn = self._conns.get(worker)
@@ -404,6 +411,7 @@ class Pool:
             conn.listen(now_s, stalled_s)
             if conn.is_silent and conn.calls:
                 self._move_from(conn)
+        self.reach.look(now_s)
 
     def _expire_at(self, call: Call, at_s: float) -> None:
         left_s = at_s - time.monotonic()

@@ -106,7 +106,7 @@ class WorkerConn:
         self.is_silent = False
         self._silent_s_min = math.inf  # as long as the worker never is while it lives
         self._reads = 0
-        self._heard_s = 0.0
+        self.heard_s = time.monotonic()  # or made
         self.incarnation = ""  # of the process that has spoken
         self.has_heir = False  # routes that came since name another process
         self._next_id = 0
@@ -231,19 +231,19 @@ class WorkerConn:
         peer = self.peer
         if peer is None:
             return
-        self._heard_s += stalled_s
-        if peer.reads != self._reads:
-            self._reads, self._heard_s = peer.reads, now_s
+        self.heard_s += stalled_s
+        if peer.reads != self._reads or not self.tells_begin:
+            self._reads, self.heard_s = peer.reads, now_s
             if self.is_silent:
                 self._set_silent(None)
                 _log.info("worker_speaks", worker=self.id)
                 self._owner.on_up()
         elif not self.is_silent:
-            if now_s - self._heard_s >= self._silent_s_min:
+            if now_s - self.heard_s >= self._silent_s_min:
                 self._set_silent(now_s)
                 _log.warning("worker_silent", worker=self.id, calls=len(self.calls))
                 self._owner.on_silent(self)
-        elif now_s - self._heard_s >= self._silent_s_min * LOST_BEATS / SILENT_BEATS:
+        elif now_s - self.heard_s >= self._silent_s_min * LOST_BEATS / SILENT_BEATS:
             peer.close(Silent("it has gone silent"))
 
     def _set_silent(self, since_s: float | None) -> None:
@@ -306,7 +306,7 @@ class WorkerConn:
             raise WireError(f"{self.address} is {hello.id} of wire {hello.wire}, not {self.id}")
         self.wait_us = 0
         self._silent_s_min = hello.load_ms / 1000 * SILENT_BEATS or math.inf
-        self._heard_s = time.monotonic()
+        self.heard_s = time.monotonic()
         self.incarnation = hello.incarnation
         self._wanted.clear()
         self.dialled_s = None

@@ -182,6 +182,27 @@ def test_worker_that_stands_still_is_found_and_its_calls_go_elsewhere(two: Stack
     assert seen_s < 1.5 + SIBLINGS_S
 
 
+@pytest.mark.rule("F2", "SEC-12")
+def test_edge_whose_only_worker_stands_still_is_not_ready_until_it_goes_on(one: Stack) -> None:
+    def told() -> list[int]:
+        paths = ("/v2/health/ready", "/v2/models/echo/ready")
+        found = [one.request("GET", path, key=one.key) for path in paths]
+        return [one.request("GET", "/readyz", admin=True).status, *(a.status for a in found)]
+
+    assert told() == [200, 200, 200]
+    with stopped(one.pids()["worker-0"]):
+        began_s = time.monotonic()
+        until(lambda: told() == [503, 503, 503], RESPAWN_S_MAX, "none is ready", 0.05)
+        seen_s = time.monotonic() - began_s
+        answer = one.request("GET", "/v2/models/echo/ready")
+        assert answer.headers["x-tidepool-state"] == "no_worker"
+        assert one.request("GET", "/v2/health/live").status == 200
+    until(lambda: told() == [200, 200, 200], RESPAWN_S_MAX, "all are ready again", 0.05)
+    print(f"not ready after {seen_s:.2f} s")
+    assert one.infer("echo", INPUT).status == 200
+    assert seen_s < 2.5 + SIBLINGS_S
+
+
 def test_call_whose_worker_dies_of_it_is_tried_twice_and_then_refused(one: Stack) -> None:
     one.publish_engine("dying", "dying", [("x", "INT64", [1])], [("y", "INT64", [1])])
     answer = one.infer("dying", {"x": ("INT64", [1], [666])})

@@ -110,9 +110,10 @@ class Fleet:
         *,
         cold: str = "",
         wake_ms: int = 0,
+        state: str = "asleep",
         incarnation: str = "i",
     ) -> None:
-        engine = EngineRoute(*REF, tuple(warm), tuple(wake_at), wake_ms=wake_ms)
+        engine = EngineRoute(*REF, tuple(warm), tuple(wake_at), state, wake_ms=wake_ms)
         routes = [
             WorkerRoute(
                 n, incarnation, str(self.workers[n].address), state="cold" if n in cold else "up"

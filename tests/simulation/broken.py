@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from unittest import mock
 
+from edge import infer
 from edge.dispatching import quarantine
 from edge.dispatching.calls import Call
 from edge.dispatching.dispatch import Pool
+from edge.dispatching.quarantine import Quarantine
 from edge.dispatching.retry_budget import Budget
+from edge.dispatching.worker_conn import WorkerConn
 from pool.engines.base import Tensors
 from pool.queueing import engine_queue, running
 from pool.queueing.batching import Run
@@ -91,17 +94,65 @@ def hasty_verdict() -> AbstractContextManager[Any]:
     return mock.patch.object(quarantine, "DEATHS_MAX", 1)
 
 
-BROKEN: Final[Mapping[str, Break]] = {
-    one.__name__: one
-    for one in (
-        double_settle,
-        wrong_input,
-        retry_over_budget,
-        two_leaders,
-        lost_call,
-        late_end,
-        leaked_bytes,
-        rows_over_bound,
-        hasty_verdict,
+def hung_unnoticed() -> AbstractContextManager[Any]:
+    """A worker that stands still is not noticed."""
+    return mock.patch.object(WorkerConn, "listen", return_value=None)
+
+
+def cancel_unsent() -> AbstractContextManager[Any]:
+    """Workers are not told of calls that nobody waits for."""
+
+    def forget(self: WorkerConn, call: Call) -> None:
+        self.calls.pop(call.id, None)
+
+    return mock.patch.object(WorkerConn, "forget", forget)
+
+
+def moved_and_kept() -> AbstractContextManager[Any]:
+    """A call that moves from a silent worker is still held to be there as well."""
+    move = Pool._move_from
+
+    def moves(self: Pool, conn: WorkerConn) -> None:
+        with mock.patch.object(WorkerConn, "forget"):
+            move(self, conn)
+
+    return mock.patch.object(Pool, "_move_from", moves)
+
+
+def shared_answers() -> AbstractContextManager[Any]:
+    """Answers are kept for all tenants alike."""
+    key = infer.cache_key
+    return mock.patch.object(infer, "cache_key", lambda tenant, *rest: key("", *rest))
+
+
+def suspected_for_ever() -> AbstractContextManager[Any]:
+    """A run that ends well clears nobody."""
+    return mock.patch.object(Quarantine, "ran", return_value=None)
+
+
+class Broken(NamedTuple):
+    """Code that is broken, and how the invariant speaks that is to find it."""
+
+    broken: Break
+    said: str  # a regular expression, somewhere in it
+
+
+BROKEN: Final[Mapping[str, Broken]] = {
+    broken.__name__: Broken(broken, said)
+    for broken, said in (
+        (double_settle, "is settled twice"),
+        (wrong_input, "a wrong answer"),
+        (retry_over_budget, r"\d+ (retries of|hedges at)"),
+        (two_leaders, "several lead"),
+        (lost_call, "lost, or not ended"),
+        (late_end, "late by|lost, or not ended"),
+        (leaked_bytes, "bytes of calls that have ended"),
+        (rows_over_bound, "too many rows"),
+        (hasty_verdict, "in quarantine after one death"),
+        (hung_unnoticed, "sends at .* to .*, hung at"),
+        (cancel_unsent, "though its caller had left"),
+        (moved_and_kept, "goes to .*, and is at"),
+        (shared_answers, "another tenant's answer"),
+        (suspected_for_ever, "has run, and is suspected"),
     )
 }

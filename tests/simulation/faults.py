@@ -28,6 +28,7 @@ class Faults:
         self._fleet = fleet
         self._world = fleet.world
         self.stopped_s: dict[Process, list[tuple[float, float]]] = {}  # from when to when
+        self.periods: list[tuple[str, float, float]] = []  # of what went wrong, and until when
 
     async def run(self) -> None:
         """Let everything go wrong at its time, and put it right after the last."""
@@ -35,13 +36,28 @@ class Faults:
         tasks = []
         for fault in self._options.faults:
             await asyncio.sleep(began_s + fault.at_s - self._world.now_s)
-            tasks.append(self._world.go(self._carry_out(fault)))
+            tasks.append(self._world.go(self._during(fault)))
         await asyncio.sleep(began_s + self._options.length_s - self._world.now_s)
         for task in tasks:
             if not task.done():
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._world.loop.network.heal()
+
+    def is_calm(self, from_s: float, until_s: float, *kinds: str) -> bool:
+        """Tell whether nothing that is named so went wrong meanwhile; without names: nothing."""
+        return not any(
+            begin_s <= until_s and end_s >= from_s
+            for kind, begin_s, end_s in self.periods
+            if not kinds or kind.startswith(kinds)
+        )
+
+    async def _during(self, fault: Fault) -> None:
+        began_s = self._world.now_s
+        try:
+            await self._carry_out(fault)
+        finally:
+            self.periods.append((fault.kind, began_s, self._world.now_s))
 
     async def _carry_out(self, fault: Fault) -> None:
         what, _, whom = fault.kind.partition("_")

@@ -10,13 +10,14 @@ from typing import Final
 
 from edge.auth import Auth
 from edge.cache import AnswerCache
-from edge.errors import Refusal
+from edge.errors import ClientGone, Refusal
 from edge.flight import Flights
 from edge.infer import Service, Target
 from tests.simulation.fleet import Edge
 from tests.simulation.processes import Process
 
 KEY: Final = "a key of the simulation"
+GONE: Final = 499  # its caller left
 
 
 @dataclass
@@ -92,6 +93,11 @@ class Front(Edge):
         except Refusal as refusal:
             trace.refusal, status = refusal, refusal.status
             told.detail = str(refusal)
+        except asyncio.CancelledError:
+            told.status, told.ended_s = GONE, self._fleet.world.now_s
+            trace.refusal = ClientGone()
+            service.end(trace, GONE)
+            raise
         else:
             [answer] = json.loads(content)["outputs"]
             pairs = zip(answer["data"], told.values, strict=True)

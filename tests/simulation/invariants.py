@@ -12,7 +12,7 @@ from pool.slots import EngineSlot
 from pool.wire.control import Routes
 from tests.simulation.engine import ledger
 from tests.simulation.faults import Faults
-from tests.simulation.front import Front, Told
+from tests.simulation.front import GONE, Front, Told
 from tests.simulation.observed import Observed
 from tests.simulation.options import (
     POISON_EACH,
@@ -29,9 +29,11 @@ LOOK_S: Final = 0.1
 RETRIES_FREE: Final = 3  # of an edge, besides its share
 RETRY_SHARE: Final = 0.1
 HEDGE_SHARE: Final = 0.05
+HUNG_S_MAX: Final = 1.55  # 2.9 missing reports, of two a second, and what was on its way
+HEARD_S_MAX: Final = 0.1  # a worker knows after so long that a caller has left
 SENT_MAX: Final = 6  # once, again as the one of a batch who may be guilty, and for loads
 # How a call may end while things go wrong; 500 only where the model fails.
-ENDINGS: Final = frozenset((200, 422, 429, 500, 502, 503, 504))
+ENDINGS: Final = frozenset((200, GONE, 422, 429, 500, 502, 503, 504))
 
 
 class Holds:
@@ -145,20 +147,23 @@ class Holds:
         weights = scene.history[-1].state.weights
         return all(front.weights(NAME) == weights for front in scene.fronts.values())
 
-    def is_quiet(self) -> bool:
-        """Tell whether every call has ended, and nothing of any is left anywhere."""
+    def left(self) -> str:
+        """Say what is left of calls; empty: every one has ended, and nothing is."""
         scene = self._scene
-        if not all(told.status or told.edge.state == "dead" for told in scene.told):
-            return False
-        if any(_left_at(front.pool) for front in scene.fronts.values()):
-            return False
-        workers = self._seen.living(self._seen.workers)
-        return not any(
-            worker.inside.bytes
-            or any(edge.calls for edge in worker.peers)
-            or any(slot.calls or self._is_pausing(slot) for slot in worker._slots.values())
-            for _, worker in workers
-        )
+        for told in scene.told:
+            if not told.status and told.edge.state != "dead":
+                return f"lost, or not ended: {told}"
+        for front in scene.fronts.values():
+            if _left_at(front.pool):
+                return f"{front.name} has calls that have ended"
+        for process, worker in self._seen.living(self._seen.workers):
+            if any(edge.calls for edge in worker.peers):
+                return f"{process} has calls that have ended"
+            if any(slot.calls or self._is_pausing(slot) for slot in worker._slots.values()):
+                return f"{process} has calls in a queue that have ended"
+            if worker.inside.bytes:
+                return f"{process} has {worker.inside.bytes} bytes of calls that have ended"
+        return ""
 
     def _is_pausing(self, slot: EngineSlot) -> bool:
         """Tell whether a load has failed so lately that another is not yet tried."""
@@ -178,6 +183,9 @@ class Holds:
         self._check_ends(after_s)
         self._check_answers()
         self._check_runs()
+        self._check_tenants()
+        self._check_gone()
+        self._check_hung()
         self._check_sends()
         self._check_quarantine()
         if self._options.rollout:
@@ -199,7 +207,7 @@ class Holds:
                 assert told.status != 200, told
             elif told.at_s >= after_s or (must_serve and model.replicas_min):
                 # A worker's death may be laid to who was in flight, twice: see `_check_quarantine`.
-                assert told.status in (200, 500, 422), f"not answered: {told}"
+                assert told.status in (200, 500, 422, GONE), f"not answered: {told}"
 
     def _stopped_s(self, told: Told) -> float:
         """For how long a call's edge stood still after it had come."""
@@ -236,6 +244,41 @@ class Holds:
         for told in self._scene.told:
             if told.status == 200:
                 assert all(done[value] for value in told.values), f"nobody has run it: {told}"
+
+    def _check_tenants(self) -> None:
+        """Nobody was given what was computed for another tenant."""
+        done = ledger.times_run()
+        askers: dict[int, set[str]] = {}
+        for told in self._scene.told:
+            if told.status == 200:
+                askers.setdefault(told.value, set()).add(told.key)
+        for value, keys in askers.items():
+            assert done[value] >= len(keys), f"another tenant's answer: {value} for {keys}"
+
+    def _check_gone(self) -> None:
+        """What nobody waits for is not run."""
+        began = {value: run.at_s for run in ledger.runs for value in run.values}
+        for told in self._scene.told:
+            if told.status != GONE or self._models[told.endpoint].cached:
+                continue
+            at_s = began.get(told.value, 0.0)
+            if at_s > told.ended_s + HEARD_S_MAX:
+                is_calm = self._faults.is_calm(told.at_s, at_s, "cut", "slow", "stop", "registry")
+                assert not is_calm, f"run at {at_s:.3f}, though its caller had left: {told}"
+
+    def _check_hung(self) -> None:
+        """Who stands still is sent nothing once that can be known."""
+        for at_s, edge, worker, since_s in self._seen.hung:
+            # What is on its way may come late, and an edge that stood still waits for longer.
+            is_calm = self._faults.is_calm(since_s - 1.0, at_s, "cut_worker", "slow")
+            if is_calm and not self._has_stood(edge, since_s):
+                is_late = at_s - since_s > HUNG_S_MAX
+                assert not is_late, f"{edge} sends at {at_s:.3f} to {worker}, hung at {since_s:.3f}"
+
+    def _has_stood(self, name: str, since_s: float) -> bool:
+        """Tell whether an edge has stood still since then."""
+        stops = self._faults.stopped_s.items()
+        return any(p.name == name and end_s >= since_s for p, ends in stops for _, end_s in ends)
 
     def _check_sends(self) -> None:
         """Of the calls that came a tenth was sent once more, besides a few, and 1 in 20 beside."""

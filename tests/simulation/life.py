@@ -182,7 +182,12 @@ class Life:
             timeout_s=AFTER_TIMEOUT_S if self.after_s else model.timeout_s,
         )
         self.told.append(told)
-        front.call(told)
+        task = front.call(told)
+        if model.left_share and not self.after_s and dice.random() < model.left_share:
+            self.world.loop.call_later(dice.uniform(0.0, told.timeout_s / 2), self._leave, task)
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
 
     def _ask_something(self, model: Model) -> None:
         if model.cached:
@@ -235,7 +240,7 @@ class Life:
         await until(holds.is_healed, HEALED_S_MAX, LOOK_S)
         await until(lambda: all(task.done() for task in tasks), ROLLOUT_S_MAX, LOOK_S)
         await asyncio.gather(*tasks)
-        await until(lambda: holds.is_over() and holds.is_quiet(), QUIET_S_MAX, LOOK_S)
+        await self._until_quiet(holds)
         after_s = self.after_s = self.world.now_s
         until_s = after_s + AFTER_S
         await asyncio.gather(
@@ -244,8 +249,14 @@ class Life:
                 for model in options.models
             )
         )
-        await until(holds.is_quiet, QUIET_S_MAX, LOOK_S)
+        await self._until_quiet(holds)
         holds.check(after_s)
+
+    async def _until_quiet(self, holds: Holds) -> None:
+        until_s = self.world.now_s + QUIET_S_MAX
+        while (left := holds.left()) or not holds.is_over():
+            assert self.world.now_s < until_s, left or "the rollout does not end"
+            await asyncio.sleep(LOOK_S)
 
 
 def live(seed: int, options: Options | None = None) -> Outcome:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+from edge.dispatching import suspects
 from edge.dispatching.calls import Call
 from edge.dispatching.dispatch import Pool
+from edge.dispatching.suspects import Suspects
 from edge.dispatching.worker_conn import WorkerConn
 from pool import controller_main, serving, worker
 from pool.controller import Controller
@@ -40,6 +42,8 @@ class Observed:
     retried: Counter[int] = field(default_factory=Counter)
     hedged: Counter[int] = field(default_factory=Counter)
     twins: set[Call] = field(default_factory=set)
+    # Sent to a worker that stood still: when, by the edge of this name, and since when.
+    hung: list[tuple[float, str, str, float]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def living(self, found: dict[Process, Any]) -> list[tuple[Process, Any]]:
@@ -75,7 +79,7 @@ def _captures(seen: Observed) -> Iterator[Any]:
 
 def _of_edges(seen: Observed) -> Iterator[Any]:
     send, start, on_returned = WorkerConn.send, Pool.start, Pool.on_returned
-    send_beside = Pool.send_beside
+    send_beside, ran = Pool.send_beside, Suspects.ran
 
     def starts(self: Pool, call: Call) -> None:
         seen.calls[_pid()] += 1
@@ -84,6 +88,7 @@ def _of_edges(seen: Observed) -> Iterator[Any]:
     def sends(self: WorkerConn, call: Call, now_s: float) -> None:
         name = call.request_id
         seen.sent[name] += 1
+        _look_at_send(seen, self, call, now_s)
         if call in seen.twins:
             seen.hedged[_pid()] += 1
             send(self, call, now_s)
@@ -102,10 +107,30 @@ def _of_edges(seen: Observed) -> Iterator[Any]:
         seen.twins.add(twin)
         return send_beside(self, call, twin)
 
+    def has_run(self: Suspects, call: Call) -> None:
+        ran(self, call)
+        fingerprint = suspects._fingerprint_of(call)
+        if self._known.verdict(fingerprint, call.sent_s) in ("suspect", "open"):
+            seen.problems.append(f"{call.request_id} has run, and is suspected")
+
+    yield mock.patch.object(Suspects, "ran", has_run)
     yield mock.patch.object(WorkerConn, "send", sends)
     yield mock.patch.object(Pool, "start", starts)
     yield mock.patch.object(Pool, "on_returned", is_returned)
     yield mock.patch.object(Pool, "send_beside", sends_beside)
+
+
+def _look_at_send(seen: Observed, conn: WorkerConn, call: Call, now_s: float) -> None:
+    """Take note of what is sent to who stands still, or is at another worker still."""
+    here = current()
+    if here is None or not isinstance(conn._owner, Pool):
+        return
+    for process in here._loop.processes.values():
+        if process.name == conn.id and process.state == "stopped":
+            seen.hung.append((now_s, here.name, conn.id, process.stopped_s))
+    for other in (*conn._owner._conns.values(), *conn._owner._leaving):
+        if call in other.calls.values():
+            seen.problems.append(f"{call.request_id} goes to {conn.id}, and is at {other.id}")
 
 
 def _may_have_run(last: tuple[bool, bool], call: Call) -> bool:

@@ -17,6 +17,7 @@ OUTER_SHARE: Final = 0.25  # only what the way of a call does not need
 POISON_SHARE: Final = 0.15
 ROLLOUT_SHARE: Final = 0.2
 OVERLOAD_SHARE: Final = 0.15
+LEFT_SHARE: Final = 0.1
 CALLS_PER_S: Final = (4.0, 14.0)
 FAULTS_PER_S: Final = 0.5
 
@@ -69,6 +70,7 @@ class Model:
     cached: bool  # its inputs come again, and answers are kept
     hedged: bool  # slow calls go to a second replica as well
     timeout_s: float  # of its calls
+    left_share: float  # of its calls, whose callers do not wait for the end
     calls_per_s: float
 
 
@@ -196,6 +198,7 @@ def _models(
                 hedged=replicas > 1 and dice.random() < 0.5,
                 timeout_s=dice.choice((0.5, 2.0)) if not is_lazy else 8.0,
                 calls_per_s=rate,
+                left_share=0.0 if is_first and rollout else dice.choice((0.0, LEFT_SHARE)),
             )
         )
     return tuple(found)
@@ -223,7 +226,7 @@ def _faults(dice: random.Random, length_s: float, nature: str) -> tuple[Fault, .
 _LEADS: Final = frozenset(("stop_controller", "registry_gone_for_one", "cut_controller"))
 _LASTS_S: Final[Mapping[str, tuple[float, float]]] = {
     "stop_edge": (0.05, 0.6),
-    "stop_worker": (0.05, 4.0),
+    "stop_worker": (0.05, 5.0),
     "kill_controller": (0.0, 3.0),
     "cut_worker": (0.1, 2.0),
 }

@@ -45,6 +45,7 @@ class Process:
         self.name = name
         self.pid = PID_MIN + len(loop.processes)
         self.state = "running"
+        self.stopped_s = 0.0  # when it was stopped last
         self.wall_s = 0.0  # by which its host's wall clock is ahead of everybody's
         self.code: int | None = None  # once it is dead; a signal's negative
         self.handlers: dict[int, Callable[[], None]] = {}
@@ -94,6 +95,7 @@ class Process:
             return
         if number == signal.SIGSTOP:
             self.state = "stopped"
+            self.stopped_s = self._loop.time()
         elif number == signal.SIGCONT:
             self._go_on()
         elif number in self.handlers:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -63,11 +64,14 @@ def test_same_seed_gives_the_same_life_to_other_processes() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", BROKEN)
 def test_some_seed_finds_code_that_is_broken_on_purpose(name: str) -> None:
-    with BROKEN[name]():
+    """Only an invariant of the kind that was broken counts, not whatever else goes wrong then."""
+    broken, said = BROKEN[name]
+    with broken():
         for seed in range(ALL):
             try:
                 live(seed)
-            except Exception as error:
-                print(f"{name}: seed {seed}: {type(error).__name__}: {error}")
-                return
+            except AssertionError as error:
+                if re.search(said, str(error)):
+                    print(f"{name}: seed {seed}: {error}")
+                    return
     pytest.fail(f"none of {ALL} seeds has found it")

@@ -47,7 +47,7 @@ from tests.simulation.world import World, simulate, until
 
 RESTART_S: Final = (0.1, 0.6)  # of what has died, by whoever keeps it
 UP_S_MAX: Final = 60.0
-HEALED_S_MAX: Final = 60.0  # a leader's lease, a pause after a load that failed
+HEALED_S_MAX: Final = 90.0  # a leader's lease, a minute's pause after loads that failed
 QUIET_S_MAX: Final = 20.0
 AFTER_S: Final = 1.0  # of calls that must all be answered
 AFTER_PER_S: Final = 8.0

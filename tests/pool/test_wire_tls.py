@@ -71,6 +71,7 @@ def with_tls(folder: Path | None, text: str = SECRET) -> Secrets:
 async def said_through(address: Address, secrets: Secrets, accepted: Accepted) -> bytes:
     """Send a frame there and one back; return the certificate that was seen."""
     ears = Ears(await dial(address, secrets))
+    _left.append(ears.peer)
     theirs = await accepted.ears.get()
     large = bytes(1 << 20)
     ears.peer.send(encode(b"call", [large]))

@@ -40,7 +40,8 @@ def finish_in_s(
     """Predict when a call of so many rows begins and when it is answered, from now on.
 
     What waits is run in full batches, some of which take longer than the mean and some shorter:
-    their deviations add up like those of chance.  The last of them, in which the call is, grows
+    their deviations add up like those of chance; the run under way and the call's own are taken for
+    as long as such runs are in the mean.  The last of them, in which the call is, grows
     until it begins by what arrives, up to the size that keeps up with that.
 
     >>> one_by_one = Limits(1, lambda rows: 0.02)
@@ -49,16 +50,18 @@ def finish_in_s(
     """
     rows_max = limits.rows_max
     batches, rest = divmod(ahead.rows, rows_max)
-    begin_s = ahead.free_in_s
+    high_s = limits.run_s(rows_max)
+    mean_s = min(ahead.full_mean_s, high_s)
+    # Nobody is refused for what may happen to one run: the engine's next step will know.
+    likely = mean_s / high_s if high_s else 1.0
+    begin_s = likely * ahead.free_in_s
     if batches:
-        high_s = limits.run_s(rows_max)
-        mean_s = min(ahead.full_mean_s, high_s)
         begin_s += (batches * mean_s + math.sqrt(batches) * (high_s - mean_s)) / ahead.at_once
     own = rest + rows
     if own < rows_max and arrival_rows_per_s and begin_s:
         grown = own + int(arrival_rows_per_s * begin_s)
         own = max(own, min(grown, target_rows(limits, slo_s, arrival_rows_per_s)))
-    return begin_s, begin_s + limits.run_s(own)
+    return begin_s, begin_s + likely * limits.run_s(own)
 
 
 class Admission:

@@ -188,12 +188,12 @@ class Line:
         return any(tenant in level.waiting for level in (self._default, *self._levels.values()))
 
     def has_most(self, tenant: str) -> bool:
-        """Tell whether no other tenant has more rows waiting for its share."""
+        """Tell whether a tenant waits, and no other has more rows waiting for its share."""
         waiting: dict[str, float] = {}
         for level in (self._default, *self._levels.values()):
             for name, party in level.waiting.items():
                 waiting[name] = waiting.get(name, 0.0) + party.rows / party.share
-        return waiting.get(tenant, 0.0) >= max(waiting.values(), default=0.0)
+        return tenant in waiting and waiting[tenant] >= max(waiting.values())
 
     def rows_before(self, ticket: Ticket) -> int:
         """Count the rows that are served before those of `ticket`, if it came now."""

@@ -17,6 +17,9 @@ DEVIATION_FIRST: Final = 1 / 8  # of the first run that counts, over its duratio
 RUNS_MIN: Final = 8  # of like size, to tell how far such runs deviate
 # A normal distribution's p99 lies 2.33 σ above its mean, and its mean deviation is 0.8 σ.
 DEVIATIONS: Final = 3.0
+# What varies by more than this part of the mean varies by what is asked, not by chance: to take
+# every call for the longest would refuse those that are short, and these are most.
+PESSIMISM_MAX: Final = 0.6
 # A hiccup counts as no more than this times the prediction; a lasting change is still
 # followed within a few runs, as every one of them may double it.
 OUTLIER_FACTOR: Final = 2.0
@@ -75,7 +78,8 @@ class LatencyProfile:
     """The duration of a run as a function of its rows.
 
     Runs are kept in buckets of doubling size (1, 2, 3-4, 5-8, …).  A prediction is the mean
-    and three mean deviations (about p99), linear between the buckets and never falling with
+    and three mean deviations (about p99), but no more than 1.6 times the mean, linear between
+    the buckets and never falling with
     the rows.  That a larger run of a bucket takes longer is no deviation: what counts is how
     far a run is from the line through the buckets' means.  The last line goes on to the largest
     size seen; beyond, a prediction grows in proportion, which is an upper bound as rows in a
@@ -140,7 +144,9 @@ class LatencyProfile:
             if bucket.runs < RUNS_MIN:
                 # Too few to tell: as far off as runs of other sizes have been.
                 deviation_s = min(deviation_s, self._relative_deviation * bucket.run_s_mean)
-            high_s = bucket.run_s_mean + DEVIATIONS * deviation_s
+            high_s = bucket.run_s_mean + min(
+                DEVIATIONS * deviation_s, PESSIMISM_MAX * bucket.run_s_mean
+            )
             if before_rows:
                 # A size that looks too slow is not run, so only the others can correct it.
                 dearest_s = DEARER_FACTOR * before_s * bucket.rows_mean / before_rows

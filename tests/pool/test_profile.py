@@ -73,6 +73,15 @@ def test_a_hiccup_moves_a_prediction_little() -> None:
     assert profile.run_s(1) < 0.025
 
 
+def test_runs_that_differ_by_what_is_asked_are_not_all_taken_for_the_longest() -> None:
+    profile = learned((1, 0.020))
+    for _ in range(100):
+        for run_s in (0.020, 0.020, 0.020, 0.200):
+            profile.record(1, run_s, 0.0)
+    assert 0.040 < profile.mean_s(1) < 0.110
+    assert profile.run_s(1) <= 1.6 * profile.mean_s(1)
+
+
 def test_a_slower_engine_is_believed_within_a_few_runs() -> None:
     profile = learned((1, 0.010))
     for _ in range(20):

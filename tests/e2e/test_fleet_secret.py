@@ -58,10 +58,13 @@ def shown(address: str, secrets: Secrets) -> str:
     """Return whom the certificate names that a new connection sees."""
 
     async def look() -> str:
+        gone = asyncio.Event()
         try:
             peer = await dial(Address.parse(address), secrets)
+            peer.on_lost = lambda _: gone.set()
             seen = common_name(peer.certificate())
             peer.close()
+            await asyncio.wait_for(gone.wait(), 10.0)
             return seen
         finally:
             await asyncio.sleep(0.1)  # for the loop to close what is closing

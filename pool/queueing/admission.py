@@ -16,7 +16,8 @@ from pool.queueing.batching import Limits, target_rows
 
 # Once a call of a tenant was refused, and until none of its calls waits, those that are taken are
 # to wait for no more than this part of their time: predictions are off by something, and a queue
-# that is always full to the brim answers everybody at the last moment.
+# that is always full to the brim answers everybody at the last moment.  Where it is known what
+# calls of each tenant take: only if its own backlog, with its part of the engine, is longer.
 STANDING_SHARE: Final = 0.6
 # Where batches grow, whose whole time is not longer is left to the engine's next steps: these drop
 # who makes a batch late, which leaves room for who comes last, and it hears of that soon enough.
@@ -32,6 +33,10 @@ class Ahead(msgspec.Struct, frozen=True):
     rows: int  # that are served before the call
     at_once: int = 1  # so many batches at a time
     full_mean_s: float = math.inf  # how long a full batch takes in the mean; else as the limits say
+    # Where one call runs at a time, by what calls of each tenant take: how long all those rows do,
+    # and how long the call's tenant needs for its own of them, with its part of the engine.
+    work_s: float | None = None
+    own_s: float = math.inf
 
 
 def finish_in_s(
@@ -42,12 +47,16 @@ def finish_in_s(
     What waits is run in full batches, some of which take longer than the mean and some shorter:
     their deviations add up like those of chance; the run under way and the call's own are taken for
     as long as such runs are in the mean.  The last of them, in which the call is, grows
-    until it begins by what arrives, up to the size that keeps up with that.
+    until it begins by what arrives, up to the size that keeps up with that.  Where calls run one
+    by one, `ahead` has the seconds, and the limits are those of the call's tenant.
 
     >>> one_by_one = Limits(1, lambda rows: 0.02)
     >>> [round(s, 2) for s in finish_in_s(1, Ahead(0.01, 5), one_by_one, 0.5, 0.0)]
     [0.11, 0.13]
     """
+    if ahead.work_s is not None:
+        begin_s = ahead.free_in_s + ahead.work_s
+        return begin_s, begin_s + limits.run_s(rows)
     rows_max = limits.rows_max
     batches, rest = divmod(ahead.rows, rows_max)
     high_s = limits.run_s(rows_max)
@@ -116,7 +125,8 @@ class Admission:
         is_next = ahead.rows + rows <= rows_max
         begin_s, end_s = finish_in_s(rows, ahead, limits, slo_s, arrival_rows_per_s)
         if end_s > left_s:
-            if ahead.rows >= rows_max:  # else its time is short, and no queue long
+            # Else its time is short and no queue long, or the queue is not of its making.
+            if ahead.rows >= rows_max and ahead.own_s > STANDING_SHARE * slo_s:
                 self.standing.add(tenant)
         elif tenant not in self.standing or is_next or begin_s <= STANDING_SHARE * slo_s:
             return 0.0

@@ -106,7 +106,7 @@ def decide(
     slo_s = head.deadline_s - head.arrived_s
     fixed_s, per_row_s = _costs_s(limits)
     is_tight = slo_s < TIGHT_RUNS * fixed_s
-    queue = _look(head, tickets, rows_max, ROWS_BEHIND_MAX if is_tight else 0)
+    queue = _look(head, tickets, rows_max, ROWS_BEHIND_MAX if is_tight and rows_max > 1 else 0)
 
     peers, rows = queue.mates, queue.rows
     if queue.behind:

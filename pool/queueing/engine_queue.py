@@ -17,7 +17,7 @@ import structlog
 from pool.engines.base import Session
 from pool.queueing.admission import Ahead
 from pool.queueing.alone import Gate
-from pool.queueing.batching import Limits, Run, Shed, Wait, decide
+from pool.queueing.batching import Decision, Limits, Run, Shed, Wait, decide
 from pool.queueing.closing import close_session
 from pool.queueing.counters import QueueCounters
 from pool.queueing.expiry import TIMER_ROUNDING_S
@@ -179,15 +179,18 @@ class EngineQueue:
         is_near = rows + ticket.rows <= AMPLE_BATCHES * self._rows_max
         if is_near and left_s >= self._ample_s and not waiting.admission.standing:
             return None  # nearly always
-        ahead = Ahead(
-            lanes.begins_in_s(now_s, is_first=not rows),
-            waiting.line.rows_before(ticket),
-            lanes.at_once,
-            lanes.profile.mean_s(self._rows_max),
-        )
-        refused = waiting.refusal(
-            ticket, now_s, ahead, self._limits(now_s), self._rows_per_s(now_s)
-        )
+        free_in_s = lanes.begins_in_s(now_s, is_first=not rows)
+        mean_s = lanes.profile.mean_s(self._rows_max)
+        if self._is_one_by_one:
+            high_s = lanes.profile.run_s(1)
+            before = waiting.line.work_before(ticket, mean_s, max(0.0, high_s - mean_s))
+            ahead = Ahead(free_in_s, before[0], 1, mean_s, before[1], before[2])
+            own_s, _, trust = waiting.line.known_s(ticket, now_s)
+            limits, per_s = Limits(1, lambda _rows: trust * own_s), 0.0
+        else:
+            ahead = Ahead(free_in_s, waiting.line.rows_before(ticket), lanes.at_once, mean_s)
+            limits, per_s = self._limits(now_s), self._rows_per_s(now_s)
+        refused = waiting.refusal(ticket, now_s, ahead, limits, per_s)
         self.counters.refused += refused is not None
         return refused
 
@@ -282,7 +285,11 @@ class EngineQueue:
         while line.rows and not lanes.is_full and not was_inline:
             now_s = self._clock()
             line.look(now_s, waiting.admission.standing)
-            match decide(line, now_s, self._limits(now_s), self._rows_per_s(now_s)):
+            if self._is_one_by_one:
+                decision = self._decide_alone(now_s)
+            else:
+                decision = decide(line, now_s, self._limits(now_s), self._rows_per_s(now_s))
+            match decision:
                 case Shed(count):
                     tickets = waiting.first(count)
                     waiting.take(tickets)
@@ -296,8 +303,11 @@ class EngineQueue:
                     if not self._gate.is_open and tickets[0].on_alone is None:
                         self._gate.wait(self._step_soon)
                         break
-                    run = UnderWay(tickets, rows, now_s, lanes.profile.run_s(rows))
-                    waiting.take(tickets, run.expected_s / rows)
+                    expected_s = lanes.profile.run_s(rows)
+                    waiting.take(tickets, expected_s / rows)
+                    if self._is_one_by_one:
+                        expected_s = line.known_s(tickets[0], now_s)[0] or expected_s
+                    run = UnderWay(tickets, rows, now_s, expected_s)
                     was_inline = self._launch(run)
                 case Wait(until_s):
                     self._step_in(until_s - now_s)
@@ -305,6 +315,17 @@ class EngineQueue:
         if was_inline and line.rows:
             self._step_soon()  # first whoever else wants the loop
         waiting.watch_arrived()
+
+    @property
+    def _is_one_by_one(self) -> bool:
+        """Whether calls run one after the other, so that how long each tenant's take is known."""
+        return self._rows_max == 1 and self._lanes.count == 1 and not self._session.streams
+
+    def _decide_alone(self, now_s: float) -> Decision:
+        """Decide about the head only: it runs alone, for as long as its tenant's runs take."""
+        head = self._waiting.first(1)
+        _, high_s, trust = self._waiting.line.known_s(head[0], now_s)
+        return decide(head, now_s, Limits(1, lambda _rows: trust * high_s), 0.0)
 
     def _begins_beside(self, ticket: Ticket, rows: int) -> bool:
         """Tell whether a run that `ticket` is the first of may begin beside those under way."""
@@ -387,7 +408,10 @@ class EngineQueue:
         self.counters.rows_run += run.rows
         self.counters.run_s += run_s
         if ran.was_one_run:
-            self._lanes.learn(run, run_s, self._clock())
+            now_s = self._clock()
+            self._lanes.learn(run, run_s, now_s)
+            if self._is_one_by_one and self._lanes.profile.runs_known:
+                self._waiting.line.learn(run.tickets[0], run_s, now_s)
             self._ample_s = (AMPLE_BATCHES + 1) * self._lanes.profile.run_s(self._rows_max)
         if ran.unsplit:
             self._rows_max = 1

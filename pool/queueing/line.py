@@ -17,20 +17,31 @@ comes back `CREDIT_S` ahead.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
+from pool.queueing.profile import (
+    DEVIATION_FIRST,
+    DEVIATION_GAIN,
+    DEVIATIONS,
+    MEAN_GAIN,
+    OUTLIER_FACTOR,
+    PESSIMISM_MAX,
+    trust_after,
+)
 from pool.queueing.ticket import Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 
 # Of the engine's time, times a tenant's share.  Whoever comes back with a flood may take the engine
 # for so long from all who want more than their part; who stays within it has got further ahead.
-CREDIT_S: Final = 0.5
+CREDIT_S: Final = 1.5
 # A tenant that uses nine tenths of its part, at random moments, needs 1 to 2 s to stay ahead.
 EARNED_S: Final = 2.0
 KNOWN_MAX: Final = 1024  # tenants of which is known what they have used
+FIRST_ROWS: Final = 8  # of a tenant none of whose runs is known, that are not held against it
 ROW_S: Final = 0.001  # what a row takes, before anything has run: only ratios count then
 # Whoever has waited for more of its time than this, while calls are being refused, is late.
 LATE_SHARE: Final = 0.75
@@ -39,7 +50,17 @@ LATE_SHARE: Final = 0.75
 class _Party:
     """The tickets of one tenant at one priority, by arrival."""
 
-    __slots__ = ("came_s", "rows", "share", "spent_s", "tickets")
+    __slots__ = (
+        "came_s",
+        "deviation_s",
+        "margin_s",
+        "ran_s",
+        "row_s",
+        "rows",
+        "share",
+        "spent_s",
+        "tickets",
+    )
 
     def __init__(self) -> None:
         self.tickets: OrderedDict[Ticket, None] = OrderedDict()
@@ -47,6 +68,26 @@ class _Party:
         self.share = 1.0
         self.spent_s = 0.0  # of the engine's time, over its share
         self.came_s = 0.0  # what the level had spent when it last came
+        # Where calls run one by one: what a row of its own runs takes in the mean, and how far
+        # off that is; 0: not known.
+        self.row_s = 0.0
+        self.deviation_s = 0.0
+        self.margin_s = 0.0  # how much longer nearly every one takes at most
+        self.ran_s = 0.0  # when the last of them ended
+
+    def learn(self, row_s: float, now_s: float) -> None:
+        """Learn from a run of its own that took so long for each row."""
+        mean_s = self.row_s
+        is_news = row_s < mean_s and trust_after(now_s - self.ran_s) < 1.0
+        if is_news or not mean_s:
+            # What is not trusted any more gives way to better news.
+            self.row_s, self.deviation_s = row_s, DEVIATION_FIRST * row_s
+        else:
+            error_s = min(row_s, OUTLIER_FACTOR * (mean_s + self.margin_s)) - mean_s
+            self.row_s += MEAN_GAIN * error_s
+            self.deviation_s += DEVIATION_GAIN * (abs(error_s) - self.deviation_s)
+        self.margin_s = min(DEVIATIONS * self.deviation_s, PESSIMISM_MAX * self.row_s)
+        self.ran_s = now_s
 
 
 class _Level:
@@ -172,7 +213,66 @@ class Line:
             party = None if level is None else level.known.get(ticket.tenant)
             if level is not None and party is not None:
                 level.spent_s = max(level.spent_s, party.spent_s)
-                party.spent_s += self._row_s * ticket.rows / party.share
+                party.spent_s += (party.row_s or self._row_s) * ticket.rows / party.share
+
+    def learn(self, ticket: Ticket, run_s: float, now_s: float) -> None:
+        """Note what a run of `ticket` alone has taken, that ended now."""
+        party = self._known(ticket)
+        if party is not None:
+            party.learn(run_s / ticket.rows, now_s)
+
+    def known_s(self, ticket: Ticket, now_s: float) -> tuple[float, float, float]:
+        """Tell what runs of the tenant take: the mean, nearly the longest, how much to believe it.
+
+        Zeros until one is known.  The belief halves with every second without a run of its own: a
+        wrong figure, by which all its calls look hopeless, would else never be corrected while
+        others keep the engine busy.
+        """
+        party = self._known(ticket)
+        if party is None or not party.row_s:
+            return 0.0, 0.0, 0.0
+        mean_s = party.row_s * ticket.rows
+        high_s = mean_s + party.margin_s * ticket.rows
+        return mean_s, high_s, trust_after(now_s - party.ran_s)
+
+    def work_before(
+        self, ticket: Ticket, mean_s: float, margin_s: float
+    ) -> tuple[int, float, float]:
+        """Predict what runs before `ticket`, if it came now, each row by those of its tenant.
+
+        Args:
+            ticket: that does not wait yet.
+            mean_s: of a row of whom nothing is known.
+            margin_s: how much longer such a row may take.
+
+        Returns:
+            Rows; seconds, where those that take longer than the mean make up for the others; and
+            how long its tenant would need for what it has waiting, with its part of the engine.
+        """
+        its = self._level_of(ticket)
+        if its is self._default and self._order is None and len(its.waiting) == 1:
+            own = its.waiting.get(ticket.tenant)
+            if own is not None and own.row_s:
+                own_s = own.row_s * own.rows
+                return own.rows, own_s + own.margin_s * math.sqrt(own.rows), own_s
+        rows, work_s, variance, own_s = 0, 0.0, 0.0, 0.0
+        own = None if its is None else its.waiting.get(ticket.tenant)
+        for party, count in self._before(ticket):
+            rows += count
+            row_s, off_s = (party.row_s, party.margin_s) if party.row_s else (mean_s, margin_s)
+            if party is own and not party.row_s:
+                # Its first calls are let in: nobody knows that they take as long as others.
+                count = max(0, count - FIRST_ROWS)
+            work_s += row_s * count
+            variance += off_s * off_s * count
+            if party is own and its is not None:
+                shares = sum([one.share for one in its.waiting.values()])
+                own_s = row_s * count * shares / party.share
+        return rows, work_s + math.sqrt(variance), own_s
+
+    def _known(self, ticket: Ticket) -> _Party | None:
+        level = self._level_of(ticket)
+        return None if level is None else level.known.get(ticket.tenant)
 
     def look(self, now_s: float, standing: Container[str]) -> None:
         """Go by this time, and by which tenants have more to do than can be done.
@@ -188,34 +288,43 @@ class Line:
         return any(tenant in level.waiting for level in (self._default, *self._levels.values()))
 
     def has_most(self, tenant: str) -> bool:
-        """Tell whether a tenant waits, and no other has more rows waiting for its share."""
+        """Tell whether a tenant waits, and no other has more seconds waiting for its share."""
         waiting: dict[str, float] = {}
         for level in (self._default, *self._levels.values()):
             for name, party in level.waiting.items():
-                waiting[name] = waiting.get(name, 0.0) + party.rows / party.share
+                work_s = party.rows * (party.row_s or self._row_s)
+                waiting[name] = waiting.get(name, 0.0) + work_s / party.share
         return tenant in waiting and waiting[tenant] >= max(waiting.values())
 
     def rows_before(self, ticket: Ticket) -> int:
         """Count the rows that are served before those of `ticket`, if it came now."""
+        return sum([count for _, count in self._before(ticket)])
+
+    def _before(self, ticket: Ticket) -> list[tuple[_Party, int]]:
+        """Tell how many rows of whom are served before those of `ticket`, if it came now."""
         if self._order is None and self._default.is_only(ticket.tenant):
-            return self.rows
-        rows = 0
+            return [(party, party.rows) for party in self._default.waiting.values()]
+        before: list[tuple[_Party, int]] = []
         for priority, level in self._levels.items():
             if priority < ticket.priority:
-                rows += sum([party.rows for party in level.waiting.values()])
+                before += [(party, party.rows) for party in level.waiting.values()]
         if ticket.priority > PRIORITY_DEFAULT:
-            rows += sum([party.rows for party in self._default.waiting.values()])
+            before += [(party, party.rows) for party in self._default.waiting.values()]
         its = self._level_of(ticket)
         if its is None:
-            return rows
+            return before
+        turn_s = its.starts_s(ticket.tenant)
         own = its.waiting.get(ticket.tenant)
-        own_rows = 0 if own is None else own.rows
-        turn_s = its.starts_s(ticket.tenant) + self._row_s * own_rows / ticket.share
+        if own is not None:
+            turn_s += (own.row_s or self._row_s) * own.rows / ticket.share
+            before.append((own, own.rows))
         for party in its.waiting.values():
             if party is not own:
-                before = int((turn_s - party.spent_s) * party.share / self._row_s)
-                rows += min(party.rows, max(0, before))
-        return rows + own_rows
+                row_s = party.row_s or self._row_s
+                count = int((turn_s - party.spent_s) * party.share / row_s)
+                if count > 0:
+                    before.append((party, min(party.rows, count)))
+        return before
 
     def __iter__(self) -> Iterator[Ticket]:
         """Go through the tickets as they are to be served."""
@@ -244,7 +353,7 @@ class Line:
                 heapq.heappop(turns)
                 continue
             yield ticket
-            spent_s += self._row_s * ticket.rows / party.share
+            spent_s += (party.row_s or self._row_s) * ticket.rows / party.share
             heapq.heapreplace(turns, (spent_s, index, party, tickets))
 
     def _own_order(self, tenant: str, party: _Party) -> Iterator[Ticket]:

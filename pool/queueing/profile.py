@@ -34,6 +34,12 @@ WINDOW_S_MIN: Final = 0.01
 WINDOW_S_MAX: Final = 10.0
 
 
+def trust_after(idle_s: float) -> float:
+    """Say how much of a prediction to believe so long after the last run, 0 to 1."""
+    idle_s -= FORGET_HALF_S
+    return 1.0 if idle_s <= 0 else 0.5 ** (idle_s / FORGET_HALF_S)
+
+
 @dataclass(slots=True)
 class _Bucket:
     """Runs of like size."""
@@ -181,8 +187,7 @@ class LatencyProfile:
 
         Halves with every `FORGET_HALF_S` without a run; for a busy engine it is 1.
         """
-        idle_s = now_s - self._last_run_s - FORGET_HALF_S
-        return 1.0 if idle_s <= 0 else 0.5 ** (idle_s / FORGET_HALF_S)
+        return trust_after(now_s - self._last_run_s)
 
 
 class ArrivalRate:

@@ -111,3 +111,13 @@ def test_rivals_are_others_that_called_lately() -> None:
     assert not admission.has_rivals(1.4)
     admission.came("a", 1.4)
     assert not admission.has_rivals(1.5)
+
+
+def test_a_queue_that_others_have_filled_is_not_held_against_a_tenant() -> None:
+    own = Limits(1, lambda _rows: 0.02)
+    for own_s, standing in ((0.1, set[str]()), (0.4, {"a"})):
+        admission = Admission()
+        ahead = Ahead(0.1, 9, work_s=0.4, own_s=own_s)
+        assert finish_in_s(1, ahead, own, 0.5, 0.0) == pytest.approx((0.5, 0.52))
+        assert admission.refused_s("a", 1, 0.5, 0.5, ahead, own, 0.0) > 0
+        assert admission.standing == standing

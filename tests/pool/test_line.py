@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool.queueing.batching import Limits, Run, Shed, decide
-from pool.queueing.line import CREDIT_S, EARNED_S, KNOWN_MAX, Line
+from pool.queueing.line import CREDIT_S, EARNED_S, FIRST_ROWS, KNOWN_MAX, Line
 from pool.queueing.ticket import Answer, Overdue, Ticket
 from registry_sync.documents import PRIORITY_DEFAULT
 from tests.pool.test_engine_queue import Bench
@@ -292,3 +292,44 @@ def test_whoever_has_most_waiting_for_its_share_is_the_one_that_has_too_much() -
         line.add(of("b", priority=priority))
     assert [line.has_most(name) for name in "abc"] == [False, True, False]
     assert [line.has(name) for name in "abc"] == [True, True, False]
+
+
+def test_what_is_ahead_is_counted_by_what_calls_of_each_tenant_take() -> None:
+    line = Line()
+    short, long = of("short"), of("long")
+    for ticket, run_s in ((short, 0.02), (long, 0.2)):
+        line.add(ticket)
+        line.remove(ticket)
+        line.charge([ticket], 0.1)
+        line.learn(ticket, run_s, now_s=1.0)
+    assert [line.known_s(one, 1.5)[::2] for one in (short, long)] == [(0.02, 1.0), (0.2, 1.0)]
+    assert line.known_s(of("new"), 1.5) == (0.0, 0.0, 0.0)
+    # Not believed for ever, while others run.
+    assert line.known_s(short, 4.0)[2] == pytest.approx(0.25)
+    for _ in range(3):
+        line.add(of("short"))
+        line.add(of("long"))
+    rows, work_s, own_s = line.work_before(of("short"), 0.1, 0.0)
+    assert rows == 3
+    assert 3 * 0.02 <= work_s <= 1.5 * 3 * 0.02
+    assert own_s == pytest.approx(2 * 3 * 0.02)  # two share the engine
+    assert line.has_most("long")
+    assert not line.has_most("short")
+
+
+def test_news_that_is_better_replaces_what_is_not_believed_any_more() -> None:
+    line = Line()
+    ticket = of("a")
+    line.add(ticket)
+    line.learn(ticket, 0.6, now_s=1.0)
+    line.learn(ticket, 0.02, now_s=1.5)
+    assert line.known_s(ticket, 1.5)[0] > 0.5
+    line.learn(ticket, 0.02, now_s=3.0)
+    assert line.known_s(ticket, 3.0)[0] == 0.02
+
+
+def test_the_first_calls_of_an_unknown_tenant_are_not_held_against_it() -> None:
+    line = Line()
+    for _ in range(FIRST_ROWS + 2):
+        line.add(of("a"))
+    assert line.work_before(of("a"), 0.1, 0.0)[:2] == (FIRST_ROWS + 2, pytest.approx(0.2))

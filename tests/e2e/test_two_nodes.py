@@ -230,7 +230,7 @@ def test_worker_with_a_wrong_fleet_secret_never_joins(nodes: Nodes) -> None:
         (["pool", "--listen-host", "127.0.0.1"], "fleet secret"),
         (["controller", "--listen", "tcp://127.0.0.1:1"], "fleet secret"),
         (["controller", "--listen", "tcp://0.0.0.0:1"], "--advertise"),
-        (["controller", "--listen", "here"], "expected unix:/path or tcp://host:port"),
+        (["controller", "--listen", "here"], "unix:/path, tcp://host:port or tls://host:port"),
     ],
 )
 def test_tier_that_could_not_be_reached_does_not_start(

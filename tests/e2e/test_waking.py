@@ -87,8 +87,8 @@ def test_calls_that_wait_survive_the_worker_that_loads_for_them(stack: Stack, as
         loading(stack, HELD, dead=first)
         asleep.open()
         assert answers(asked) == [(200, [x]) for x in range(HELD)]
+    # Each once; alone, as any of them may have been what killed the worker.
     until(lambda: [e["rows"] for e in stack.engine("gated")] == [HELD], 10.0, "it says so")
-    assert stack.engine("gated")[0]["runs"] == 1  # it took all who had waited
 
 
 def test_stream_that_waits_survives_it_too_and_is_kept_posted(stack: Stack, asleep: Gate) -> None:

@@ -35,7 +35,7 @@ def test_a_format_that_nothing_runs_is_refused_with_those_that_are_run() -> None
         ("acme", 'expected "module:Class"'),
         (":Engine", 'expected "module:Class"'),
         ("acme.no_such_module:Engine", "cannot import acme.no_such_module"),
-        ("pool.queueing.ticket:NoSuchClass", 'pool.ticket has no "NoSuchClass"'),
+        ("pool.queueing.ticket:NoSuchClass", 'pool.queueing.ticket has no "NoSuchClass"'),
         ("builtins:dict", 'is no engine: it has no "name"'),
         ("tests.pool.test_engine_registry:HalfPlanEngine", 'it has no "is_on_request"'),
     ],

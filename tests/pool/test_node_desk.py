@@ -42,6 +42,13 @@ def places(*states: str, name: str = "n") -> tuple[Place, ...]:
     )
 
 
+async def speak_forever(member: Member) -> None:
+    """Let an edge be heard: a controller that hears nobody takes nobody for silent."""
+    while member.peer.is_open:
+        member.say(control.Counters("i1", ()))
+        await asyncio.sleep(0.05)
+
+
 async def told(member: Member, *up: str) -> control.Places:
     """Wait until the node was told last that these are to be up."""
 
@@ -266,6 +273,7 @@ async def test_worker_that_goes_silent_is_named_no_more_until_it_speaks(
     stack.put_spec(idle_s=5.0)
     await stack.controller.poll()
     listener = await stack.joined(edge())
+    stack.go(speak_forever(listener))
     one = await stack.joined(node("cold", "cold", parked=1, rest_s=60.0))
     one.say(control.NodeReport(hung()))
     await stack.joined(worker("n-0"))
@@ -331,6 +339,7 @@ async def test_silent_worker_is_ended_after_a_while_and_is_silent_until_it_has(
     stack.put_spec(idle_s=5.0)
     await stack.controller.poll()
     listener = await stack.joined(edge())
+    stack.go(speak_forever(listener))
     one = await stack.joined(node("cold", "cold", up_min=2, rest_s=60.0))
     one.say(control.NodeReport(hung()))
     await stack.joined(worker("n-0"))
@@ -351,6 +360,7 @@ async def test_worker_that_hangs_when_it_is_told_to_rest_is_silent_until_it_has_
     stack.put_spec(idle_s=5.0)
     await stack.controller.poll()
     listener = await stack.joined(edge())
+    stack.go(speak_forever(listener))
     one = await stack.joined(node("cold", "cold"))
     one.say(control.NodeReport(hung()))
     await stack.joined(worker("n-0"))

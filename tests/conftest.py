@@ -17,7 +17,7 @@ from tests.support import guarding
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
 
-WORKERS = 4  # of a run of everything, on two cores too: many tests wait for processes
+WORKERS = 3  # of a run of everything, on two cores too: many tests wait for processes
 SLOW_WORKERS = 2
 # Slow tests that come to the same end however busy the machine is: these run beside each other, all
 # other slow ones alone, as what they measure is time.
@@ -57,7 +57,7 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run everything in four processes, figures in two, and single files in this one."""
+    """Run everything in three processes, figures in two, and single files in this one."""
     if config.args_source is pytest.Config.ArgsSource.ARGS:
         return 0
     return SLOW_WORKERS if is_for_figures(config) else WORKERS

@@ -135,8 +135,7 @@ class Pool:
         """Send the twin of `call` to another warm replica; False: none can be called."""
         engine, now_s = self.engines.get(call.ref), time.monotonic()
         warm = () if engine is None else engine.route.warm
-        up = [c for c in map(self._conns.get, warm) if c is not None and c.is_up]
-        up = [conn for conn in up if conn is not call.conn]
+        up = [conn for conn in self._up(warm) if conn is not call.conn]
         if engine is None or not up:
             return False
         twin.pool = self
@@ -186,9 +185,12 @@ class Pool:
             return None
         if not call.gave_back:
             return self._pick(engine, now_s)
-        named = map(self._conns.get, (*engine.route.warm, *engine.route.wake_at))
-        up = [conn for conn in named if conn is not None and conn.is_up]
+        up = self._up((*engine.route.warm, *engine.route.wake_at))
         return min(up, key=call.gave_back.count, default=None)
+
+    def _up(self, names: Iterable[str]) -> list[WorkerConn]:
+        """Return those of the workers that can be called now."""
+        return [conn for conn in map(self._conns.get, names) if conn is not None and conn.is_up]
 
     def _pick(self, engine: Replicas, now_s: float) -> WorkerConn | None:
         warm = engine.route.warm
@@ -198,7 +200,7 @@ class Pool:
                 return conn
             self._want(warm)
         elif warm:
-            up = [c for c in map(self._conns.get, warm) if c is not None and c.is_up]
+            up = self._up(warm)
             if len(up) < len(warm):
                 self._want(warm)
             if up:

@@ -46,9 +46,9 @@ def finish_in_s(
 
     What waits is run in full batches, some of which take longer than the mean and some shorter:
     their deviations add up like those of chance; the run under way and the call's own are taken for
-    as long as such runs are in the mean.  The last of them, in which the call is, grows
-    until it begins by what arrives, up to the size that keeps up with that.  Where calls run one
-    by one, `ahead` has the seconds, and the limits are those of the call's tenant.
+    as long as such runs are in the mean.  The last batch, in which the call is, grows until it
+    begins by what arrives, up to the size that keeps up with that.  Where calls run one by one,
+    `ahead` has the seconds, and the limits are those of the call's tenant.
 
     >>> one_by_one = Limits(1, lambda rows: 0.02)
     >>> [round(s, 2) for s in finish_in_s(1, Ahead(0.01, 5), one_by_one, 0.5, 0.0)]

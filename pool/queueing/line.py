@@ -159,10 +159,9 @@ class Line:
 
     def add(self, ticket: Ticket) -> None:
         """Let `ticket` wait behind everybody of its tenant and priority, or of a higher one."""
-        priority = ticket.priority
-        level = self._default if priority == PRIORITY_DEFAULT else self._levels.get(priority)
+        level = self._level_of(ticket)
         if level is None:
-            level = self._levels[priority] = _Level()
+            level = self._levels[ticket.priority] = _Level()
             self._sort()
         if not self.rows:
             # Nobody has waited since the last look: that time was enough for everybody.
@@ -178,8 +177,7 @@ class Line:
 
     def remove(self, ticket: Ticket) -> bool:
         """Take `ticket` out; tell whether it was in."""
-        priority = ticket.priority
-        level = self._default if priority == PRIORITY_DEFAULT else self._levels.get(priority)
+        level = self._level_of(ticket)
         party = None if level is None else level.waiting.get(ticket.tenant)
         if level is None or party is None or ticket not in party.tickets:
             return False

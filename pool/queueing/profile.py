@@ -85,12 +85,12 @@ class LatencyProfile:
 
     Runs are kept in buckets of doubling size (1, 2, 3-4, 5-8, …).  A prediction is the mean
     and three mean deviations (about p99), but no more than 1.6 times the mean, linear between
-    the buckets and never falling with
-    the rows.  That a larger run of a bucket takes longer is no deviation: what counts is how
-    far a run is from the line through the buckets' means.  The last line goes on to the largest
-    size seen; beyond, a prediction grows in proportion, which is an upper bound as rows in a
-    larger batch are not dearer; it is corrected by the first such run.  Below the smallest, the
-    smallest holds.  Before the first counted run it is 0: nothing is given up on a guess.
+    the buckets and never falling with the rows.  That a larger run of a bucket takes longer is
+    no deviation: what counts is how far a run is from the line through the buckets' means.  The
+    last line goes on to the largest size seen; beyond, a prediction grows in proportion, which
+    is an upper bound as rows in a larger batch are not dearer; it is corrected by the first such
+    run.  Below the smallest, the smallest holds.  Before the first counted run it is 0: nothing
+    is given up on a guess.
     """
 
     def __init__(self) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.echo_fleet import echo_fleet
 from tests.support.load import Load
-from tests.support.models import identity
-from tests.support.nodes import Fleet, running_fleet
+from tests.support.nodes import Fleet
 from tests.support.open_loop import Stream, begin
-from tests.support.seaweed import BUCKET, S3Server
+from tests.support.seaweed import S3Server
 from tests.support.stack import until
 from tests.support.toxics import Toxics
 
@@ -34,18 +34,9 @@ RETRIES_FREE = 3
 def fleet(tmp_path_factory: pytest.TempPathFactory, seaweed: S3Server) -> Iterator[Fleet]:
     """One edge and three workers with the model `echo`, each dialled through a proxy."""
     folder = tmp_path_factory.mktemp("lost")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in seaweed.environment.items():
-            patch.setenv(name, value)
-        registry = f"s3://{BUCKET}/{folder.name}"
-        with running_fleet(
-            *(folder, registry, seaweed.environment), edges=1, workers=WORKERS, is_toxic=True
-        ) as fleet:
-            fleet.publish("echo", identity(folder / "1.onnx"))
-            scale = {"replicas_min": WORKERS}
-            fleet.edit_endpoint("echo", cache=None, deadline_ms=2000, scale=scale)
-            until(lambda: is_whole(fleet), 40.0, "a replica in every worker", 0.05)
-            yield fleet
+    with echo_fleet(folder, seaweed, workers=WORKERS, deadline_s=2.0) as fleet:
+        until(lambda: is_whole(fleet), 40.0, "a replica in every worker", 0.05)
+        yield fleet
 
 
 def is_whole(fleet: Fleet) -> bool:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.echo_fleet import echo_fleet
 from tests.support.load import Load
 from tests.support.models import identity
-from tests.support.nodes import Fleet, running_fleet
-from tests.support.seaweed import BUCKET, S3Server
+from tests.support.nodes import Fleet
+from tests.support.seaweed import S3Server
 from tests.support.stack import until
 from tests.support.toxics import DOWN, UP, ToxicProxy, Toxics
 
@@ -77,21 +78,11 @@ class Net:
 def net(tmp_path_factory: pytest.TempPathFactory, seaweed: S3Server) -> Iterator[Net]:
     """An edge, a controller and two workers that reach each other through proxies alone."""
     folder = tmp_path_factory.mktemp("net")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in seaweed.environment.items():
-            patch.setenv(name, value)
-        registry = f"s3://{BUCKET}/{folder.name}"
-        with running_fleet(
-            *(folder, registry, seaweed.environment), edges=1, workers=WORKERS, is_toxic=True
-        ) as fleet:
-            fleet.publish("echo", identity(folder / "1.onnx"))
-            deadline_ms = int(DEADLINE_S * 1000)
-            scale = {"replicas_min": WORKERS}
-            fleet.edit_endpoint("echo", cache=None, deadline_ms=deadline_ms, scale=scale)
-            controller, *workers = fleet.proxies
-            net = Net(fleet, workers, controller, folder)
-            until(net.is_whole, BACK_S_MAX, "a replica in both workers", 0.05)
-            yield net
+    with echo_fleet(folder, seaweed, workers=WORKERS, deadline_s=DEADLINE_S) as fleet:
+        controller, *workers = fleet.proxies
+        net = Net(fleet, workers, controller, folder)
+        until(net.is_whole, BACK_S_MAX, "a replica in both workers", 0.05)
+        yield net
 
 
 def go_on(load: Load, count: int) -> None:

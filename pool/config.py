@@ -38,6 +38,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         0.0  # when a process was asked for, by the machine's monotonic clock; 0: unknown
     )
     is_for_call: bool = False  # it is started because a call came
+    is_fallback: bool = False  # it serves only while no other worker has what is called
     require_signed: str = ""  # file of trusted keys; empty: manifests need no signature
     log_level: str = "info"
 

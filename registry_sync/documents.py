@@ -232,6 +232,8 @@ class Scale(msgspec.Struct, frozen=True):
     replica_hours_per_day_max: Annotated[float, Meta(gt=0, le=24 * 1024)] | None = None
     # What is foreseen: "act" upon it, only "observe" how well that would have done, or "off".
     forecast: Literal["act", "observe", "off"] = "act"
+    # "cpu": while no worker of the pool is there, the fleet's fallback workers answer.
+    fallback: Literal["none", "cpu"] = "none"
 
 
 class EndpointSpec(msgspec.Struct, frozen=True):

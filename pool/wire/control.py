@@ -86,6 +86,8 @@ class RegisterWorker(msgspec.Struct, array_like=True, frozen=True, tag=1):
     phases: _Phases = {}  # of the process's start, in order: spawn, import, context, …
     is_for_call: bool = False  # it was started because a call came for a place without a process
     memory_bytes_max: _Count = 0  # for engines, on its device; 0: not said
+    # It serves only where an endpoint says so, and only while no other worker has the version.
+    is_fallback: bool = False
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
@@ -354,7 +356,7 @@ class Place(msgspec.Struct, array_like=True, frozen=True):
     """Room for one worker process on a node."""
 
     worker: _Short  # its id
-    address: _Short  # where edges dial it, also while there is no process
+    address: _Short  # where edges dial it, also while there is no process; empty: they cannot then
     device: _Short  # "cpu", "cuda:0", …; empty: not said
     state: _Short = "cold"  # cold | starting | up | draining
     pid: _Count = 0

@@ -148,6 +148,7 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag=2):
         1.0  # how large that part is, by weight
     )
     alone: bool = False  # to share its run with nobody, and to be told when that begins
+    traceparent: _Short = ""  # the span that it is part of, as W3C writes it; empty: not traced
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -163,6 +164,9 @@ class Reply(msgspec.Struct, array_like=True, frozen=True, tag=3):
     wait_us: _Count = 0  # how long a call that arrived now would wait: the load report
     retry_after_ms: _Count = 0
     not_run: bool = False  # a refusal of what never ran: another worker may be asked instead
+    # Its part of the time for which its runs held the device: by rows, so that the parts of all
+    # calls of a run add up to that run.
+    device_us: _Count = 0
 
 
 class Chunk(msgspec.Struct, array_like=True, frozen=True, tag=4):

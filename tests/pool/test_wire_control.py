@@ -147,10 +147,11 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
             {"spawn": 9_000},
             True,
             1 << 33,
+            True,
         ),
         [
             *[1, 1, "worker-0", "a1b2", 4711, "tcp://10.0.0.1:9000", "cuda:0", [ENGINE_ARRAY]],
-            *["sm_90", ["tensorrt/sm_90", "tensorrt_rtx/sm_86"], {"spawn": 9_000}, True, 1 << 33],
+            *["sm_90", ["tensorrt/sm_90", "tensorrt_rtx/sm_86"], {"spawn": 9_000}, True, 1 << 33, True],
         ],
         6,
     ),
@@ -241,7 +242,7 @@ def test_every_message_has_an_example() -> None:
 
 FIELDS = {
     RegisterWorker: "wire id incarnation pid address device engines device_class builds "
-    "phases is_for_call memory_bytes_max",
+    "phases is_for_call memory_bytes_max is_fallback",
     Heartbeat: "wait_us calls engines draining plans_refused",
     Counters: "incarnation counts in_flight waiting away",
     RegisterEdge: "wire id incarnation pid parts quarantined quarantines",

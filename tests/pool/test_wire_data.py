@@ -33,6 +33,7 @@ from tests.support import wire
 from tests.support.wire import EXT, SUITE, Peak, assert_like, feed, is_refused, join, strategy_like
 
 HEAD = TensorHead("input", "FP32", (2, 3), 24)
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 HEAD_ARRAY = ["input", "FP32", [2, 3], 24]
 
 # Each message, its documented positional array, and how many fields behind the kind it must have.
@@ -46,6 +47,7 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
         Call(
             *(7, "req-7", "digits", "3", "5f" * 32, 9_000_000, 1, (HEAD,) * 2, ("label",), True),
             *(4, 64, True, True, (ShadowOf("r1", "digits", "4", 50.5),), "acme", 2.5, True),
+            TRACEPARENT,
         ),
         [
             2,
@@ -67,12 +69,13 @@ EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
             "acme",
             2.5,
             True,
+            TRACEPARENT,
         ],
         8,
     ),
     (
-        Reply(7, 503, "the queue is full", (HEAD,), 12, 345, 8, 6789, 1500, True),
-        [3, 7, 503, "the queue is full", [HEAD_ARRAY], 12, 345, 8, 6789, 1500, True],
+        Reply(7, 503, "the queue is full", (HEAD,), 12, 345, 8, 6789, 1500, True, 43),
+        [3, 7, 503, "the queue is full", [HEAD_ARRAY], 12, 345, 8, 6789, 1500, True, 43],
         2,
     ),
     (Chunk(7, 3, (HEAD,)), [4, 7, 3, [HEAD_ARRAY]], 2),
@@ -126,10 +129,10 @@ def test_every_message_has_an_example() -> None:
 FIELDS = {
     Hello: "wire role id incarnation arena_fd arena_bytes load_ms",
     Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
-    "rows_max arena_at insists progress shadow tenant share alone",
+    "rows_max arena_at insists progress shadow tenant share alone traceparent",
     ShadowOf: "rollout model version calls_per_s_max",
     Reply: "call_id status detail outputs queue_us infer_us batch_rows wait_us retry_after_ms "
-    "not_run",
+    "not_run device_us",
     Chunk: "call_id seq outputs",
     Cancel: "call_id",
     Load: "wait_us calls draining",

@@ -291,6 +291,7 @@ def test_missing_fields_take_the_documented_defaults() -> None:
             "cold_start_cost_s": 3600.0,
             "replica_hours_per_day_max": None,
             "forecast": "act",
+            "fallback": "none",
         },
         "engine": {"name": "auto", "precision": None, "axes": {}, "ahead_of_time": False},
         "rollout": None,
@@ -332,7 +333,8 @@ def test_spec_of_the_manual_is_read_from_yaml() -> None:
 def test_writer_refuses_unknown_fields_by_their_paths() -> None:
     assert lint(cahce={}, scale={"zzz": 1}) == [
         "$.scale.zzz: unknown field; allowed are replicas_min, replicas_max, "
-        "idle_s, dedicated, warm, cold_start_cost_s, replica_hours_per_day_max, forecast",
+        "idle_s, dedicated, warm, cold_start_cost_s, replica_hours_per_day_max, forecast, "
+        "fallback",
         "$.cahce: unknown field; did you mean cache?",
     ]
 

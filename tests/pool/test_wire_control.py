@@ -151,7 +151,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         ),
         [
             *[1, 1, "worker-0", "a1b2", 4711, "tcp://10.0.0.1:9000", "cuda:0", [ENGINE_ARRAY]],
-            *["sm_90", ["tensorrt/sm_90", "tensorrt_rtx/sm_86"], {"spawn": 9_000}, True, 1 << 33, True],
+            *["sm_90", ["tensorrt/sm_90", "tensorrt_rtx/sm_86"], {"spawn": 9_000}, True, 1 << 33],
+            True,
         ],
         6,
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +20,12 @@ from edge.errors import Refusal
 from edge.tensors import join_bytes
 from registry_sync.datatypes import DATATYPES, ITEMSIZE
 from tests.edge.bodies import MLP, binary, body, floats, signature, tensor
+from tests.support.cpu_time import least_s
 
 STRINGS = signature(("s", "BYTES", (-1, 2)))
 WIDE = signature(("x", "FP32", (-1, -1, -1)))
 
-# Reading a small body takes microseconds; this is a bound for a shared machine.
+# Reading a small body takes microseconds, the worst of these 30 ms; the rest is for company.
 TIME_S_MAX = 1.0
 
 
@@ -36,11 +36,16 @@ def refusal(
     parse: Callable[..., InferRequest] = parse_infer,
 ) -> Refusal:
     """The refusal of a body, checked for what every refusal must be."""
-    started_s = time.thread_time()
-    with pytest.raises(Refusal) as caught:
-        parse(raw, header_length, against) if parse is parse_infer else parse(raw, against)
-    assert time.thread_time() - started_s < TIME_S_MAX
-    found = caught.value
+    found: Refusal | None = None
+
+    def refused() -> None:
+        nonlocal found
+        with pytest.raises(Refusal) as caught:
+            parse(raw, header_length, against) if parse is parse_infer else parse(raw, against)
+        found = caught.value
+
+    assert least_s(refused, TIME_S_MAX) < TIME_S_MAX
+    assert found is not None
     assert 400 <= found.status < 500
     assert 0 < len(found.text) <= 300
     return found
@@ -146,9 +151,8 @@ def test_much_that_nobody_asked_for_is_refused() -> None:
 @pytest.mark.parametrize("note", [b"[],", b'{"a":0},', b'"\\"",', b"0,"])
 def test_what_nobody_asked_for_takes_little_time(note: bytes) -> None:
     raw = b'{"note":[' + note * ((255 << 10) // len(note)) + b"0]," + GOOD[1:]
-    started_s = time.thread_time()
     assert parse_infer(raw, None, MLP).rows == 1
-    assert time.thread_time() - started_s < TIME_S_MAX
+    assert least_s(lambda: parse_infer(raw, None, MLP), TIME_S_MAX) < TIME_S_MAX
 
 
 @pytest.mark.parametrize("data", [b"0," * 4_000_000 + b"0", b"[0]," * 2_000_000 + b"[0]"])

@@ -22,6 +22,7 @@ from infra.commands.options import (
     trusted_file,
 )
 from infra.commands.tls_option import TlsCert, TlsKey, tls_files
+from infra.ecs_task import host_option, hosts_option
 from infra.local import TierOptions, UpOptions, run_tier, up
 from infra.node_agent import UpLimits
 from infra.stack import CannotStart, free_port
@@ -30,7 +31,9 @@ from pool.wire.peer import Address
 from registry_sync import local_plans
 from registry_sync.logs import configure
 
-Host = Annotated[str, typer.Option("--host", help="Where the public port listens.")]
+Host = Annotated[
+    str, typer.Option("--host", callback=host_option, help="Where the public port listens.")
+]
 Port = Annotated[
     int, typer.Option("--port", min=0, max=65535, help="The public port; 0: any free one.")
 ]
@@ -40,7 +43,15 @@ GrpcPort = Annotated[
 AdminPort = Annotated[
     int, typer.Option("--admin-port", min=0, max=65535, help="Admin and metrics.")
 ]
-AdminHost = Annotated[str, typer.Option("--admin-host", help="Where the admin port listens.")]
+AdminHost = Annotated[
+    str,
+    typer.Option(
+        "--admin-host",
+        callback=host_option,
+        help="Where the admin port listens; ecs-task: at this ECS task's own address, as wherever "
+        "a host is named.",
+    ),
+]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Worker processes.")]
 WorkersMin = Annotated[
     int | None,
@@ -307,10 +318,20 @@ def pool_command(
     parked: Parked = 0,
     workers_idle_s: WorkersIdle = 60.0,
     listen_host: Annotated[
-        str, typer.Option("--listen-host", help="Serve edges of other hosts over TCP here.")
+        str,
+        typer.Option(
+            "--listen-host",
+            callback=host_option,
+            help="Serve edges of other hosts over TCP here.",
+        ),
     ] = "",
     advertise_host: Annotated[
-        str, typer.Option("--advertise-host", help="What those edges dial, if it differs.")
+        str,
+        typer.Option(
+            "--advertise-host",
+            callback=host_option,
+            help="What those edges dial, if it differs.",
+        ),
     ] = "",
     worker_port: Annotated[
         int, typer.Option("--worker-port", help="TCP port of the first worker; 0: any.")
@@ -368,10 +389,15 @@ def controller_command(
     registry: RegistryOf = "",
     listen: Annotated[
         list[str] | None,
-        typer.Option("--listen", help="tcp://host:port or tls://… for other hosts."),
+        typer.Option(
+            "--listen", callback=hosts_option, help="tcp://host:port or tls://… for other hosts."
+        ),
     ] = None,
     advertise: Annotated[
-        str, typer.Option("--advertise", help="What other hosts dial, if it differs.")
+        str,
+        typer.Option(
+            "--advertise", callback=host_option, help="What other hosts dial, if it differs."
+        ),
     ] = "",
     workers_expected: Annotated[
         int, typer.Option("--workers-expected", min=0, help="Not ready before so many.")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import guarding
+from tests.support import guarding, terraform
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
 
@@ -42,6 +42,8 @@ UNHURRIED = (
     "tests/simulation/test_rollouts.py",
     "tests/simulation/test_seeds.py",
 )
+# Markers of tests of programs that no package index has, and how to know that they are there.
+MAY_BE_ABSENT: dict[str, Callable[[], bool]] = {"terraform": terraform.is_there}
 WAITING = ("tests/e2e/", "tests/infra/")  # more than they compute
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")
 
@@ -68,6 +70,19 @@ def is_for_figures(config: pytest.Config) -> bool:
     return "slow" in config.option.markexpr and "not slow" not in config.option.markexpr
 
 
+def _deselect_absent(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of programs that no package index has, where this machine has them not."""
+    absent = [
+        marker
+        for marker, is_there in MAY_BE_ABSENT.items()
+        if any(item.get_closest_marker(marker) for item in items) and not is_there()
+    ]
+    left = [item for item in items if any(item.get_closest_marker(marker) for marker in absent)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give tests of real processes and sockets another try.
 
@@ -75,6 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     What is broken fails three times; a second try shows as `R` in the run's output.  Figures
     (`slow`) get none: one that is missed once is to be seen.
     """
+    _deselect_absent(config, items)
     for item in items:
         if item.nodeid.startswith(REAL_PROCESSES) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))

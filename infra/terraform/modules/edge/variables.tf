@@ -1,0 +1,193 @@
+variable "name" {
+  description = "Name of the fleet; everything here is named after it."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{0,18}[a-z0-9]$", var.name))
+    error_message = "name: 2 to 20 of a-z, 0-9 and '-', beginning with a letter and not ending in '-'."
+  }
+}
+
+variable "vpc_id" {
+  description = "VPC of the fleet."
+  type        = string
+
+  validation {
+    condition     = can(regex("^vpc-[0-9a-f]+$", var.vpc_id))
+    error_message = "vpc_id: the id of a VPC, vpc-…."
+  }
+}
+
+variable "public_subnet_ids" {
+  description = "Subnets of the load balancer, in two zones at least."
+  type        = list(string)
+
+  validation {
+    condition     = length(var.public_subnet_ids) >= 2
+    error_message = "public_subnet_ids: a load balancer needs subnets in two zones at least."
+  }
+}
+
+variable "private_subnet_ids" {
+  description = "Subnets of the tasks, which get no public address."
+  type        = list(string)
+
+  validation {
+    condition     = length(var.private_subnet_ids) >= 1 && length(setintersection(var.private_subnet_ids, var.public_subnet_ids)) == 0
+    error_message = "private_subnet_ids: one at least, and none that is among public_subnet_ids."
+  }
+}
+
+variable "certificate_arn" {
+  description = "Certificate (ACM, of the same region) for the load balancer's HTTPS."
+  type        = string
+
+  validation {
+    condition     = can(regex("^arn:aws[a-z-]*:acm:[a-z0-9-]+:[0-9]{12}:certificate/.+$", var.certificate_arn))
+    error_message = "certificate_arn: arn:aws:acm:REGION:ACCOUNT:certificate/ID; a load balancer takes none of IAM users or files here."
+  }
+}
+
+variable "registry" {
+  description = "What module registry gives out: pass it whole."
+  type = object({
+    url              = string
+    queue_url        = string
+    queue_arn        = string
+    fleet_secret_arn = string
+    policy_arns = object({
+      edge         = string
+      edge_admin   = string
+      controller   = string
+      worker       = string
+      fleet_secret = string
+    })
+  })
+}
+
+variable "images" {
+  description = "Images with a fixed tag or digest: `edge` for edge and controller, `pool` for the CPU workers."
+  type = object({
+    edge = string
+    pool = string
+  })
+
+  validation {
+    condition     = alltrue([for image in values(var.images) : can(regex("^[^\\s]+(:[A-Za-z0-9_.-]+|@sha256:[0-9a-f]{64})$", image)) && !endswith(image, ":latest")])
+    error_message = "images: each with a tag other than latest, or with a digest, so that a restarted task runs what the others run."
+  }
+}
+
+variable "log_group_names" {
+  description = "CloudWatch log groups by tier."
+  type = object({
+    edge       = string
+    controller = string
+    fallback   = string
+  })
+}
+
+variable "pools" {
+  description = "The `config` of every pool: what the controller may start."
+  type = list(object({
+    name                 = string
+    group                = string
+    task_definition      = string
+    container            = string
+    instances_min        = number
+    instances_max        = number
+    workers_per_instance = number
+    device               = string
+    subnets              = list(string)
+    security_groups      = list(string)
+    rest_s               = number
+  }))
+  default = []
+
+  validation {
+    condition     = length(distinct([for pool in var.pools : pool.name])) == length(var.pools)
+    error_message = "pools: two of one name."
+  }
+}
+
+variable "tasks" {
+  description = "Edge tasks: how many, their size in CPU units (1024: one core) and MiB, and when there are more of them."
+  type = object({
+    min                       = optional(number, 2)
+    max                       = optional(number, 8)
+    cpu                       = optional(number, 1024)
+    memory_mib                = optional(number, 2048)
+    cpu_percent_target        = optional(number, 60)
+    requests_per_min_per_task = optional(number, 30000)
+  })
+  default = {}
+
+  validation {
+    condition     = var.tasks.min >= 1 && var.tasks.max >= var.tasks.min && var.tasks.max <= 100
+    error_message = "tasks: 1 <= min <= max <= 100; edges never sleep, they hold the calls that wake a pool."
+  }
+
+  validation {
+    condition     = contains([256, 512, 1024, 2048, 4096, 8192, 16384], var.tasks.cpu) && var.tasks.memory_mib >= 2 * var.tasks.cpu && var.tasks.memory_mib <= 8 * var.tasks.cpu
+    error_message = "tasks: Fargate has 256, 512, 1024, 2048, 4096, 8192 or 16384 CPU units, with 2 to 8 MiB for each unit."
+  }
+
+  validation {
+    condition     = var.tasks.cpu_percent_target >= 10 && var.tasks.cpu_percent_target <= 90 && var.tasks.requests_per_min_per_task >= 1
+    error_message = "tasks: cpu_percent_target is 10 to 90, requests_per_min_per_task at least 1."
+  }
+}
+
+variable "fallback" {
+  description = "CPU workers that answer for endpoints with `scale.fallback: cpu` while a pool has no instance: how many, and their size. 0 of them: no fallback, and every pool has to say its instances_min."
+  type = object({
+    tasks      = optional(number, 1)
+    cpu        = optional(number, 2048)
+    memory_mib = optional(number, 4096)
+  })
+  default = {}
+
+  validation {
+    condition     = var.fallback.tasks >= 0 && var.fallback.tasks <= 50 && floor(var.fallback.tasks) == var.fallback.tasks
+    error_message = "fallback: tasks is a whole number, 0 to 50."
+  }
+
+  validation {
+    condition     = contains([256, 512, 1024, 2048, 4096, 8192, 16384], var.fallback.cpu) && var.fallback.memory_mib >= 2 * var.fallback.cpu && var.fallback.memory_mib <= 8 * var.fallback.cpu
+    error_message = "fallback: Fargate has 256, 512, 1024, 2048, 4096, 8192 or 16384 CPU units, with 2 to 8 MiB for each unit."
+  }
+}
+
+variable "ingress_cidrs" {
+  description = "Who may reach the load balancer; calls need a key in any case."
+  type        = list(string)
+  default     = ["0.0.0.0/0"]
+
+  validation {
+    condition     = alltrue([for cidr in var.ingress_cidrs : can(cidrnetmask(cidr))])
+    error_message = "ingress_cidrs: IPv4 networks such as 203.0.113.0/24."
+  }
+}
+
+variable "admin_cidrs" {
+  description = "Who may reach /admin/ through the load balancer, with an admin key; nobody where it is empty."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for cidr in var.admin_cidrs : can(cidrnetmask(cidr)) && try(tonumber(split("/", cidr)[1]), 0) >= 8]) && length(var.admin_cidrs) <= 4
+    error_message = "admin_cidrs: at most 4 IPv4 networks of /8 or smaller; the whole internet is not one of them."
+  }
+}
+
+variable "scraper_security_group_ids" {
+  description = "Security groups of what scrapes metrics: nobody else reaches port 8002."
+  type        = list(string)
+  default     = []
+}
+
+variable "device_price_usd_per_h" {
+  description = "Prices of devices for the metrics of cost, such as \"gpu=g6.xlarge\"; empty: no such metrics."
+  type        = string
+  default     = ""
+}

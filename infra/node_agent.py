@@ -42,6 +42,7 @@ class UpLimits:
     up_min: int  # whatever the demand
     parked: int = 0
     rest_s: float = 60.0
+    start_s: float = 0.0  # see `control.RegisterNode`
 
 
 class NodeAgent:
@@ -79,6 +80,7 @@ class NodeAgent:
             self._limits.up_min,
             self._limits.parked,
             self._limits.rest_s,
+            self._limits.start_s,
         )
 
     def _on_message(self, message: control.Message) -> None:

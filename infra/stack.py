@@ -231,12 +231,14 @@ def worker_processes(
     plans_bytes_max: int = local_plans.BYTES_MAX_DEFAULT,
     memory_bytes_max: int = 0,
     on: str = AUTO,
+    is_fallback: bool = False,
     require_signed: str = "",
 ) -> list[ProcessSpec]:
     """Return the node's workers: on unix sockets, or on TCP from `port` on.
 
     Args:
         on: the device of all of them, "cpu", "cuda:0", …; "auto": see `devices_for`.
+        is_fallback: they serve only where an endpoint says so, and never rest.
 
     Raises:
         CannotStart: there is no such device.
@@ -266,6 +268,7 @@ def worker_processes(
             drain_s_max=drain_s_max,
             plans_bytes_max=plans_bytes_max,
             memory_bytes_max=memory_bytes_max,
+            is_fallback=is_fallback,
             require_signed=require_signed,
             log_level=log_level,
         )
@@ -279,7 +282,7 @@ def worker_processes(
                 # As the driver's management library numbers GPUs, by which they are named here.
                 env=(("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),),
                 listen=functools.partial(_worker_sockets, listen),
-                may_rest=True,
+                may_rest=not is_fallback,
             )
         )
     return specs

@@ -56,6 +56,7 @@ class Worker:
             engines,
             memory_bytes_max=self.register.memory_bytes_max,
             pid=self.register.pid if self.is_connected else 0,
+            is_fallback=self.register.is_fallback,
         )
 
     def status(self) -> WorkerStatus:

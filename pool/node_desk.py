@@ -150,7 +150,8 @@ class NodeDesk:
         One that is being emptied gets nothing new, as if it drained; one that is about to rest
         counts as cold already.
         """
-        self._workers = {worker.id: worker for worker in workers}
+        # Fallback workers are always up, and no place is filled by one.
+        self._workers = {worker.id: worker for worker in workers if not worker.is_fallback}
         self._listen()
         cold = self.cold()
         found = []
@@ -160,7 +161,10 @@ class NodeDesk:
             if worker.id in self._fleet.leaving:
                 worker = msgspec.structs.replace(worker, draining=True)
             found.append(worker)
-        found += [WorkerView(name, False, {}, is_cold=True) for name in cold]
+        found += [
+            WorkerView(name, False, {}, is_cold=True, is_far=not address)
+            for name, address in cold.items()
+        ]
         return sorted(found, key=lambda worker: worker.id)
 
     def _listen(self) -> None:

@@ -34,6 +34,9 @@ class WorkerView(msgspec.Struct, frozen=True):
     is_cold: bool = False  # there is no process; a call starts it, a command does not reach it
     memory_bytes_max: int = 0  # for engines; 0: not known
     pid: int = 0  # 0: its connection is lost, and it may have ended
+    # It is cold, and nobody can dial it: its machine has to be started first, by the controller.
+    is_far: bool = False
+    is_fallback: bool = False  # see `RegisterWorker`
 
 
 class Demand(msgspec.Struct, frozen=True):

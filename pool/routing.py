@@ -53,13 +53,16 @@ def worker_routes(
 
     Args:
         workers: those that have registered.
-        cold: the addresses of places that a call starts.
+        cold: the addresses of places that a call starts; empty: only the controller can.
         engines: one that drains is told of only where one of these names it.
     """
     named = {worker for engine in engines for worker in (*engine.warm, *engine.wake_at)}
-    found = [WorkerRoute(name, "", at, state="cold") for name, at in cold.items()]
+    found = [WorkerRoute(name, "", at, state="cold") for name, at in cold.items() if at]
     found += [
-        WorkerRoute(w.register.id, w.register.incarnation, w.register.address)
+        WorkerRoute(
+            *(w.register.id, w.register.incarnation, w.register.address),
+            is_fallback=w.register.is_fallback,
+        )
         for name, w in workers.items()
         if name not in cold and (name in named or not w.heartbeat.draining)
     ]

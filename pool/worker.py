@@ -190,6 +190,7 @@ class Worker:
             self.start_phases,
             self.config.is_for_call,
             self._room.bytes_max,
+            self.config.is_fallback,
         )
 
     def _states(self) -> tuple[EngineState, ...]:

@@ -164,6 +164,14 @@ Device = Annotated[
         help="On which all workers serve: cpu or cuda:N; auto: the GPUs in turn, else the CPU.",
     ),
 ]
+Fallback = Annotated[
+    bool,
+    typer.Option(
+        "--fallback",
+        help="These workers serve, on the CPU, only the endpoints whose scale.fallback is cpu, and "
+        "only while no other worker has their model warm.  They are always up.",
+    ),
+]
 
 NO_CERTIFICATE = (
     "tls:// needs a certificate: put tls.crt and tls.key into DATA/wire-tls, or name their folder "
@@ -341,6 +349,7 @@ def pool_command(
     plans_bytes_max: PlansMax = local_plans.BYTES_MAX_DEFAULT,
     memory_bytes_max: EnginesMax = 0,
     device: Device = stack.AUTO,
+    fallback: Fallback = False,
     require_signed: RequireSigned = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -352,9 +361,15 @@ def pool_command(
         raise CannotStart(NO_SECRET)
     if listen_host in WILDCARDS and not advertise_host:
         raise CannotStart(f"--listen-host {listen_host}: say with --advertise-host what edges dial")
-    limits = UpLimits(
+    limits: UpLimits | None = UpLimits(
         up_min=_workers_min(workers, workers_min), parked=parked, rest_s=workers_idle_s
     )
+    if fallback:
+        device = _fallback_device(device)
+        if workers_min not in (None, workers) or parked:
+            raise CannotStart("--fallback: these workers are always up; leave --workers-min and "
+                              "--parked away")  # fmt: skip
+        limits = None  # no node that the controller may let rest
     node.prepare()
     url, signed = registry_url(data, registry), trusted_file(require_signed)
     controller = controller or ("" if url.startswith("s3://") else node.control)
@@ -375,6 +390,7 @@ def pool_command(
             plans_bytes_max=plans_bytes_max,
             memory_bytes_max=memory_bytes_max,
             on=device,
+            is_fallback=fallback,
             require_signed=signed,
         ),
     ]
@@ -466,6 +482,17 @@ def _workers_min(workers: int, workers_min: int | None) -> int:
     if workers_min is not None and workers_min > workers:
         raise CannotStart(f"--workers-min {workers_min} is more than --workers {workers}")
     return workers if workers_min is None else workers_min
+
+
+def _fallback_device(name: str) -> str:
+    """Return on what fallback workers serve.
+
+    Raises:
+        CannotStart: that is not a CPU.
+    """
+    if name not in (stack.AUTO, "cpu"):
+        raise CannotStart(f"--fallback: these workers serve on the CPU, not on --device {name}")
+    return "cpu"
 
 
 def _run(options: TierOptions, log_level: str) -> None:

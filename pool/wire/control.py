@@ -161,6 +161,9 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, tag=4):
     # "model/version" → calls that wait for a worker, because none can be reached
     waiting: Annotated[dict[_Text, _Count], _Many] = {}
     away: Annotated[dict[_Short, _Text], _Many] = {}  # worker → why it gets no calls from here
+    # "model/version" → calls that were given to no worker and do not wait any more, since the
+    # incarnation began: who refuses them for want of a machine must not forget that they came
+    unserved: Annotated[dict[_Text, _Count], _Many] = {}
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True, tag=5):
@@ -230,6 +233,7 @@ class WorkerRoute(msgspec.Struct, array_like=True, frozen=True):
     wait_us: _Count = 0
     # cold: no process; to dial it is to start one, so it is dialled only with a call for it
     state: _Short = "up"  # up | cold
+    is_fallback: bool = False  # see `RegisterWorker`
 
 
 class EngineRoute(msgspec.Struct, array_like=True, frozen=True):
@@ -239,7 +243,9 @@ class EngineRoute(msgspec.Struct, array_like=True, frozen=True):
     version: _Short
     warm: _Ids  # of workers
     wake_at: _Ids  # of workers, in the order in which all edges try them
-    state: _Short = "asleep"  # warm | loading | asleep | failed
+    # warm | fallback (warm on fallback workers alone) | loading | asleep | failed; and asleep with
+    # no machine that it could wake on: no_instance | starting (one is on its way)
+    state: _Short = "asleep"
     detail: _Text = ""
     wake_ms: _Count = 0  # estimated, of a call that came now; 0: warm, or not known
 
@@ -373,6 +379,8 @@ class RegisterNode(msgspec.Struct, array_like=True, frozen=True, tag=21):
     up_min: _Count = 0  # of its places, whatever the demand
     parked: _Count = 0  # on each device so many are up beyond those that serve
     rest_s: _Seconds = 60.0  # one that nobody needs is up so long after it was of use
+    # How long a place without an address takes until its worker is there; 0: nobody can say yet.
+    start_s: _Seconds = 0.0
 
 
 class NodeReport(msgspec.Struct, array_like=True, frozen=True, tag=22):

@@ -120,8 +120,8 @@ ENGINE_ARRAY = [
 ]
 COUNT = VariantCount("digits", 7, "main", "3", 100, 1, 40, 2, (0, 98, 4), 5)
 COUNT_ARRAY = ["digits", 7, "main", "3", 100, 1, 40, 2, [0, 98, 4], 5]
-WORKER = WorkerRoute("worker-0", "a1b2", "unix:/run/worker-0.sock", 1200, "cold")
-WORKER_ARRAY = ["worker-0", "a1b2", "unix:/run/worker-0.sock", 1200, "cold"]
+WORKER = WorkerRoute("worker-0", "a1b2", "unix:/run/worker-0.sock", 1200, "cold", True)
+WORKER_ARRAY = ["worker-0", "a1b2", "unix:/run/worker-0.sock", 1200, "cold", True]
 ROUTE = EngineRoute("digits", "3", ("worker-0",), ("worker-1", "worker-0"), "warm", "fine", 80)
 ROUTE_ARRAY = ["digits", "3", ["worker-0"], ["worker-1", "worker-0"], "warm", "fine", 80]
 PLACE = Place("worker-0", "unix:/run/worker-0.sock", "cuda:0", "up", 4711)
@@ -158,8 +158,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     ),
     (Heartbeat(1200, 3, (ENGINE, ENGINE), True, 4), [2, 1200, 3, [ENGINE_ARRAY] * 2, True, 4], 2),
     (
-        Counters("c3d4", (COUNT,), 3, {"digits/3": 2}, {"w1": "silent"}),
-        [4, "c3d4", [COUNT_ARRAY], 3, {"digits/3": 2}, {"w1": "silent"}],
+        Counters("c3d4", (COUNT,), 3, {"digits/3": 2}, {"w1": "silent"}, {"digits/3": 9}),
+        [4, "c3d4", [COUNT_ARRAY], 3, {"digits/3": 2}, {"w1": "silent"}, {"digits/3": 9}],
         1,
     ),
     (
@@ -204,8 +204,8 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         6,
     ),
     (
-        RegisterNode(1, "node", "a1b2", 4710, (PLACE,), 1, 2, 2.5),
-        [21, 1, "node", "a1b2", 4710, [PLACE_ARRAY], 1, 2, 2.5],
+        RegisterNode(1, "node", "a1b2", 4710, (PLACE,), 1, 2, 2.5, 240.0),
+        [21, 1, "node", "a1b2", 4710, [PLACE_ARRAY], 1, 2, 2.5, 240.0],
         4,
     ),
     (NodeReport((PLACE, PLACE)), [22, [PLACE_ARRAY] * 2], 0),
@@ -245,7 +245,7 @@ FIELDS = {
     RegisterWorker: "wire id incarnation pid address device engines device_class builds "
     "phases is_for_call memory_bytes_max is_fallback",
     Heartbeat: "wait_us calls engines draining plans_refused",
-    Counters: "incarnation counts in_flight waiting away",
+    Counters: "incarnation counts in_flight waiting away unserved",
     RegisterEdge: "wire id incarnation pid parts quarantined quarantines",
     Ack: "epoch seq",
     Resolve: "model version",
@@ -268,10 +268,10 @@ FIELDS = {
     BuildReport: "key model version engine device_class state reason retry_ms",
     PlanReady: "epoch key model version engine device_class",
     QuotaParts: "key requests rows concurrent",
-    WorkerRoute: "id incarnation address wait_us state",
+    WorkerRoute: "id incarnation address wait_us state is_fallback",
     EngineRoute: "model version warm wake_at state detail wake_ms",
     Place: "worker address device state pid",
-    RegisterNode: "wire id incarnation pid places up_min parked rest_s",
+    RegisterNode: "wire id incarnation pid places up_min parked rest_s start_s",
     NodeReport: "places",
     Places: "epoch seq up silent",
     UnitSeen: "hash calls errors slow",

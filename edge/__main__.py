@@ -228,7 +228,8 @@ def _extra(service: Service) -> tuple[list[Counter], list[Counter]]:
     """Return the counters and the gauges that others than the metrics keep."""
     counters, gauges = cache_totals(service.cache, service.levels)
     more_counters, more_gauges = dispatch_totals(service.pool)
-    return counters + more_counters, gauges + more_gauges
+    silence = Counter("tidepool_controller_silence_seconds", (), service.world.silence_s)
+    return counters + more_counters, [*gauges, *more_gauges, silence]
 
 
 async def _save_forever(metrics: Metrics) -> None:

@@ -61,15 +61,16 @@ class ArmMetrics:
     """
 
     __slots__ = (
-        "auth_s", "batch_rows", "batches", "cache_s", "errors", "executions", "hit_s", "hits",
-        "infer_s", "last_s", "ok_s", "parse_s", "queue_s", "request_s", "requests", "respond_s",
-        "rows", "statuses", "unsorted",
+        "auth_s", "batch_rows", "batches", "cache_s", "cold_calls", "errors", "executions",
+        "hit_s", "hits", "infer_s", "last_s", "ok_s", "parse_s", "queue_s", "request_s",
+        "requests", "respond_s", "rows", "statuses", "unsorted",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests = 0  # answered, or failed by the model
         self.errors = 0  # failed by the model
         self.hits = 0  # answered without a call of their own
+        self.cold_calls = 0  # began while no worker had the version warm
         self.rows = 0  # computed: of the answers that came from a worker
         self.executions = 0.0  # batches run: a call of 3 rows in a batch of 12 is a quarter of one
         self.ok_s = 0.0  # of the requests that were answered, from head to answer
@@ -172,6 +173,7 @@ class ArmTotal(msgspec.Struct, array_like=True, frozen=True):
     last_ms: int  # Unix time of the last answer; 0: none yet
     histograms: dict[str, Buckets]
     batches: dict[int, Batches] = {}  # by their rows
+    cold_calls: int = 0
 
     def seconds(self, phase: str) -> float:
         """Return the sum of a histogram."""
@@ -217,6 +219,7 @@ def total_of(arm: ArmMetrics, unix_s: float, now_s: float) -> ArmTotal:
         int((unix_s - (now_s - arm.last_s)) * 1000) if arm.last_s else 0,
         {name: Buckets(list(h.counts), h.sum) for name, h in arm.histograms().items()},
         {rows: Batches(*batch) for rows, batch in arm.batches.items()},
+        arm.cold_calls,
     )
 
 
@@ -246,6 +249,7 @@ def sum_of(one: ArmTotal, other: ArmTotal) -> ArmTotal:
             rows: _both(one.batches.get(rows), other.batches.get(rows))
             for rows in one.batches.keys() | other.batches.keys()
         },
+        one.cold_calls + other.cold_calls,
     )
 
 

@@ -26,6 +26,7 @@ _COUNTERS = {
     "tidepool_cache": ("First-level cache by outcome.", (*ARM, "outcome")),
     "tidepool_rows": ("Rows computed.", ARM),
     "tidepool_executions": ("Batches run, by the shares that calls had in them.", ARM),
+    "tidepool_cold_calls": ("Calls that began while no worker had the version warm.", ARM),
     "tidepool_quota_refusals": ("Requests that a limit of their key refused.", ("limit",)),
     "tidepool_dispatch_calls": ("Calls for workers, each counted once.", ()),
     "tidepool_dispatch_attempts": ("Times that a worker was sent a call.", ()),
@@ -47,6 +48,7 @@ _COUNTERS = {
     "tidepool_cache_disk_errors": ("Failures of the disk, each one a miss.", ("kind",)),
 }
 _GAUGES = {
+    "tidepool_controller_silence_seconds": "Since an edge of this node heard of a controller.",
     "tidepool_dispatch_workers_away": "Workers that edges leave alone now, each edge by itself.",
     "tidepool_cache_memory_bytes": "What the answers in memory weigh.",
     "tidepool_cache_disk_bytes": "What the answers on disk weigh, at the last write.",
@@ -147,6 +149,7 @@ def _native(totals: TotalsLike, rows: Sequence[RowLike]) -> Iterator[Metric]:
             families["tidepool_cache"].add_metric((*row.arm, outcome), count)
         families["tidepool_rows"].add_metric(row.arm, total.rows)
         families["tidepool_executions"].add_metric(row.arm, total.executions)
+        families["tidepool_cold_calls"].add_metric(row.arm, total.cold_calls)
     yield from families.values()
     for found in totals.gauges:
         if found.name in _GAUGES:

@@ -403,6 +403,8 @@ class Service:
         on_held: Callable[[str, float], None] | None = None,
     ) -> Call:
         trace.dispatched = True
+        route = self.pool.route(arm.version.ref)
+        arm.metrics.cold_calls += route is None or not route.warm
         record = trace.record
         trace.call = call = Call(
             ref=arm.version.ref,

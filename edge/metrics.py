@@ -22,7 +22,8 @@ from edge.exposition import native_text, triton_text
 
 ArmKey = tuple[str, int, str, str]  # endpoint, revision, variant, version
 Arm = tuple[str, str, str]  # endpoint, variant, version
-OF_THE_NODE = {"tidepool_cache_disk_bytes"}  # every process shows the same
+# Every process shows the same, or the worst of them is what matters.
+OF_THE_NODE = {"tidepool_cache_disk_bytes", "tidepool_controller_silence_seconds"}
 FRESH_S = 5.0  # a gauge in a file that is older belongs to a process that has ended
 
 _log = structlog.get_logger()

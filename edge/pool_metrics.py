@@ -77,6 +77,7 @@ class _Endpoint(msgspec.Struct):
     name: str
     variants: list[_Variant]
     rollout: Rollout | None = None
+    held: int = 0
 
 
 class _Build(msgspec.Struct):
@@ -105,6 +106,11 @@ class _Quarantined(msgspec.Struct):
     version: str
 
 
+class _Controller(msgspec.Struct, frozen=True):
+    epoch: int = 0
+    registry_age_s: float | None = None
+
+
 class _Status(msgspec.Struct):
     workers: list[_Worker]
     edges: list[_Edge]
@@ -115,6 +121,7 @@ class _Status(msgspec.Struct):
     phases: list[_Phase] = []
     nodes: list[_Node] = []
     quarantined: list[_Quarantined] = []
+    controller: _Controller = _Controller()
 
 
 def pool_text(status: bytes) -> bytes:
@@ -123,6 +130,7 @@ def pool_text(status: bytes) -> bytes:
 
 
 def _families(status: _Status) -> Iterator[Metric]:
+    yield from _controller(status.controller)
     state = GaugeMetricFamily(
         "tidepool_worker_state", "1 for the state that a worker is in.", labels=("worker", "state")
     )
@@ -169,11 +177,15 @@ def _families(status: _Status) -> Iterator[Metric]:
     labels = ("endpoint", "variant", "version")
     warm = GaugeMetricFamily("tidepool_replicas", "Warm replicas.", labels=labels)
     weight = GaugeMetricFamily("tidepool_weight", "Share of the calls, in percent.", labels=labels)
+    held = GaugeMetricFamily(
+        "tidepool_held", "Calls that wait for a load of their version.", labels=("endpoint",)
+    )
     for endpoint in status.endpoints:
+        held.add_metric((endpoint.name,), endpoint.held)
         for variant in endpoint.variants:
             warm.add_metric((endpoint.name, variant.name, variant.version), variant.replicas)
             weight.add_metric((endpoint.name, variant.name, variant.version), variant.weight)
-    yield from (warm, weight)
+    yield from (warm, weight, held)
     yield from rollout_families(
         [(one.name, one.rollout) for one in status.endpoints if one.rollout is not None]
     )
@@ -187,6 +199,19 @@ def _families(status: _Status) -> Iterator[Metric]:
     yield quarantined
     yield from _builds(status)
     yield from _phases(status)
+
+
+def _controller(found: _Controller) -> Iterator[Metric]:
+    epoch = GaugeMetricFamily(
+        "tidepool_controller_epoch", "Of the leadership; another one leads when it rises."
+    )
+    epoch.add_metric((), found.epoch)
+    age = GaugeMetricFamily(
+        "tidepool_registry_age_seconds", "Since the controller last read the registry in full."
+    )
+    if found.registry_age_s is not None:
+        age.add_metric((), found.registry_age_s)
+    yield from (epoch, age)
 
 
 def _engines(status: _Status) -> Iterator[Metric]:

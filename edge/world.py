@@ -58,6 +58,7 @@ class World:
         self.has_routes = False
         self.has_documents = False
         self.has_heard = False  # documents of a live controller, and not only the copies on disk
+        self._heard_s = time.monotonic()  # anything of a controller; at first, when we began
         self.is_pool_ready = False
         self.incarnation = random_secrets.token_hex(8)
         self._edge_id = edge_id
@@ -211,7 +212,13 @@ class World:
     def _count_refusal(self, limit: str) -> None:
         self.metrics.count("tidepool_quota_refusals", limit)
 
+    @property
+    def silence_s(self) -> float:
+        """How long no controller has said anything: so old documents and routes may be."""
+        return time.monotonic() - self._heard_s
+
     def _on_message(self, message: control.Message) -> None:
+        self._heard_s = time.monotonic()
         match message:
             case Documents():
                 self._take_documents(message, keep=True)

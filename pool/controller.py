@@ -103,6 +103,7 @@ class Controller:
         self._documents: control.Documents | None = None
         self._routes: control.Routes | None = None
         self._registry_error = ""
+        self._read_s: float | None = None  # the registry, in full; at first, when that was begun
         self._acting_epoch = 0
         self._was_complete = False  # all expected workers have registered, once is enough
         self._acked = asyncio.Event()
@@ -298,6 +299,7 @@ class Controller:
     def status(self) -> dict[str, object]:
         """Return what `tidepool status` shows."""
         snapshot = self._watch.snapshot
+        now_s = asyncio.get_running_loop().time()
         return status(
             epoch=self._epoch(),
             leader=self._may_act(),
@@ -309,13 +311,14 @@ class Controller:
             specs=snapshot.specs,
             states=snapshot.states,
             counts=self._tally.totals(),
-            recent=self._recent.rates(asyncio.get_running_loop().time()),
+            recent=self._recent.rates(now_s),
             loads=self._loads.counts,
             rejected={**snapshot.rejected, **self._watch.wishes.rejected},
             builds=self._builds.rows(),
             build_outcomes=self._builds.outcomes,
             phases=self._loads.phases(),
             registry_error=self._registry_error,
+            registry_age_s=None if self._read_s is None else now_s - self._read_s,
             nodes=self._nodes.status(),
             wanted={**self._scale.wanted(), **dict.fromkeys(self._let_go, 0)},
             rollouts=self._rollout_views(self._rollouts.began()),
@@ -422,9 +425,11 @@ class Controller:
         """Look at the registry once and tell everybody what changed."""
         async with self._polling:
             known = self._watch.snapshot
+            begun_s = asyncio.get_running_loop().time()
+            self._read_s = begun_s if self._read_s is None else self._read_s
             try:
                 changed = await asyncio.to_thread(self._watch.poll, is_asked=is_asked)
-                self._registry_error = ""
+                self._registry_error, self._read_s = "", begun_s
             except StoreError as error:
                 changed = self._watch.snapshot is not known  # what may no longer be used is gone
                 if not self._registry_error:

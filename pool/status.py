@@ -67,6 +67,7 @@ def status(
     loads: Mapping[tuple[str, str], int],
     rejected: Mapping[str, str],
     registry_error: str,
+    registry_age_s: float | None,
     builds: Sequence[Mapping[str, Any]],
     build_outcomes: Mapping[str, int],
     phases: Sequence[Mapping[str, Any]],
@@ -78,7 +79,12 @@ def status(
 ) -> dict[str, Any]:
     """Return the document that both commands print; only live processes are in it."""
     return {
-        "controller": {"epoch": epoch, "leader": leader, "registry_error": registry_error},
+        "controller": {
+            "epoch": epoch,
+            "leader": leader,
+            "registry_error": registry_error,
+            "registry_age_s": registry_age_s,  # of what is known of it; None: nothing yet
+        },
         "workers": [_worker(worker) for worker in workers],
         "nodes": [dict(node) for node in nodes],
         "edges": [

@@ -121,6 +121,7 @@ def test_stream_whose_wake_fails_after_a_comment_says_so_in_an_event(
 
 
 def test_call_that_cannot_be_awake_in_time_is_refused_at_once(stack: Stack, asleep: Gate) -> None:
+    cold = stack.metric("tidepool_cold_calls_total", endpoint="gated")
     asleep.close()
     with ThreadPoolExecutor(2) as clients:
         slow = clients.submit(ask, stack, 1)
@@ -130,6 +131,7 @@ def test_call_that_cannot_be_awake_in_time_is_refused_at_once(stack: Stack, asle
         assert slow.result(30).status == 200
     wake_ms = max(engine["wake_ms"] for engine in stack.engine("gated"))
     assert wake_ms >= 125
+    assert stack.metric("tidepool_cold_calls_total", endpoint="gated") == cold + 1
     until(lambda: not stack.engine("gated"), 20.0, "it sleeps")
     began_s = time.monotonic()
     refused = ask(stack, 2, **{"x-request-timeout-seconds": "0.05"})

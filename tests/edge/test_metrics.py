@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge.arm_metrics import PHASES, ArmMetrics, ArmTotal, Histogram, sum_of, total_of
 from edge.dispatching.calls import Answer
-from edge.metrics import Metrics
+from edge.metrics import Counter, Metrics
 from edge.snapshot import ArmOf
 from edge.trace import Trace, count
 from pool.wire.histogram import BOUNDS_S
@@ -88,6 +88,22 @@ def test_hits_and_misses_are_told_apart(tmp_path: Path) -> None:
     metrics.arm(KEY).hits = 2
     assert total(metrics, "tidepool_cache_total", outcome="hit") == 2
     assert total(metrics, "tidepool_cache_total", outcome="miss") == 3
+
+
+def test_cold_calls_of_all_processes_add_up(tmp_path: Path) -> None:
+    one, other = Metrics(tmp_path, "e1"), Metrics(tmp_path, "e2")
+    one.arm(KEY).cold_calls, other.arm(KEY).cold_calls = 2, 3
+    one.save()
+    assert total(other, "tidepool_cold_calls_total", endpoint="e", variant="a", version="1") == 5
+
+
+def test_of_the_silences_of_a_node_the_longest_is_shown(tmp_path: Path) -> None:
+    name = "tidepool_controller_silence_seconds"
+    one, other = Metrics(tmp_path, "e1"), Metrics(tmp_path, "e2")
+    one.extra = lambda: ([], [Counter(name, (), 70.5)])
+    other.extra = lambda: ([], [Counter(name, (), 0.5)])
+    one.save()
+    assert total(other, name) == 70.5
 
 
 def test_no_counter_falls_when_a_process_begins_anew(tmp_path: Path) -> None:

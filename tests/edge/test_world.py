@@ -112,6 +112,15 @@ async def test_edge_registers_and_confirms_the_documents(place: Place) -> None:
     assert place.world.snapshot.endpoints.keys() == {"e"}
 
 
+async def test_silence_ends_with_whatever_a_controller_says(place: Place) -> None:
+    await asyncio.sleep(0.02)
+    silent_s = place.world.silence_s
+    assert silent_s >= 0.02, "it is counted from the start"
+    member = await place.start()
+    member.say(control.Welcome(control.WIRE, 1))
+    await place.until(lambda: place.world.silence_s < silent_s)
+
+
 async def test_ack_comes_after_the_documents_are_in_force(place: Place) -> None:
     member = await place.start()
     for seq in range(1, 6):

@@ -395,9 +395,14 @@ async def test_bug_while_polling_is_seen_and_ends_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(stack.watch, "poll", bug)
         await stack.controller.poll()
+        await asyncio.sleep(SOON_S)
+        await stack.controller.poll()
     assert "KeyError" in stack.status()["controller"]["registry_error"]
+    age_s = stack.status()["controller"]["registry_age_s"]
+    assert age_s >= SOON_S, "what failed is no reading"
     await stack.controller.poll()
     assert stack.status()["controller"]["registry_error"] == ""
+    assert stack.status()["controller"]["registry_age_s"] < age_s
 
 
 async def test_bug_while_answering_hangs_up_on_who_asked(
@@ -589,6 +594,8 @@ async def test_status_is_the_document_of_the_design(stack: Stack) -> None:
     member.say(control.Counters("i1", counts, 7, away={"w1": "silent"}))
     member.say(control.Ask("status", "", 1))
     found = msgspec.json.decode((await member.hear(control.Answer)).data)
+    age_s = found["controller"].pop("registry_age_s")
+    assert 0 <= age_s < 60
     assert found["controller"] == {"epoch": 3, "leader": True, "registry_error": ""}
     (shown,) = found["workers"]
     assert {"id", "pid", "device", "state", "engines"} <= shown.keys()

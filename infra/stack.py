@@ -26,10 +26,12 @@ from pool.wire.listening import listen
 from pool.wire.peer import Address
 from registry_sync import local_plans
 from registry_sync.config import SyncConfig
+from registry_sync.names import BadName, check_name
 
 RUN_PATH_BYTES_MAX = 80  # leaves room for a socket's name within the 108 bytes of sun_path
 UNREAD_S_MAX = 30.0  # a client that takes nothing of its answer for so long is hung up on
 
+NODE_ID = "TIDEPOOL_NODE_ID"  # environment: whoever places nodes says which one this is
 AUTO = "auto"  # of devices: the GPUs in turn, the CPU where there are none
 
 STAGE_CONTROLLER, STAGE_SYNC, STAGE_WORKER, STAGE_EDGE = 0, 1, 2, 3
@@ -104,7 +106,17 @@ class Node:
             leftover.unlink(missing_ok=True)
 
     def id(self) -> str:
-        """Return this node's id, made on its first start."""
+        """Return this node's id: as it was given, else made on its first start.
+
+        Raises:
+            CannotStart: what was given is no name.
+        """
+        given = os.environ.get(NODE_ID)
+        if given is not None:
+            try:
+                return check_name(NODE_ID, given)
+            except BadName as error:
+                raise CannotStart(str(error)) from None
         path = self.data / "node-id"
         try:
             return path.read_text().strip()

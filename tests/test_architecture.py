@@ -85,6 +85,7 @@ PURE = (
     "pool.rollouts.unit_guard",
     "pool.rollouts.window_guard",
     "pool.deaths",
+    "pool.aws.config",
     "edge.dispatching.quarantine",
     "pool.queueing.inline",
     "pool.recycling",

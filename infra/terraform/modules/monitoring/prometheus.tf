@@ -1,0 +1,250 @@
+# Amazon Managed Prometheus, and one small task that scrapes every edge and writes there.
+
+locals {
+  has_prometheus = var.prometheus == null ? 0 : 1
+  # Each edge answers for itself, and any of them for the whole pool as the controller knows it.
+  scrapes = { tidepool = {}, tidepool-pool = { view = ["pool"] } }
+}
+
+resource "aws_prometheus_workspace" "this" {
+  #checkov:skip=CKV2_AWS_120:kms_key_arn gives a key of yours; without one AWS encrypts with its own.
+  count = local.has_prometheus
+
+  alias       = var.name
+  kms_key_arn = var.kms_key_arn
+
+  logging_configuration {
+    log_group_arn = "${aws_cloudwatch_log_group.prometheus[0].arn}:*"
+  }
+}
+
+resource "aws_cloudwatch_log_group" "prometheus" {
+  #checkov:skip=CKV_AWS_158:As the tiers' log groups.
+  #checkov:skip=CKV_AWS_338:As the tiers' log groups.
+  count = local.has_prometheus
+
+  name              = "/aws/vendedlogs/tidepool/${var.name}/prometheus" # the prefix that AWS asks for
+  retention_in_days = var.log_retention_days
+  kms_key_id        = var.kms_key_arn
+}
+
+resource "aws_prometheus_rule_group_namespace" "this" {
+  for_each = var.prometheus == null ? {} : var.prometheus.rules
+
+  name         = each.key
+  workspace_id = aws_prometheus_workspace.this[0].id
+  data         = each.value
+}
+
+resource "aws_prometheus_alert_manager_definition" "this" {
+  count = local.has_prometheus
+
+  workspace_id = aws_prometheus_workspace.this[0].id
+  definition = yamlencode({
+    alertmanager_config = yamlencode({
+      route = {
+        receiver        = "alarms"
+        group_by        = ["alertname", "endpoint"]
+        group_wait      = "30s"
+        repeat_interval = "4h"
+      }
+      receivers = [{
+        name        = "alarms"
+        sns_configs = [{ topic_arn = aws_sns_topic.alarms.arn, sigv4 = { region = data.aws_region.current.name }, send_resolved = true }]
+      }]
+    })
+  })
+
+  depends_on = [aws_sns_topic_policy.alarms]
+}
+
+resource "aws_security_group" "collector" {
+  count = local.has_prometheus
+
+  name        = "${var.name}-collector"
+  description = "The collector of metrics: scrapes edges, writes to AWS"
+  vpc_id      = var.prometheus.vpc_id
+
+  tags = { Name = "${var.name}-collector" }
+}
+
+resource "aws_vpc_security_group_egress_rule" "collector_to_edges" {
+  count = local.has_prometheus
+
+  security_group_id            = aws_security_group.collector[0].id
+  description                  = "Metrics of the edges"
+  referenced_security_group_id = var.prometheus.edge_security_group_id
+  ip_protocol                  = "tcp"
+  from_port                    = 8002
+  to_port                      = 8002
+}
+
+resource "aws_vpc_security_group_egress_rule" "collector_to_aws" {
+  count = local.has_prometheus
+
+  security_group_id = aws_security_group.collector[0].id
+  description       = "HTTPS to AWS: metrics, logs, the image"
+  cidr_ipv4         = "0.0.0.0/0"
+  ip_protocol       = "tcp"
+  from_port         = 443
+  to_port           = 443
+}
+
+data "aws_iam_policy_document" "tasks" {
+  statement {
+    actions = ["sts:AssumeRole"]
+
+    principals {
+      type        = "Service"
+      identifiers = ["ecs-tasks.amazonaws.com"]
+    }
+    condition {
+      test     = "StringEquals"
+      variable = "aws:SourceAccount"
+      values   = [data.aws_caller_identity.current.account_id]
+    }
+  }
+}
+
+data "aws_iam_policy_document" "collector" {
+  count = local.has_prometheus
+
+  statement {
+    sid       = "WriteMetrics"
+    actions   = ["aps:RemoteWrite"]
+    resources = [aws_prometheus_workspace.this[0].arn]
+  }
+}
+
+resource "aws_iam_role" "collector" {
+  count = local.has_prometheus
+
+  name               = "${var.name}-collector"
+  assume_role_policy = data.aws_iam_policy_document.tasks.json
+}
+
+resource "aws_iam_role_policy" "collector" {
+  count = local.has_prometheus
+
+  name   = "write-metrics"
+  role   = aws_iam_role.collector[0].name
+  policy = data.aws_iam_policy_document.collector[0].json
+}
+
+# ECS itself, before the container runs: its log streams, and its image where that is in ECR.
+data "aws_iam_policy_document" "collector_start" {
+  count = local.has_prometheus
+
+  statement {
+    sid       = "WriteLogs"
+    actions   = ["logs:CreateLogStream", "logs:PutLogEvents"]
+    resources = ["${aws_cloudwatch_log_group.this["collector"].arn}:*"]
+  }
+  statement {
+    sid       = "PullImage"
+    actions   = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
+    resources = ["arn:${data.aws_partition.current.partition}:ecr:${data.aws_region.current.name}:${data.aws_caller_identity.current.account_id}:repository/*"]
+  }
+  statement {
+    #checkov:skip=CKV_AWS_356:GetAuthorizationToken knows no resource.
+    sid       = "SignInToRegistry"
+    actions   = ["ecr:GetAuthorizationToken"]
+    resources = ["*"] # the action knows no resource
+  }
+}
+
+data "aws_partition" "current" {}
+
+resource "aws_iam_role" "collector_start" {
+  count = local.has_prometheus
+
+  name               = "${var.name}-collector-start"
+  assume_role_policy = data.aws_iam_policy_document.tasks.json
+}
+
+resource "aws_iam_role_policy" "collector_start" {
+  count = local.has_prometheus
+
+  name   = "start"
+  role   = aws_iam_role.collector_start[0].name
+  policy = data.aws_iam_policy_document.collector_start[0].json
+}
+
+resource "aws_ecs_task_definition" "collector" {
+  count = local.has_prometheus
+
+  family                   = "${var.name}-collector"
+  requires_compatibilities = ["FARGATE"]
+  network_mode             = "awsvpc"
+  cpu                      = 256
+  memory                   = 512
+  task_role_arn            = aws_iam_role.collector[0].arn
+  execution_role_arn       = aws_iam_role.collector_start[0].arn
+
+  container_definitions = jsonencode([{
+    name                   = "collector"
+    image                  = var.prometheus.collector_image
+    essential              = true
+    user                   = "10001:10001"
+    readonlyRootFilesystem = true
+    environment = [{
+      name = "AOT_CONFIG_CONTENT"
+      value = yamlencode({
+        extensions = {
+          health_check = { endpoint = "127.0.0.1:13133" }
+          sigv4auth    = { service = "aps", region = data.aws_region.current.name }
+        }
+        receivers = { prometheus = { config = {
+          global = { scrape_interval = "15s", scrape_timeout = "10s" }
+          scrape_configs = [for job, parameters in local.scrapes : {
+            job_name       = job
+            params         = parameters
+            dns_sd_configs = [{ names = [var.prometheus.edge_discovery_name], type = "A", port = 8002, refresh_interval = "15s" }]
+          }]
+        } } }
+        processors = { batch = { timeout = "10s" } }
+        exporters = { prometheusremotewrite = {
+          endpoint = "${aws_prometheus_workspace.this[0].prometheus_endpoint}api/v1/remote_write"
+          auth     = { authenticator = "sigv4auth" }
+        } }
+        service = {
+          extensions = ["health_check", "sigv4auth"]
+          pipelines  = { metrics = { receivers = ["prometheus"], processors = ["batch"], exporters = ["prometheusremotewrite"] } }
+        }
+      })
+    }]
+    logConfiguration = {
+      logDriver = "awslogs"
+      options = {
+        awslogs-group         = aws_cloudwatch_log_group.this["collector"].name
+        awslogs-region        = data.aws_region.current.name
+        awslogs-stream-prefix = "collector"
+      }
+    }
+  }])
+}
+
+resource "aws_ecs_service" "collector" {
+  count = local.has_prometheus
+
+  name            = "${var.name}-collector"
+  cluster         = var.prometheus.cluster_arn
+  task_definition = aws_ecs_task_definition.collector[0].arn
+  desired_count   = 1
+  launch_type     = "FARGATE"
+  propagate_tags  = "SERVICE"
+  # Two collectors would write every sample twice, for a while and refused.
+  deployment_minimum_healthy_percent = 0
+  deployment_maximum_percent         = 100
+
+  deployment_circuit_breaker {
+    enable   = true
+    rollback = true
+  }
+
+  network_configuration {
+    subnets          = var.prometheus.subnet_ids
+    security_groups  = [aws_security_group.collector[0].id]
+    assign_public_ip = false
+  }
+}

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.device_prices import NO_PRICES, added, costs_usd
 from pool.wire import histogram
 from pool.wire.histogram import BOUNDS_S, BUCKETS
 
@@ -61,9 +62,9 @@ class ArmMetrics:
     """
 
     __slots__ = (
-        "auth_s", "batch_rows", "batches", "cache_s", "cold_calls", "errors", "executions",
-        "hit_s", "hits", "infer_s", "last_s", "ok_s", "parse_s", "queue_s", "request_s",
-        "requests", "respond_s", "rows", "statuses", "unsorted",
+        "auth_s", "batch_rows", "batches", "cache_s", "cold_calls", "device_us", "errors",
+        "executions", "hit_s", "hits", "infer_s", "last_s", "ok_s", "parse_s", "queue_s",
+        "request_s", "requests", "respond_s", "rows", "statuses", "unsorted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -78,6 +79,9 @@ class ArmMetrics:
         self.last_s = 0.0  # when the last one was answered, on the monotonic clock
         self.batches: dict[int, list[float]] = {}  # rows → the fields of `Batches`
         self.statuses: dict[int, int] = {}
+        # By device, for how long calls held it: each its part of its runs, also those that failed,
+        # were given up, or were sent twice.
+        self.device_us: dict[str, int] = {}
         self.request_s = Histogram()
         self.auth_s = Histogram()
         self.parse_s = Histogram()
@@ -174,6 +178,8 @@ class ArmTotal(msgspec.Struct, array_like=True, frozen=True):
     histograms: dict[str, Buckets]
     batches: dict[int, Batches] = {}  # by their rows
     cold_calls: int = 0
+    device_us: dict[str, int] = {}  # by device
+    device_usd: dict[str, float] = {}  # of that, by the prices of the day; none where none is known
 
     def seconds(self, phase: str) -> float:
         """Return the sum of a histogram."""
@@ -204,8 +210,17 @@ class ArmTotal(msgspec.Struct, array_like=True, frozen=True):
         return max(0, self.count("cache") - self.hits)
 
 
-def total_of(arm: ArmMetrics, unix_s: float, now_s: float) -> ArmTotal:
-    """Return what `arm` has counted; `unix_s` and `now_s` are one moment on both clocks."""
+def total_of(
+    arm: ArmMetrics, unix_s: float, now_s: float, usd_per_h: Mapping[str, float] = NO_PRICES
+) -> ArmTotal:
+    """Return what `arm` has counted.
+
+    Args:
+        arm: of one process, since it began.
+        unix_s: this moment.
+        now_s: the same moment on the monotonic clock.
+        usd_per_h: of devices, see `edge.device_prices`.
+    """
     arm.sort()
     return ArmTotal(
         dict(arm.statuses),
@@ -220,6 +235,8 @@ def total_of(arm: ArmMetrics, unix_s: float, now_s: float) -> ArmTotal:
         {name: Buckets(list(h.counts), h.sum) for name, h in arm.histograms().items()},
         {rows: Batches(*batch) for rows, batch in arm.batches.items()},
         arm.cold_calls,
+        dict(arm.device_us),
+        costs_usd(arm.device_us, usd_per_h),
     )
 
 
@@ -250,6 +267,8 @@ def sum_of(one: ArmTotal, other: ArmTotal) -> ArmTotal:
             for rows in one.batches.keys() | other.batches.keys()
         },
         one.cold_calls + other.cold_calls,
+        added(one.device_us, other.device_us),
+        added(one.device_usd, other.device_usd),
     )
 
 

@@ -27,6 +27,14 @@ _COUNTERS = {
     "tidepool_rows": ("Rows computed.", ARM),
     "tidepool_executions": ("Batches run, by the shares that calls had in them.", ARM),
     "tidepool_cold_calls": ("Calls that began while no worker had the version warm.", ARM),
+    "tidepool_device_seconds": (
+        "For which calls held a device, each its part of its runs.",
+        (*ARM, "device"),
+    ),
+    "tidepool_device_cost_usd": (
+        "What that cost by the device's price, where that is known.",
+        (*ARM, "device"),
+    ),
     "tidepool_quota_refusals": ("Requests that a limit of their key refused.", ("limit",)),
     "tidepool_dispatch_calls": ("Calls for workers, each counted once.", ()),
     "tidepool_dispatch_attempts": ("Times that a worker was sent a call.", ()),
@@ -150,6 +158,10 @@ def _native(totals: TotalsLike, rows: Sequence[RowLike]) -> Iterator[Metric]:
         families["tidepool_rows"].add_metric(row.arm, total.rows)
         families["tidepool_executions"].add_metric(row.arm, total.executions)
         families["tidepool_cold_calls"].add_metric(row.arm, total.cold_calls)
+        for device, device_us in sorted(total.device_us.items()):
+            families["tidepool_device_seconds"].add_metric((*row.arm, device), device_us / _US)
+        for device, usd in sorted(total.device_usd.items()):
+            families["tidepool_device_cost_usd"].add_metric((*row.arm, device), usd)
     yield from families.values()
     for found in totals.gauges:
         if found.name in _GAUGES:

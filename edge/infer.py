@@ -420,6 +420,7 @@ class Service:
             hedge_share=trace.endpoint.hedge_share if trace.endpoint is not None else 0.0,
             on_chunk=on_chunk,
             on_held=on_held,
+            device_us=arm.metrics.device_us,
         )
         if arm.shadow is not None and on_chunk is None:
             call.shadow = arm.shadow.draw(random.random())

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from edge.arm_metrics import ArmMetrics, ArmTotal, is_ours, sum_of, total_of
+from edge.device_prices import NO_PRICES
 from edge.exposition import native_text, triton_text
 
 ArmKey = tuple[str, int, str, str]  # endpoint, revision, variant, version
@@ -58,8 +59,9 @@ class Totals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Metrics:
     """Everything that this process counts."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, usd_per_h: Mapping[str, float] = NO_PRICES) -> None:
         self._folder = folder
+        self._usd_per_h = usd_per_h  # of devices
         self._file = folder / f"{name}.json"
         # What the process of this name before this one had counted; a counter never falls.
         before = _read(self._file)
@@ -98,7 +100,8 @@ class Metrics:
         rows = []
         for (endpoint, _, variant, version), arm in self.arms.items():
             key = (endpoint, variant, version)
-            rows.append(ArmRow(key, total_of(arm, unix_s, now_s), pending.pop(key, 0)))
+            total = total_of(arm, unix_s, now_s, self._usd_per_h)
+            rows.append(ArmRow(key, total, pending.pop(key, 0)))
         extra, gauges = self.extra()
         own = Totals(counters + extra, rows, self.in_flight(), self.rejected, gauges)
         return merged([*self._before, own])

@@ -32,6 +32,7 @@ _SHADOW_GAUGES = {
     "top1_off": "Of these rows, those where it is elsewhere.",
     "error_mean": "Mean relative error of the answers that are alike.",
     "error_max": "The largest relative error.",
+    "device_seconds": "For which copies held the device, since the rollout began.",
 }
 
 
@@ -58,6 +59,7 @@ class _Shadow(msgspec.Struct):
     top1_off: float | None = None
     error_mean: float | None = None
     error_max: float | None = None
+    device_seconds: float | None = msgspec.field(name="device_s", default=None)
 
 
 class Rollout(msgspec.Struct):

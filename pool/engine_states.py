@@ -34,7 +34,7 @@ def state_of(slot: EngineSlot, *, size_bytes: int, why: str, now_s: float) -> En
         waiting=slot.waiting,
         runs=counters.runs if counters else 0,
         rows=counters.rows_run if counters else 0,
-        run_us=int(counters.run_s * 1e6) if counters else 0,
+        run_us=counters.run_us if counters else 0,
         plan=loaded.plan if loaded else "",
         arrived=slot.arrived,
         arrived_rows=slot.arrived_rows,

@@ -40,6 +40,7 @@ from registry_sync.documents import PRIORITY_DEFAULT
 from registry_sync.names import BadName
 
 RETRY_AFTER_MS = 1000  # of a refusal that may pass
+GONE = 499  # nobody waited for the call any more when its run was over
 FULL = {
     429: "this key's tenant has more bytes waiting than its part; send fewer at a time",
     503: "the worker's queues are full",
@@ -54,7 +55,8 @@ class Served:
     """One call of one edge, from its frame to its reply; see `pool.slots.Waiting`."""
 
     __slots__ = (
-        "arrived_s", "call", "deadline_s", "edge", "seq", "size_bytes", "slot", "tensors", "ticket",
+        "arrived_s", "call", "deadline_s", "device_us", "edge", "seq", "size_bytes", "slot",
+        "tensors", "ticket",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +76,7 @@ class Served:
         self.deadline_s = self.arrived_s + call.time_left_us / 1e6
         self.ticket: Ticket | None = None
         self.seq = 0
+        self.device_us = 0  # of the runs that it was part of
 
     @property
     def insists(self) -> bool:
@@ -109,10 +112,19 @@ class Served:
             tenant=call.tenant,
             share=call.share,
             on_alone=self._begin_alone if call.alone else None,
+            on_device=self._has_had,
         )
         if problem is not None:
             ticket.settle(problem)
         return ticket
+
+    def _has_had(self, device_us: int) -> None:
+        """Take its part of a run; if it has ended before, the edge hears of that by itself."""
+        self.device_us += device_us
+        if self.ticket is None and device_us:
+            call_id, wait_us = self.call.call_id, self.slot.wait_us
+            late = data.Reply(call_id, GONE, wait_us=wait_us, device_us=device_us)
+            self.edge.peer.send(data.encode(late))
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
@@ -192,6 +204,7 @@ class Served:
                 int(answer.infer_s * 1e6),
                 answer.batch_rows,
                 slot.wait_us,
+                device_us=self.device_us,
             )
             buffers = data.encode(reply, tensors)
         except BadTensor as error:
@@ -235,6 +248,7 @@ class Served:
             wait_us=self.slot.wait_us,
             retry_after_ms=retry_after_ms,
             not_run=not_run,
+            device_us=self.device_us,
         )
         self.edge.peer.send(data.encode(reply))
 

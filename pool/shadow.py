@@ -275,6 +275,7 @@ class Shadows:
                 priority=PRIORITY,
                 rows_max=call.rows_max or ROWS_UNBOUNDED,
                 bytes=copy.bytes,
+                on_device=copy.count.has_had,
             )
         )
 

@@ -48,6 +48,7 @@ class Count:
     errors: list[int] = field(default_factory=lambda: [0] * ERROR_BUCKETS)
     worst: tuple[ShadowExample, ...] = ()
     last_failure: str = ""
+    device_us: int = 0  # that copies had of the device, compared or not
 
     def __post_init__(self) -> None:
         """Begin with a full budget."""
@@ -66,6 +67,10 @@ class Count:
             return False
         self.tokens -= 1.0
         return True
+
+    def has_had(self, device_us: int) -> None:
+        """Count what a run has cost."""
+        self.device_us += device_us
 
     def add(self, found: Found) -> None:
         """Count a copy that ran."""
@@ -105,4 +110,5 @@ class Count:
             worst=self.worst,
             last_failure=self.last_failure,
             absent=self.absent,
+            device_us=self.device_us,
         )

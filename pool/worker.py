@@ -123,6 +123,7 @@ class Worker:
             self.config.id,
             self.incarnation,
             load_ms=int(LOAD_BEAT_S * 1000),
+            device=device.label_of(self._device),
         )
 
     def slot(self, model: str, version: str) -> EngineSlot:

@@ -56,6 +56,7 @@ LATE_IMPORTS = {
 PURE = (
     "pool.queueing.admission",
     "pool.queueing.batching",
+    "pool.queueing.sharing",
     "pool.engines.buckets",
     "pool.engines.choice",
     "pool.engines.gate",
@@ -116,6 +117,8 @@ PURE = (
     "edge.dispatching.starting",
     "edge.dispatching.retry_budget",
     "edge.dispatching.hedging",
+    "edge.dispatching.late_bills",
+    "edge.device_prices",
     "edge.dispatching.outliers",
     "edge.variants",
     "edge.cache",

@@ -89,6 +89,7 @@ class Call:
         "alone",
         "conn",
         "deadline_s",
+        "device_us",
         "digest",
         "fingerprint",
         "future",
@@ -137,6 +138,7 @@ class Call:
         hedge_share: float = 0.0,
         on_chunk: Callable[[Sequence[Tensor]], None] | None = None,
         on_held: Callable[[str, float], None] | None = None,
+        device_us: dict[str, int] | None = None,
     ) -> None:
         self.ref = ref
         self.digest = digest
@@ -151,6 +153,7 @@ class Call:
         self.hedge_share = hedge_share  # of such calls, that may go to a second replica as well
         self.on_chunk = on_chunk
         self.on_held = on_held  # hears what the load does that it waits for, and how long still
+        self.device_us = device_us  # where what it costs is counted, by device; None: nowhere
         self.has_parts = False
         self.twin: Call | None = None  # the same for another replica: its second try
         self.is_twin = False
@@ -195,6 +198,7 @@ class Call:
             rows_max=self.rows_max,
             tenant=self.tenant,
             share=self.share,
+            device_us=self.device_us,
         )
         twin.is_twin, twin.fingerprint = True, self.fingerprint
         return twin

@@ -22,6 +22,7 @@ import structlog
 
 from edge.dispatching.calls import Answer, Call, refusal_of
 from edge.dispatching.given_up import GivenUp
+from edge.dispatching.late_bills import LateBills
 from edge.dispatching.starting import START_S_MAX, needs_call
 from edge.errors import TooLarge, WorkerLost
 from pool.wire import data
@@ -102,6 +103,8 @@ class WorkerConn:
         self._arena: Arena | None = None  # once the worker looks into it
         self.calls: dict[int, Call] = {}
         self._given_up = GivenUp()  # of these
+        self._late_bills = LateBills()
+        self.device = ""  # of the worker, as its time is counted; empty: it has not said
         self.wait_us = 0
         self.is_silent = False
         self._silent_s_min = math.inf  # as long as the worker never is while it lives
@@ -188,6 +191,7 @@ class WorkerConn:
         if self.calls.pop(call.id, None) is not None and self.peer is not None:
             self.peer.send(data.encode(data.Cancel(call.id)))
             self._given_up.add(call, time.monotonic())
+            self._late_bills.add(call.id, call.device_us)
 
     def close(self) -> None:
         """Stop redialling; calls under way fail as if the worker had broken."""
@@ -308,6 +312,7 @@ class WorkerConn:
         self._silent_s_min = hello.load_ms / 1000 * SILENT_BEATS or math.inf
         self.heard_s = time.monotonic()
         self.incarnation = hello.incarnation
+        self.device = hello.device
         self._wanted.clear()
         self.dialled_s = None
         self.peer = self._dialled
@@ -325,6 +330,7 @@ class WorkerConn:
         self._lost.set()
         self._unreached()
         calls, self.calls = self.calls, {}
+        self._late_bills.clear()
         if calls:
             _log.warning("worker_lost", worker=self.id, calls=len(calls), error=str(error or ""))
         gone = [*calls.values(), *self._given_up.take(self, time.monotonic())]
@@ -336,6 +342,8 @@ class WorkerConn:
         if type(message) is data.Reply:
             self.wait_us = message.wait_us
             call = self.calls.pop(message.call_id, None)
+            if message.device_us:
+                self._count(call, message)
             if call is not None and not call.future.done():
                 self._settle(call, message, body)
         elif type(message) is data.Chunk:
@@ -363,7 +371,15 @@ class WorkerConn:
         else:
             raise WireError(f"a worker does not send {type(message).__name__}")
 
+    def _count(self, call: Call | None, reply: data.Reply) -> None:
+        """Count what a call has had of the device, also one that has ended before its run."""
+        payer = self._late_bills.take(reply.call_id) if call is None else call.device_us
+        if payer is not None:
+            payer[self.device] = payer.get(self.device, 0) + reply.device_us
+
     def _settle(self, call: Call, reply: data.Reply, body: Buffer) -> None:
+        if call.on_chunk is not None and reply.status != 200:
+            self._late_bills.add(call.id, call.device_us)  # a stream's run goes on for a moment
         if call.has_begun and reply.status != WorkerLost.status:
             self._owner.on_ran(call)
         if call.is_watched:

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 import msgspec
 
+CPU: Final = "cpu"
+
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 # What a compiler may use, of what the kernel lists.  The rest says how the machine is run: bugs,
@@ -49,6 +51,11 @@ class Device(msgspec.Struct, frozen=True):
     model: str = ""  # what its maker calls it
     driver: int = 0  # major version; 0: none
     memory_bytes: int = 0  # of the device; 0: the machine's
+
+
+def label_of(device: Device) -> str:
+    """Return what a device's time is counted under: its class, or "cpu" whatever the CPU."""
+    return CPU if device.name == CPU else device.device_class or device.name
 
 
 class Gpus(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ class QueueCounters:
     runs: int = 0
     runs_inline: int = 0
     rows_run: int = 0
-    run_s: float = 0.0  # the engine's busy time
+    run_us: int = 0  # the engine's busy time
     refused: int = 0  # at their arrival, because they would have been late; counted in `failed`
 
     def count(self, outcome: Outcome) -> None:

@@ -18,6 +18,7 @@ from pool.engines.base import Session
 from pool.queueing.admission import Ahead
 from pool.queueing.alone import Gate
 from pool.queueing.batching import Decision, Limits, Run, Shed, Wait, decide
+from pool.queueing.billing import bill
 from pool.queueing.closing import close_session
 from pool.queueing.counters import QueueCounters
 from pool.queueing.expiry import TIMER_ROUNDING_S
@@ -406,7 +407,7 @@ class EngineQueue:
     def _learn(self, run: UnderWay, ran: Ran, run_s: float) -> None:
         self.counters.runs += 1
         self.counters.rows_run += run.rows
-        self.counters.run_s += run_s
+        self.counters.run_us += round(run_s * 1e6)
         if ran.was_one_run:
             now_s = self._clock()
             self._lanes.learn(run, run_s, now_s)
@@ -419,6 +420,7 @@ class EngineQueue:
 
     def _answer(self, run: UnderWay, ran: Ran, run_s: float) -> None:
         now_s = self._clock()
+        bill(run.tickets, ran.spent_ns, round(run_s * 1e6), self.name)
         for ticket, result in zip(run.tickets, ran.results, strict=True):
             if isinstance(result, Failed):
                 self._settle(ticket, result)

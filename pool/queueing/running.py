@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
 
 from pool.engines.base import DeviceLost, Session, Tensors, reason_of
+from pool.queueing.sharing import parts_of
 from pool.queueing.ticket import Failed, Ticket
 
 
@@ -26,6 +28,8 @@ class Ran(msgspec.Struct, frozen=True):
     results: list[Tensors | Failed]
     was_one_run: bool  # False: its duration says nothing about runs of that size
     unsplit: str = ""  # why the model cannot be batched; empty if it can
+    # Of several runs, how long each ticket had the device, shared by rows; empty: of one run.
+    spent_ns: tuple[int, ...] = ()
 
 
 class _Unsplit(Exception):
@@ -47,6 +51,7 @@ def run_tickets(session: Session, tickets: Sequence[Ticket], inputs: Sequence[Te
     if len(tickets) == 1:
         return Ran([_run_one(session, inputs[0], tickets[0].outputs)], was_one_run=True)
     unsplit = ""
+    began_ns = time.monotonic_ns()
     try:
         return Ran(list(_run_joint(session, tickets, inputs)), was_one_run=True)
     except _Unsplit as error:
@@ -58,16 +63,29 @@ def run_tickets(session: Session, tickets: Sequence[Ticket], inputs: Sequence[Te
     except (Exception, SystemExit):
         # Whatever it was, the ticket that has caused it will raise it again.
         pass
+    spent_ns = dict.fromkeys(tickets, 0)
+    _spend(spent_ns, tickets, began_ns)
     each = 1 if unsplit else len(tickets) // 2
-    results = _run_parts(session, tickets, inputs, each)
-    return Ran(results, was_one_run=False, unsplit=unsplit)
+    results = _run_parts(session, tickets, inputs, each, spent_ns)
+    return Ran(results, False, unsplit, tuple(spent_ns[ticket] for ticket in tickets))
+
+
+def _spend(spent_ns: dict[Ticket, int], tickets: Sequence[Ticket], began_ns: int) -> None:
+    """Add a run that has just ended to what each of its tickets has had of the device."""
+    parts = parts_of(time.monotonic_ns() - began_ns, [ticket.rows for ticket in tickets])
+    for ticket, part in zip(tickets, parts, strict=True):
+        spent_ns[ticket] += part
 
 
 _GONE = Failed(499, "the caller went away")
 
 
 def _run_parts(
-    session: Session, tickets: Sequence[Ticket], inputs: Sequence[Tensors], each: int
+    session: Session,
+    tickets: Sequence[Ticket],
+    inputs: Sequence[Tensors],
+    each: int,
+    spent_ns: dict[Ticket, int],
 ) -> list[Tensors | Failed]:
     """Run `each` tickets at a time, and half as many where that fails.
 
@@ -79,7 +97,8 @@ def _run_parts(
         part = live[start : start + each]
         some = [tickets[index] for index in part]
         theirs = [inputs[index] for index in part]
-        found: list[Tensors | Failed]
+        found: list[Tensors | Failed] = []
+        began_ns = time.monotonic_ns()
         if len(part) == 1:
             found = [_run_one(session, theirs[0], some[0].outputs)]
         else:
@@ -88,7 +107,10 @@ def _run_parts(
             except DeviceLost as error:
                 found = [_lost(error)] * len(part)
             except (Exception, SystemExit):
-                found = _run_parts(session, some, theirs, len(part) // 2)
+                pass
+        _spend(spent_ns, some, began_ns)
+        if not found:
+            found = _run_parts(session, some, theirs, len(part) // 2, spent_ns)
         results.update(zip(part, found, strict=True))
     return [results.get(index, _GONE) for index in range(len(tickets))]
 

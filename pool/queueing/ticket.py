@@ -78,6 +78,9 @@ class Ticket:
     # Shares its run with nobody, and the session with no other run, if given; called on the loop
     # in the place of that run, which it begins, exactly once.
     on_alone: Callable[[Begin], None] | None = None
+    # Hears, on the loop and as often as it was part of a run, how long that held the device for it:
+    # before it is settled, or later if it was settled while the run went on.
+    on_device: Callable[[int], None] | None = None  # in µs
     settled: bool = field(default=False, init=False)
 
     def settle(self, outcome: Outcome) -> bool:

@@ -22,7 +22,9 @@ KINDS: Final = ("failed", "unlike", "top1", "values")  # of examples; what is lo
 
 _SUMS: Final = (
     "offered", "dropped", "absent", "failed", "compared", "unlike", "rows", "top1_off", "error_sum",
+    "device_us",
 )  # fmt: skip
+_SHOWN_OTHERWISE: Final = ("error_sum", "device_us")
 
 
 class ShadowView:
@@ -66,7 +68,8 @@ class ShadowView:
         total = merged([*found.values(), *filter(None, [self._folded.get(name)])])
         alike = total.compared - total.unlike
         return {
-            **{part: getattr(total, part) for part in _SUMS if part != "error_sum"},
+            **{part: getattr(total, part) for part in _SUMS if part not in _SHOWN_OTHERWISE},
+            "device_s": total.device_us / 1e6,
             "top1_off_share": total.top1_off / total.rows if total.rows else None,
             "error_mean": total.error_sum / alike if alike else None,
             "error_p99": _at_most(total, 0.99) if alike else None,

@@ -487,6 +487,7 @@ class ShadowCount(msgspec.Struct, array_like=True, frozen=True):
     worst: Annotated[tuple[ShadowExample, ...], msgspec.Meta(max_length=64)] = ()
     last_failure: _Text = ""
     absent: _Count = 0  # of the dropped: the candidate is not loaded where the call was answered
+    device_us: _Count = 0  # for which copies held the device
 
 
 class ShadowReport(msgspec.Struct, array_like=True, frozen=True, tag=25):

@@ -1,13 +1,14 @@
 """The messages between edge and worker.
 
-    Hello   [1, wire, role, id, incarnation, arena_fd, arena_bytes, load_ms]
+    Hello   [1, wire, role, id, incarnation, arena_fd, arena_bytes, load_ms, device]
     Call    [2, call_id, request_id, model, version, digest, time_left_us, priority,
              [[name, datatype, shape, bytes], ...], [output, ...], stream,
              rows_max, arena_at, insists, progress,
              [[rollout, model, version, calls_per_s_max], ...],
-             tenant, share, alone]                                                + tensors
+             tenant, share, alone, traceparent]                                   + tensors
     Reply   [3, call_id, status, detail, [[name, datatype, shape, bytes], ...],
-             queue_us, infer_us, batch_rows, wait_us, retry_after_ms, not_run]    + tensors
+             queue_us, infer_us, batch_rows, wait_us, retry_after_ms, not_run,
+             device_us]                                                           + tensors
     Chunk   [4, call_id, seq, [[name, datatype, shape, bytes], ...]]              + tensors
     Cancel  [5, call_id]
     Load    [6, wait_us, calls, draining]
@@ -19,6 +20,8 @@ Positional; fields are only ever appended, each with a default, and a reader ski
 know.  Every field's type and bound is checked on the way in.  `call_id` belongs to one connection.
 A deadline travels as the time left when sent: the clocks of edge and worker are never compared.
 A streamed call is answered by chunks in order of `seq` and then by one reply without tensors.
+A call that ends before its run does, because nobody waits for it any more, is followed by a reply
+of its own when the run is over (499), which says only what part of the device's time it has had.
 A worker that drains says so once.  The edge sends nothing new from then on, and hangs up when its
 last call is answered; so no call is ever on its way to a worker that has gone.
 An edge's hello may offer an arena (see arena.py), and the worker's then says that it looks into it:
@@ -111,6 +114,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
     arena_fd: _Count = 0  # of the edge's process
     arena_bytes: _Count = 0  # offered by the edge, taken by the worker; 0: no arena
     load_ms: _Count = 0  # of a worker: so often at least it sends its load; 0: not said
+    device: _Short = ""  # of a worker: its class, "sm_90" or "cpu"; empty: not said
 
 
 class ShadowOf(msgspec.Struct, array_like=True, frozen=True):

@@ -29,7 +29,7 @@ async def test_state_of_a_warm_engine_has_what_it_is_and_what_it_has_done(place:
     assert slot.loaded is not None
     assert slot.queue is not None
     slot.loaded = msgspec.structs.replace(slot.loaded, identity=made_plans.identity())
-    slot.queue.counters = QueueCounters(runs=3, rows_run=5, run_s=0.25)
+    slot.queue.counters = QueueCounters(runs=3, rows_run=5, run_us=250_000)
     slot.loads, slot.arrived, slot.arrived_rows, slot.phases = 2, 7, 11, {"load": 4}
     told = state_of(slot, size_bytes=64, why="its plan is being built", now_s=slot.used_s + 2.0)
     assert told == EngineState(

@@ -90,11 +90,11 @@ ARM_EVIDENCE_ARRAY = [
 ]
 SHADOW_COUNT = ShadowCount(
     *("r1", "digits/1", "digits/2", 9, 1, 2, 6, 1, 50, 3, 0.5, 0.25, (4, 1)),
-    *((ShadowExample("id-1", "ab12", 0.25, "y", "values"),), "it raised", 1),
+    *((ShadowExample("id-1", "ab12", 0.25, "y", "values"),), "it raised", 1, 4_200),
 )
 SHADOW_COUNT_ARRAY = [
     *("r1", "digits/1", "digits/2", 9, 1, 2, 6, 1, 50, 3, 0.5, 0.25, [4, 1]),
-    *([["id-1", "ab12", 0.25, "y", "values"]], "it raised", 1),
+    *([["id-1", "ab12", 0.25, "y", "values"]], "it raised", 1, 4_200),
 ]
 ENGINE_ARRAY = [
     "digits",
@@ -281,7 +281,7 @@ FIELDS = {
     Evidence: "incarnation arms",
     ShadowExample: "request_id inputs relative_error detail kind",
     ShadowCount: "rollout baseline candidate offered dropped failed compared unlike rows top1_off "
-    "error_sum error_max errors worst last_failure absent",
+    "error_sum error_max errors worst last_failure absent device_us",
     ShadowReport: "counts",
     Quarantined: "fingerprint model version left_ms",
     Poison: "quarantined",

@@ -39,8 +39,8 @@ HEAD_ARRAY = ["input", "FP32", [2, 3], 24]
 # Each message, its documented positional array, and how many fields behind the kind it must have.
 EXAMPLES: list[tuple[data.Message, list[Any], int]] = [
     (
-        Hello(1, "edge", "edge-0", "a1b2", 17, 1 << 25, 500),
-        [1, 1, "edge", "edge-0", "a1b2", 17, 1 << 25, 500],
+        Hello(1, "worker", "w-0", "a1b2", 17, 1 << 25, 500, "sm_90"),
+        [1, 1, "worker", "w-0", "a1b2", 17, 1 << 25, 500, "sm_90"],
         4,
     ),
     (
@@ -127,7 +127,7 @@ def test_every_message_has_an_example() -> None:
 
 
 FIELDS = {
-    Hello: "wire role id incarnation arena_fd arena_bytes load_ms",
+    Hello: "wire role id incarnation arena_fd arena_bytes load_ms device",
     Call: "call_id request_id model version digest time_left_us priority inputs outputs stream "
     "rows_max arena_at insists progress shadow tenant share alone traceparent",
     ShadowOf: "rollout model version calls_per_s_max",

@@ -266,7 +266,8 @@ async def test_worker_says_who_it_is(node: Node) -> None:
     edge.say(data.Hello(data.WIRE, "edge", "e1", ""))
     await edge.until(lambda: edge.heard)
     assert edge.heard[0][0] == node.worker.hello()
-    hello = data.Hello(data.WIRE, "worker", "w1", node.worker.incarnation, load_ms=500)
+    said = (data.WIRE, "worker", "w1", node.worker.incarnation)
+    hello = data.Hello(*said, load_ms=500, device="cpu")
     assert node.worker.hello() == hello
 
 
@@ -380,7 +381,7 @@ async def test_end_of_a_run_that_was_alone_is_told_if_no_reply_tells_it(node: No
     await edge.reply(2)
     said = [m for m, _ in edge.heard if isinstance(m, data.Began | data.Reply)]
     assert said[:2] == [data.Began(1, is_only=True), data.Began(1, is_only=False)]
-    assert [message.call_id for message in said] == [1, 1, 2]
+    assert [message.call_id for message in said] == [1, 1, 1, 2]  # the third: what it has cost
 
 
 @pytest.mark.rule("F20")

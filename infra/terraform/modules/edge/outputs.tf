@@ -1,6 +1,14 @@
-output "name" {
-  description = "Name of the fleet."
-  value       = var.name
+output "for_pools" {
+  description = "What module pool takes as `edge`. Not this module whole: its controller waits for the pools."
+  value = {
+    name                         = var.name
+    cluster_name                 = aws_ecs_cluster.fleet.name
+    cluster_arn                  = aws_ecs_cluster.fleet.arn
+    controller_role_name         = aws_iam_role.task["controller"].name
+    edge_security_group_id       = aws_security_group.tier["edge"].id
+    controller_security_group_id = aws_security_group.tier["controller"].id
+    has_fallback                 = var.fallback.tasks > 0
+  }
 }
 
 output "cluster_name" {
@@ -26,16 +34,6 @@ output "controller_service_name" {
 output "fallback_service_name" {
   description = "ECS service of the CPU workers; null: there are none."
   value       = one(aws_ecs_service.fallback[*].name)
-}
-
-output "has_fallback" {
-  description = "Whether CPU workers answer while a pool has no instance."
-  value       = var.fallback.tasks > 0
-}
-
-output "controller_role_name" {
-  description = "Role of the controller's task, to which each pool adds what it takes to start and end its workers."
-  value       = aws_iam_role.task["controller"].name
 }
 
 output "edge_security_group_id" {

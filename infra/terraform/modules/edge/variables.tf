@@ -66,10 +66,10 @@ variable "registry" {
 }
 
 variable "images" {
-  description = "Images with a fixed tag or digest: `edge` for edge and controller, `pool` for the CPU workers."
+  description = "Images with a fixed tag or digest: `edge` for edge and controller, `fallback` for the CPU workers."
   type = object({
-    edge = string
-    pool = string
+    edge     = string
+    fallback = string
   })
 
   validation {

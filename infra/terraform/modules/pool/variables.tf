@@ -9,7 +9,7 @@ variable "name" {
 }
 
 variable "edge" {
-  description = "What module edge gives out: pass it whole."
+  description = "What module edge gives out as `for_pools`."
   type = object({
     name                         = string
     cluster_name                 = string
@@ -74,8 +74,8 @@ variable "instance_types" {
   }
 
   validation {
-    condition     = alltrue([for type in var.instance_types : can(regex("^(g4dn|g5|g6|g6e|g6f|gr6|gr6f|g7e|p3|p4d|p4de|p5|p5e|p5en|p6-b200|p6-b300)\\.(metal|x?large|[0-9]+xlarge)$", type))])
-    error_message = "instance_types: a pool needs x86 instances with an NVIDIA GPU: g4dn, g5, g6, g6e, g6f, gr6, gr6f, g7e, p3, p4d, p4de, p5, p5e, p5en, p6-b200 or p6-b300, such as g6.xlarge."
+    condition     = alltrue([for type in var.instance_types : can(regex("^(g4dn|g5|g6|g6e|gr6|g7e|p4d|p4de|p5|p5e|p5en|p6-b200|p6-b300)\\.(metal|x?large|[0-9]+xlarge)$", type))])
+    error_message = "instance_types: a pool needs x86 instances with whole NVIDIA GPUs: g4dn, g5, g6, g6e, gr6, g7e, p4d, p4de, p5, p5e, p5en, p6-b200 or p6-b300, such as g6.xlarge."
   }
 
   validation {

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import guarding, terraform
+from tests.support.aws import AwsServer, aws_server
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
 
@@ -138,6 +139,23 @@ def seaweed() -> Iterator[S3Server]:
     """The one S3 server of this run."""
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[AwsServer]:
+    """The one AWS of this run; see `aws`."""
+    with aws_server() as server:
+        yield server
+
+
+@pytest.fixture
+def aws(moto: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    """The AWS of this run, for names of one's own; boto3's environment is set, for children too."""
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    return moto
 
 
 @pytest.fixture

@@ -209,6 +209,7 @@ def controller_process(
     advertise: str = "",
     workers_expected: int = 0,
     sync_interval_s: float = 0.0,
+    notifications: str = "",
     time_scale: float = 1.0,
     require_signed: str = "",
 ) -> ProcessSpec:
@@ -220,6 +221,7 @@ def controller_process(
         listen=(node.control, *listen),
         advertise=advertise,
         sync_interval_s=sync_interval_s,
+        notifications=notifications,
         time_scale=time_scale,
         workers_expected=workers_expected,
         require_signed=require_signed,

@@ -52,6 +52,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     listen: tuple[str, ...]  # "unix:/path" and/or "tcp://host:port"
     advertise: str = ""  # the url in the leader record; empty: the last of `listen`
     sync_interval_s: float = 0.0  # 0: 1 s for a directory, 10 s for S3
+    notifications: str = ""  # URL of the queue that the bucket tells of changes; empty: none
     workers_expected: int = 0  # ready only once so many workers have registered
     time_scale: float = 1.0  # rehearsals: the scaling policies see time pass so many times faster
     require_signed: str = ""  # file of trusted keys; empty: manifests need no signature

@@ -421,8 +421,12 @@ class Controller:
 
     # rounds
 
-    async def poll(self, *, is_asked: bool = False) -> None:
-        """Look at the registry once and tell everybody what changed."""
+    async def poll(self, *, is_asked: bool = False) -> bool | None:
+        """Look at the registry once and tell everybody what changed.
+
+        Returns:
+            Whether anything has; None: the registry did not answer.
+        """
         async with self._polling:
             known = self._watch.snapshot
             begun_s = asyncio.get_running_loop().time()
@@ -445,13 +449,15 @@ class Controller:
             if self._watch.trust.is_required:
                 gone = known.manifests.keys() - self._watch.snapshot.manifests.keys()
                 self._let_go.update(dict.fromkeys(gone, False))
+            found = None if self._registry_error else changed
         if not self._may_act():
-            return
+            return found
         # What was never read is not empty: edges keep what they have until it is.
         is_news = self._documents is None and self._watch.is_known
         if changed or is_news:
             self._publish_documents()
             self.act()
+        return found
 
     async def poll_forever(self, interval_s: float) -> None:
         """Poll every `interval_s` ± 20 %, so that many controllers never beat in time."""

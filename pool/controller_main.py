@@ -19,6 +19,7 @@ from pool import last_good
 from pool.config import ControllerConfig
 from pool.controller import Controller
 from pool.learned import Learned
+from pool.registry_news import RegistryNews
 from pool.registry_watch import RegistryWatch, trusted_of
 from pool.wire.fleet_secret import load_secrets
 from pool.wire.listening import serve
@@ -27,7 +28,8 @@ from pool.wish_watch import WishWatch
 from registry_sync.leader import Leadership, Wait, resign, step
 from registry_sync.local import LocalStore
 from registry_sync.logs import configure
-from registry_sync.open import open_store
+from registry_sync.news import QueueError
+from registry_sync.open import open_queue, open_store
 from registry_sync.stores import Store, StoreError, StoreUnavailable
 from registry_sync.supervised import leave
 from registry_sync.trust import Trust
@@ -102,6 +104,9 @@ async def run(config: ControllerConfig) -> None:
     if start is not None and not is_s3:
         require_folder(config.registry)
     store = await asyncio.to_thread(open_store, config.registry)
+    queue = None
+    if config.notifications:
+        queue = await asyncio.to_thread(open_queue, config.notifications, config.registry)
     servers = []
     # The lock shows that no former controller of this node can act any more.
     url = config.advertise
@@ -113,10 +118,14 @@ async def run(config: ControllerConfig) -> None:
         servers.append(server)
     leadership = Leadership(config.id, url or str(servers[-1].address), predecessor_is_dead=True)
     leader_store = store if is_s3 else open_store(str(data))
+
+    def may_act() -> bool:
+        return leadership.may_act(time.monotonic())
+
     wishes = WishWatch(store, WISHES_PAUSE_S_S3 if is_s3 else WISHES_PAUSE_S_DIRECTORY)
     controller = Controller(
         RegistryWatch(store, start, wishes, trust),
-        may_act=lambda: leadership.may_act(time.monotonic()),
+        may_act=may_act,
         epoch=lambda: leadership.reign.epoch if leadership.reign else 0,
         workers_expected=config.workers_expected,
         local=local,
@@ -129,8 +138,12 @@ async def run(config: ControllerConfig) -> None:
     )
     ended = asyncio.Event()
     leading = loop.create_task(lead_until(ended, leader_store, leadership))
+    if queue is None:
+        looks = controller.poll_forever(interval_s)
+    else:
+        looks = RegistryNews(queue, controller.poll, may_act, interval_s).run_forever()
     rounds = [
-        loop.create_task(controller.poll_forever(interval_s)),
+        loop.create_task(looks),
         loop.create_task(controller.tick_forever()),
     ]
     _log.info("controller_up", addresses=[str(server.address) for server in servers])
@@ -157,7 +170,7 @@ def main() -> None:
     configure("controller", config.log_level)
     try:
         uvloop.run(run(config))
-    except (ValueError, OSError, StoreError) as error:
+    except (ValueError, OSError, StoreError, QueueError) as error:
         _log.error("controller_cannot_start", error=str(error) or type(error).__name__)
     except Exception:
         _log.exception("bug")

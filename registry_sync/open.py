@@ -1,12 +1,16 @@
-"""From a registry URL to its store. The only place that knows which stores exist."""
+"""From a URL to its store, or to its queue. The only place that knows which there are."""
 
 from __future__ import annotations
 
 import urllib.parse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from registry_sync.directory import DirectoryStore
 from registry_sync.stores import BadStore, Store, StoreUnavailable, check_folder
+
+if TYPE_CHECKING:
+    from registry_sync.notifications import Queue
 
 
 def open_existing(url: str) -> Store:
@@ -63,3 +67,15 @@ def open_store(url: str) -> Store:
 
         return S3Store(parts.netloc, prefix)
     raise BadStore(f"registry URL {url!r}: {parts.scheme}:// is not known; use s3:// or a path")
+
+
+def open_queue(url: str, registry: str) -> Queue:
+    """Open the queue that an s3:// registry tells of its changes.
+
+    Raises:
+        QueueError: SQS cannot be set up.
+    """
+    # Here and not above, as for S3.
+    from registry_sync.notifications import Queue  # noqa: PLC0415
+
+    return Queue(url, registry)

@@ -38,8 +38,8 @@ CONFINED = {
     "tensorrt": ("pool.engines",),
     "tensorrt_rtx": ("pool.engines",),
     "onnxruntime": ("pool.engines", *PEERS),
-    "boto3": ("registry_sync.s3",),
-    "botocore": ("registry_sync.s3",),
+    "boto3": ("registry_sync.s3", "registry_sync.notifications"),
+    "botocore": ("registry_sync.s3", "registry_sync.notifications"),
     "cryptography": ("registry_sync.ed25519",),
     "diskcache": ("edge.disk_store",),
     "matplotlib": ("infra.simulate.plots",),
@@ -49,6 +49,7 @@ CONFINED = {
 # Imports inside a function, and why each must be one.
 LATE_IMPORTS = {
     ("registry_sync.open", "registry_sync.s3"): "boto3 never loads for a directory",
+    ("registry_sync.open", "registry_sync.notifications"): "boto3 never loads for a directory",
     ("registry_sync.signing", "registry_sync.ed25519"): "cryptography never loads for no signature",
 }
 
@@ -62,6 +63,8 @@ PURE = (
     "pool.engines.gate",
     "pool.engines.tensorrt_profiles",
     "pool.letting_go",
+    "pool.look_pace",
+    "registry_sync.news",
     "pool.placement",
     "pool.wanted",
     "registry_sync.engine_wishes",

@@ -115,6 +115,14 @@ Controller = Annotated[
     typer.Option("--controller", help="tcp://host:port or tls://…; default: the leader record."),
 ]
 Interval = Annotated[float, typer.Option("--sync-interval-s", min=0, help="0: 1 s, on S3 10 s.")]
+Notifications = Annotated[
+    str,
+    typer.Option(
+        "--notifications",
+        metavar="QUEUE_URL",
+        help="The SQS queue that the registry's bucket tells of changes; nobody else may read it.",
+    ),
+]
 BodyMax = Annotated[int, typer.Option("--body-bytes-max", min=1, help="Of one request.")]
 BodiesMax = Annotated[
     int,
@@ -419,6 +427,7 @@ def controller_command(
         int, typer.Option("--workers-expected", min=0, help="Not ready before so many.")
     ] = 0,
     sync_interval_s: Interval = 0.0,
+    notifications: Notifications = "",
     require_signed: RequireSigned = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -439,15 +448,22 @@ def controller_command(
             raise CannotStart(f"--listen {text}: {NO_CERTIFICATE}")
         if tls.is_mutual and address.needs_secret and not address.is_tls:
             raise CannotStart(f"--listen {text}: this node has a CA for the wire: say tls://")
+    url = registry_url(data, registry)
+    if notifications and not (url.startswith("s3://") and _is_http(notifications)):
+        raise CannotStart(
+            f"--notifications {notifications}: expected the https:// URL of an SQS queue, and an "
+            f"s3:// registry that tells it; the registry is {url}"
+        )
     node.prepare()
     process = stack.controller_process(
         node,
-        registry_url(data, registry),
+        url,
         log_level,
         listen=tuple(listen or ()),
         advertise=advertise,
         workers_expected=workers_expected,
         sync_interval_s=sync_interval_s,
+        notifications=notifications,
         require_signed=trusted_file(require_signed),
     )
     _run(TierOptions(node, (process,), "controller"), log_level)
@@ -493,6 +509,10 @@ def _fallback_device(name: str) -> str:
     if name not in (stack.AUTO, "cpu"):
         raise CannotStart(f"--fallback: these workers serve on the CPU, not on --device {name}")
     return "cpu"
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("https://", "http://"))
 
 
 def _run(options: TierOptions, log_level: str) -> None:

@@ -94,7 +94,7 @@ class RolloutDesk:
         *,
         leads: Callable[[], bool],
         epoch: Callable[[], int],
-        poll: Callable[[], Awaitable[None]],
+        poll: Callable[[], Awaitable[object]],
         is_lagging: Callable[[int], bool],
         warmth: Callable[[str], Warmth],
     ) -> None:

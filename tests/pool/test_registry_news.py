@@ -1,0 +1,173 @@
+"""A controller's looks at a bucket that tells a queue of its changes; both answer over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from pool import look_pace, registry_news
+from pool.registry_news import RegistryNews
+from pool.registry_watch import RegistryWatch
+from registry_sync.documents import EndpointSpec, Variant, write
+from registry_sync.notifications import Queue
+from registry_sync.open import open_store
+from registry_sync.stores import Store
+from tests.support.aws import AwsServer
+from tests.support.published import publish
+from tests.support.told_bucket import told_bucket
+
+NEVER_S = 3600.0
+
+
+class Looks:
+    """Looks at a registry, and counts them."""
+
+    def __init__(self, store: Store) -> None:
+        self.watch = RegistryWatch(store)
+        self.count = 0
+        self.fails = False
+        self.may_act = True
+
+    async def look(self, *, is_asked: bool = False) -> bool | None:
+        self.count += 1
+        if self.fails:
+            return None
+        return await asyncio.to_thread(self.watch.poll, is_asked=is_asked)
+
+
+@pytest.fixture
+def told(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """A bucket and the URL of its queue, which are read without pauses."""
+    monkeypatch.setattr(registry_news, "RECEIVES_APART_S", 0.01)
+    return told_bucket(aws)
+
+
+@pytest.fixture
+def store(told: tuple[str, str]) -> Iterator[Store]:
+    with contextlib.closing(open_store(f"s3://{told[0]}/fleet")) as store:
+        publish(store, "1")
+        yield store
+
+
+@contextlib.asynccontextmanager
+async def following(
+    looks: Looks, url: str, registry: str, interval_s: float = NEVER_S
+) -> AsyncIterator[None]:
+    with contextlib.closing(Queue(url, registry, wait_s=0)) as queue:
+        news = RegistryNews(queue, looks.look, lambda: looks.may_act, interval_s)
+        task = asyncio.get_running_loop().create_task(news.run_forever())
+        yield
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        news._thread.shutdown()
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def put_spec(store: Store, name: str = "e") -> None:
+    spec = EndpointSpec(name, (Variant("a", "m", "1", 100.0),), revision=1)
+    store.put_new(f"endpoints/{name}.json", write(spec))
+
+
+def held(aws: AwsServer, url: str) -> int:
+    """Return how many messages are in a queue, those that somebody has in hand too."""
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    found = aws.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=names)
+    return sum(map(int, found["Attributes"].values()))
+
+
+async def test_message_is_a_look_at_once_and_is_deleted_after_it(
+    aws: AwsServer, told: tuple[str, str], store: Store
+) -> None:
+    looks = Looks(store)
+    async with following(looks, told[1], store.url):
+        await until(lambda: looks.count and not held(aws, told[1]))
+        put_spec(store)
+        await until(lambda: "e" in looks.watch.snapshot.specs)
+        await until(lambda: not held(aws, told[1]))
+
+
+async def test_what_the_controller_wrote_itself_is_no_look(
+    aws: AwsServer, told: tuple[str, str], store: Store
+) -> None:
+    looks = Looks(store)
+    async with following(looks, told[1], store.url):
+        await until(lambda: looks.count and not held(aws, told[1]))
+        before = looks.count
+        store.put_new("endpoints/e/state.json", b"{}")
+        await until(lambda: not held(aws, told[1]))
+        assert looks.count == before
+
+
+async def test_message_stays_while_the_registry_does_not_answer(
+    aws: AwsServer, told: tuple[str, str], store: Store
+) -> None:
+    looks = Looks(store)
+    async with following(looks, told[1], store.url):
+        await until(lambda: looks.count and not held(aws, told[1]))
+        looks.fails, before = True, looks.count
+        put_spec(store)
+        await until(lambda: looks.count > before)
+    assert held(aws, told[1]) == 1
+
+
+async def test_who_does_not_lead_neither_receives_nor_looks(
+    aws: AwsServer, told: tuple[str, str], store: Store
+) -> None:
+    looks = Looks(store)
+    looks.may_act = False
+    async with following(looks, told[1], store.url):
+        await asyncio.sleep(0.1)
+        assert looks.count == 0
+        assert held(aws, told[1])
+        looks.may_act = True
+        await until(lambda: looks.count and not held(aws, told[1]))
+
+
+async def test_without_its_queue_a_controller_looks_at_the_usual_pace(
+    aws: AwsServer, told: tuple[str, str], store: Store
+) -> None:
+    sqs = aws.client("sqs")
+    sqs.delete_queue(QueueUrl=told[1])
+    looks = Looks(store)
+    with capture_logs() as logs:
+        async with following(looks, told[1], store.url, interval_s=0.02):
+            await until(lambda: looks.count > 5)
+            sqs.create_queue(QueueName=told[0])
+            await until(lambda: any(log["event"] == "notifications_back" for log in logs))
+            await asyncio.sleep(0.1)  # what had begun
+            before = looks.count
+            await asyncio.sleep(0.2)
+            assert looks.count == before
+            sqs.delete_queue(QueueUrl=told[1])
+            await until(lambda: looks.count > before + 3)
+    assert [log["event"] for log in logs].count("notifications_unreachable") == 2
+
+
+async def test_change_of_which_nobody_told_is_found_and_the_queue_not_relied_on(
+    aws: AwsServer, told: tuple[str, str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look_pace, "SLOW_S", 0.3)
+    aws.client("s3").put_bucket_notification_configuration(
+        Bucket=told[0], NotificationConfiguration={}
+    )
+    looks = Looks(store)
+    with capture_logs() as logs:
+        async with following(looks, told[1], store.url, interval_s=0.02):
+            await until(lambda: looks.count >= 2)
+            put_spec(store)
+            await until(lambda: any(log["event"] == "notifications_missed" for log in logs))
+            monkeypatch.setattr(look_pace, "SLOW_S", NEVER_S)
+            before = looks.count
+            await until(lambda: looks.count > before + 3)
+    assert "e" in looks.watch.snapshot.specs

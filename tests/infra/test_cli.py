@@ -139,6 +139,7 @@ def test_endpoint_set_prints_the_revision_and_get_what_was_set(published: Cli) -
         "replicas_min": 0, "replicas_max": 4, "idle_s": "auto", "dedicated": False,
         "warm": "", "cold_start_cost_s": 3600.0, "replica_hours_per_day_max": None,
         "forecast": "act",
+        "fallback": "none",
     }  # fmt: skip
 
 

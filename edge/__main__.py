@@ -93,7 +93,9 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     stop = asyncio.Event()
     secrets = load_secrets(Path(config.data))
     pool = Pool(config.id, secrets)
-    metrics = Metrics(Path(config.data) / "run" / "metrics", config.id, config.device_usd_per_h)
+    metrics = Metrics(
+        Path(config.data) / "run" / "metrics", config.id, dict(config.device_usd_per_h)
+    )
     world = World(
         edge_id=config.id,
         folder=Path(config.data) / "edge",

@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -66,6 +66,7 @@ class UpOptions:
     body_bytes_in_flight_max: int = 512 << 20
     access_log: AccessLogMode = "off"
     access_log_lines_per_s: float = 20.0
+    device_usd_per_h: Mapping[str, float] = field(default_factory=dict)
     require_signed: str = ""  # file of trusted keys; empty: versions need no signature
     tls: TlsFiles | None = None  # of the edge's ports; None: HTTP
     log_level: str = "warning"
@@ -265,6 +266,7 @@ def _processes(options: UpOptions) -> list[ProcessSpec]:
             body_bytes_in_flight_max=options.body_bytes_in_flight_max,
             access_log=options.access_log,
             access_log_lines_per_s=options.access_log_lines_per_s,
+            device_usd_per_h=options.device_usd_per_h,
             tls=options.tls,
             require_signed=options.require_signed,
         ),

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -344,6 +344,7 @@ def edge_processes(
     body_bytes_in_flight_max: int = 512 << 20,
     access_log: AccessLogMode = "off",
     access_log_lines_per_s: float = 20.0,
+    device_usd_per_h: Mapping[str, float] | None = None,
     require_signed: str = "",
     tls: TlsFiles | None = None,
 ) -> list[ProcessSpec]:
@@ -371,6 +372,7 @@ def edge_processes(
                 body_bytes_in_flight_max=body_bytes_in_flight_max,
                 access_log=access_log,
                 access_log_lines_per_s=access_log_lines_per_s,
+                device_usd_per_h=tuple((device_usd_per_h or {}).items()),
                 require_signed=require_signed,
                 tls_cert="" if tls is None else str(tls.cert),
                 tls_key="" if tls is None else str(tls.key),

@@ -171,7 +171,9 @@ def s3_url(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running system of one edge and one worker with the test engines, shared by all tests."""
-    with running_stack(tmp_path_factory.mktemp("stack"), engines=TEST_ENGINES) as stack:
+    env = {"TIDEPOOL_DEVICE_PRICE_USD_PER_H": "cpu=7200"}  # so that a second costs 2 USD
+    data = tmp_path_factory.mktemp("stack")
+    with running_stack(data, engines=TEST_ENGINES, env=env) as stack:
         yield stack
 
 

@@ -21,6 +21,7 @@ from infra.commands.options import (
     said,
     trusted_file,
 )
+from infra.commands.price_option import DevicePrices, device_prices
 from infra.commands.tls_option import TlsCert, TlsKey, tls_files
 from infra.ecs_task import host_option, hosts_option
 from infra.local import TierOptions, UpOptions, run_tier, up
@@ -219,6 +220,7 @@ def up_command(
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
     access_log: AccessLog = "sampled",
     access_log_lines_per_s: AccessLines = 20.0,
+    device_price_usd_per_h: DevicePrices = "",
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     cache_memory_bytes: MemoryMax = 256 << 20,
@@ -251,6 +253,7 @@ def up_command(
         body_bytes_in_flight_max=body_bytes_in_flight_max,
         access_log=access_log,
         access_log_lines_per_s=access_log_lines_per_s,
+        device_usd_per_h=device_prices(device_price_usd_per_h),
         tls=tls_files(tls_cert, tls_key),
         cache_memory_bytes=cache_memory_bytes,
         cache_disk_bytes=cache_disk_bytes,
@@ -282,6 +285,7 @@ def edge_command(
     body_bytes_in_flight_max: BodiesMax = 512 << 20,
     access_log: AccessLog = "sampled",
     access_log_lines_per_s: AccessLines = 20.0,
+    device_price_usd_per_h: DevicePrices = "",
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     cache_memory_bytes: MemoryMax = 256 << 20,
@@ -311,6 +315,7 @@ def edge_command(
         body_bytes_in_flight_max=body_bytes_in_flight_max,
         access_log=access_log,
         access_log_lines_per_s=access_log_lines_per_s,
+        device_usd_per_h=device_prices(device_price_usd_per_h),
         tls=tls_files(tls_cert, tls_key),
         require_signed=trusted_file(require_signed),
         cache_memory_bytes=cache_memory_bytes,

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -71,6 +72,20 @@ def test_view_of_the_pool_is_the_status_in_numbers(stack: Stack) -> None:
     assert {("tidepool_replicas", ""), ("tidepool_plans", ""), ("tidepool_builds_total", "")} <= {
         *found
     }
+
+
+def test_endpoint_is_charged_for_what_its_calls_have_run(stack: Stack) -> None:
+    model = "charged"
+    stack.publish_observed(model)
+    with ThreadPoolExecutor(8) as pool:
+        assert {
+            answer.status for answer in pool.map(partial(stack.infer_observed, model), range(40))
+        } == {200}
+    until(lambda: stack.engine(model)[0]["rows"] == 40)
+    labels = {"endpoint": model, "version": "1", "device": "cpu"}
+    seconds = stack.metric("tidepool_device_seconds_total", **labels)
+    assert seconds == pytest.approx(stack.engine(model)[0]["run_s"], abs=1e-9)
+    assert stack.metric("tidepool_device_cost_usd_total", **labels) == pytest.approx(2 * seconds)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])

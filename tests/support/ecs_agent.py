@@ -26,6 +26,7 @@ class EcsAgent:
     unready: int = 0  # so many of the next answers tell no network yet
     access_key: str = ""
     secret_key: str = ""
+    token: str = ""  # none, as SeaweedFS knows no sessions; then boto3 sends none
     good_for: timedelta = timedelta(hours=6)
     asked: Counter[str] = field(default_factory=Counter)  # how often for what
 
@@ -49,7 +50,7 @@ class EcsAgent:
                 "RoleArn": "arn:aws:iam::123456789012:role/tidepool",
                 "AccessKeyId": self.access_key,
                 "SecretAccessKey": self.secret_key,
-                "Token": "of-the-task",
+                "Token": self.token,
                 "Expiration": f"{datetime.now(UTC) + self.good_for:%Y-%m-%dT%H:%M:%SZ}",
             }
         return None

@@ -100,6 +100,7 @@ class Call:
         "id",
         "inputs",
         "is_held",
+        "is_helped",
         "is_only",
         "is_twin",
         "is_watched",
@@ -164,6 +165,7 @@ class Call:
         self.fingerprint = b""  # once it was needed; see `quarantine`
         self.is_watched = False  # how it ends is held against other workers' calls
         self.is_held = False  # sent to a worker that was to load its engine first
+        self.is_helped = False  # sent to a fallback worker, which says nothing of its arm
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.pool: Sender | None = None
         self.conn: Carrier | None = None
@@ -206,14 +208,14 @@ class Call:
     def succeed(self, answer: Answer) -> None:
         """End the call with its answer; it must not have ended."""
         self.future.set_result(answer)
-        if self.watch is not None:
+        if self.watch is not None and not self.is_helped:
             self.tell(self.watch, 200, answer.outputs)
 
     def fail(self, error: Refusal) -> None:
         """End the call with `error` unless it has ended."""
         if not self.future.done():
             self.future.set_exception(error)
-            if self.watch is not None and self.sent:
+            if self.watch is not None and self.sent and not self.is_helped:
                 self.tell(self.watch, error.status)
 
     def tell(self, watch: ArmWatch, status: int, outputs: Sequence[data.TensorLike] = ()) -> None:

@@ -43,6 +43,7 @@ CONFINED = {
     "cryptography": ("registry_sync.ed25519",),
     "diskcache": ("edge.disk_store",),
     "matplotlib": ("infra.simulate.plots",),
+    "opentelemetry": ("registry_sync.otel",),
     "magika": (),  # the demo's model: infra.demo_files finds it by name, and does without
 }
 

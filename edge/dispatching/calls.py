@@ -118,6 +118,7 @@ class Call:
         "shadow",
         "share",
         "tenant",
+        "traceparent",
         "twin",
         "unit",
         "watch",
@@ -176,6 +177,7 @@ class Call:
         self.shadow: tuple[data.ShadowOf, ...] = ()  # who answer it as well, for a comparison
         self.watch: ArmWatch | None = None  # is told how it ends
         self.unit: bytes | None = None  # whose it is then
+        self.traceparent = ""  # of its span; empty: it is not traced
 
     @property
     def is_starting(self) -> bool:
@@ -203,6 +205,7 @@ class Call:
             device_us=self.device_us,
         )
         twin.is_twin, twin.fingerprint = True, self.fingerprint
+        twin.traceparent = self.traceparent
         return twin
 
     def succeed(self, answer: Answer) -> None:

@@ -171,6 +171,7 @@ class WorkerConn:
             call.tenant,
             call.share,
             call.alone,
+            call.traceparent,
         )
         try:
             buffers = data.encode(message, () if at else inputs)

@@ -43,7 +43,6 @@ CONFINED = {
     "cryptography": ("registry_sync.ed25519",),
     "diskcache": ("edge.disk_store",),
     "matplotlib": ("infra.simulate.plots",),
-    "opentelemetry": ("registry_sync.otel",),
     "magika": (),  # the demo's model: infra.demo_files finds it by name, and does without
 }
 
@@ -63,14 +62,10 @@ PURE = (
     "pool.engines.choice",
     "pool.engines.gate",
     "pool.engines.tensorrt_profiles",
-    "pool.fallback",
-    "pool.far_starts",
     "pool.letting_go",
     "pool.look_pace",
     "registry_sync.news",
     "pool.placement",
-    "pool.state_times",
-    "pool.unserved",
     "pool.wanted",
     "registry_sync.engine_wishes",
     "registry_sync.rollouts",

@@ -9,13 +9,11 @@ locals {
     local.admin ? { "edge admin" = { role = "edge", policy = var.registry.policy_arns.edge_admin } } : {},
   )
 
-  # Images in this account's or another's ECR are named in the policy; others are public.
-  repositories = distinct([
-    for found in flatten([
-      for image in [var.images.edge, var.images.fallback] :
-      regexall("^(?P<account>[0-9]{12})\\.dkr\\.ecr\\.(?P<region>[a-z0-9-]+)\\.amazonaws\\.com(?:\\.cn)?/(?P<name>[^:@]+)", image)
-    ]) : "arn:${local.partition}:ecr:${found.region}:${found.account}:repository/${found.name}"
-  ])
+  # An image in an ECR is named in the policy; others are public.
+  repositories = [
+    for found in regexall("^(?P<account>[0-9]{12})\\.dkr\\.ecr\\.(?P<region>[a-z0-9-]+)\\.amazonaws\\.com(?:\\.cn)?/(?P<name>[^:@]+)", var.image) :
+    "arn:${local.partition}:ecr:${found.region}:${found.account}:repository/${found.name}"
+  ]
 
   execution_statements = concat(
     [{

@@ -7,11 +7,9 @@ locals {
 
   containers = {
     edge = {
-      image      = var.images.edge
       cpu        = var.tasks.cpu
       memory_mib = var.tasks.memory_mib
       ports      = [local.port, local.admin_port]
-      health     = "import urllib.request as r; r.urlopen('http://127.0.0.1:${local.port}/v2/health/live', timeout=3)"
       environment = var.device_price_usd_per_h == "" ? {} : {
         TIDEPOOL_DEVICE_PRICE_USD_PER_H = var.device_price_usd_per_h
       }
@@ -24,11 +22,9 @@ locals {
       ]
     }
     controller = {
-      image      = var.images.edge
       cpu        = 256
       memory_mib = 1024
       ports      = [local.control_port]
-      health     = "import socket; socket.create_connection(('127.0.0.1', ${local.control_port}), 3).close()"
       environment = length(var.pools) == 0 ? {} : {
         TIDEPOOL_POOLS = jsonencode({ fleet = var.name, cluster = aws_ecs_cluster.fleet.name, pools = var.pools })
       }
@@ -40,11 +36,9 @@ locals {
       ]
     }
     fallback = {
-      image       = var.images.fallback
       cpu         = var.fallback.cpu
       memory_mib  = var.fallback.memory_mib
       ports       = [local.worker_port]
-      health      = "import socket; socket.create_connection((socket.gethostbyname(socket.gethostname()), ${local.worker_port}), 3).close()"
       environment = {}
       command = [
         "pool", "--fallback", "--device", "cpu", "--registry", var.registry.url, "--data", "/data",
@@ -82,7 +76,7 @@ resource "aws_ecs_task_definition" "tier" {
 
   container_definitions = jsonencode([{
     name                   = each.key
-    image                  = each.value.image
+    image                  = var.image
     essential              = true
     command                = each.value.command
     user                   = "10001:10001"
@@ -98,7 +92,7 @@ resource "aws_ecs_task_definition" "tier" {
     linuxParameters = { initProcessEnabled = true }
     ulimits         = [{ name = "nofile", softLimit = 65536, hardLimit = 65536 }]
     healthCheck = {
-      command     = ["CMD", "python", "-c", each.value.health]
+      command     = ["CMD", "python", "-m", "infra.health", each.value.command[0]]
       interval    = 10
       timeout     = 5
       retries     = 3

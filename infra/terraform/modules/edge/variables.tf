@@ -53,7 +53,6 @@ variable "registry" {
   type = object({
     url              = string
     queue_url        = string
-    queue_arn        = string
     fleet_secret_arn = string
     policy_arns = object({
       edge         = string
@@ -65,16 +64,13 @@ variable "registry" {
   })
 }
 
-variable "images" {
-  description = "Images with a fixed tag or digest: `edge` for edge and controller, `fallback` for the CPU workers."
-  type = object({
-    edge     = string
-    fallback = string
-  })
+variable "image" {
+  description = "Image of edge, controller and CPU workers, with a fixed tag or digest."
+  type        = string
 
   validation {
-    condition     = alltrue([for image in values(var.images) : can(regex("^[^\\s]+(:[A-Za-z0-9_.-]+|@sha256:[0-9a-f]{64})$", image)) && !endswith(image, ":latest")])
-    error_message = "images: each with a tag other than latest, or with a digest, so that a restarted task runs what the others run."
+    condition     = can(regex("^[^\\s]+(:[A-Za-z0-9_.-]+|@sha256:[0-9a-f]{64})$", var.image)) && !endswith(var.image, ":latest")
+    error_message = "image: with a tag other than latest, or with a digest, so that a restarted task runs what the others run."
   }
 }
 

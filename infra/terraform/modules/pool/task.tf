@@ -50,6 +50,13 @@ resource "aws_ecs_task_definition" "worker" {
       sharedMemorySize   = 1024
       tmpfs              = [{ containerPath = "/tmp", size = 1024, mountOptions = ["nosuid", "nodev", "mode=1777"] }]
     }
+    healthCheck = {
+      command     = ["CMD", "python", "-m", "infra.health", "pool"]
+      interval    = 10
+      timeout     = 5
+      retries     = 3
+      startPeriod = 60
+    }
     ulimits = [{ name = "nofile", softLimit = 65536, hardLimit = 65536 }]
     logConfiguration = {
       logDriver = "awslogs"

@@ -15,7 +15,7 @@ locals {
     { prefix = "endpoints/", suffix = "" },
     { prefix = "keys.json", suffix = "" },
     { prefix = "builds/", suffix = "" },
-    { prefix = "models/", suffix = "manifest.json" },
+    { prefix = "models/", suffix = "/manifest.json" },
   ]
 }
 
@@ -109,7 +109,7 @@ resource "aws_sqs_queue" "changes" {
   name                       = "${var.name}-registry-changes"
   message_retention_seconds  = 3600
   receive_wait_time_seconds  = 20
-  visibility_timeout_seconds = 60
+  visibility_timeout_seconds = 30
   sqs_managed_sse_enabled    = var.kms_key_arn == null ? true : null
   kms_master_key_id          = var.kms_key_arn
 }

@@ -33,6 +33,7 @@ COMMANDS = {
     "warm": "infra.commands.status",
     "bench": "infra.commands.bench",
     "simulate": "infra.commands.simulate",
+    "estimate": "infra.commands.estimate",
 }
 
 

@@ -42,7 +42,7 @@ CONFINED = {
     "botocore": ("registry_sync.s3", "registry_sync.notifications"),
     "cryptography": ("registry_sync.ed25519",),
     "diskcache": ("edge.disk_store",),
-    "matplotlib": ("infra.simulate.plots",),
+    "matplotlib": ("infra.simulate.plots", "infra.estimate.picture"),
     "magika": (),  # the demo's model: infra.demo_files finds it by name, and does without
 }
 
@@ -122,6 +122,9 @@ PURE = (
     "edge.dispatching.hedging",
     "edge.dispatching.late_bills",
     "edge.device_prices",
+    "infra.estimate.hours",
+    "infra.estimate.lines",
+    "infra.estimate.report",
     "edge.dispatching.outliers",
     "edge.variants",
     "edge.cache",

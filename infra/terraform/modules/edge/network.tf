@@ -23,6 +23,7 @@ locals {
 }
 
 resource "aws_security_group" "tier" {
+  # checkov:skip=CKV2_AWS_5:each is the load balancer's or a service's, which checkov does not see through for_each
   for_each = local.security_tiers
 
   name        = "${var.name}-${each.key}"

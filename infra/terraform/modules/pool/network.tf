@@ -2,6 +2,7 @@
 # workers and dials none.
 
 resource "aws_security_group" "worker" {
+  # checkov:skip=CKV2_AWS_5:the controller gives it to each task that it runs
   name        = "${local.full_name}-worker"
   description = "Workers of the pool ${var.name}"
   vpc_id      = var.vpc_id

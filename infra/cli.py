@@ -32,6 +32,7 @@ COMMANDS = {
     "status": "infra.commands.status",
     "warm": "infra.commands.status",
     "bench": "infra.commands.bench",
+    "doctor": "infra.commands.doctor",
     "simulate": "infra.commands.simulate",
     "estimate": "infra.commands.estimate",
 }

@@ -394,7 +394,7 @@ class S3Store:
                 detail += "; S3 says so of a missing object too where listing is not allowed"
             return AccessDenied(key, detail)
         if status in (301, 307):
-            return BadStore(f"{self.url}: the bucket is in another region; set AWS_REGION")
+            return BadStore(f"{self.url}: the bucket is in another region; set AWS_DEFAULT_REGION")
         return StoreError(f"{key}: {error} ({self.url})")
 
 

@@ -38,9 +38,9 @@ CONFINED = {
     "tensorrt": ("pool.engines",),
     "tensorrt_rtx": ("pool.engines",),
     "onnxruntime": ("pool.engines", *PEERS),
-    "boto3": ("registry_sync.s3", "registry_sync.notifications"),
-    "botocore": ("registry_sync.s3", "registry_sync.notifications"),
-    "cryptography": ("registry_sync.ed25519",),
+    "boto3": ("registry_sync.s3", "registry_sync.notifications", "infra.doctor"),
+    "botocore": ("registry_sync.s3", "registry_sync.notifications", "infra.doctor"),
+    "cryptography": ("registry_sync.ed25519", "infra.doctor.proofs"),
     "diskcache": ("edge.disk_store",),
     "matplotlib": ("infra.simulate.plots", "infra.estimate.picture"),
     "magika": (),  # the demo's model: infra.demo_files finds it by name, and does without

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import select
 import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from botocore.client import BaseClient
 from botocore.config import Config
 
 REGION = "us-east-1"
+EC2_QUOTAS = {"L-DB2E81BA": 8.0, "L-3819A6DF": 0.0, "L-417A185B": 0.0}  # vCPUs, as in a new account
+_ROOT = ("AKIAIOSFODNN7EXAMPLE", "secret")
 _START_S_MAX = 30.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -41,7 +44,7 @@ class AwsServer:
     @property
     def environment(self) -> dict[str, str]:
         """What boto3 has to find in os.environ; nothing else is told to it."""
-        return self.environment_of("AKIAIOSFODNN7EXAMPLE", "secret")
+        return self.environment_of(*_ROOT)
 
     def environment_of(self, access_key_id: str, secret: str) -> dict[str, str]:
         """Return the environment of somebody else."""
@@ -57,22 +60,9 @@ class AwsServer:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def client(self, service: str, keys: Mapping[str, str] | None = None) -> Any:
-        """Return a client of root, or of whoever has these keys (an environment)."""
-        held = keys or self.environment
-        client: BaseClient = boto3.session.Session().client(
-            service,
-            endpoint_url=self.endpoint,
-            aws_access_key_id=held["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=held["AWS_SECRET_ACCESS_KEY"],
-            region_name=held["AWS_REGION"],
-            config=Config(
-                retries={"total_max_attempts": 1},
-                read_timeout=30,
-                s3={"addressing_style": "path"},
-            ),
-        )
-        return client
+    def client(self, service: str, region: str = REGION) -> Any:
+        """Return a client of root; there is one of a kind, as making one takes long."""
+        return _client(self.endpoint, service, region)
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
@@ -113,6 +103,20 @@ def aws_server(*, has_managed_policies: bool = False) -> Iterator[AwsServer]:
         process.communicate()
 
 
+@functools.cache
+def _client(endpoint: str, service: str, region: str) -> BaseClient:
+    return boto3.session.Session().client(
+        service,
+        endpoint_url=endpoint,
+        aws_access_key_id=_ROOT[0],
+        aws_secret_access_key=_ROOT[1],
+        region_name=region,
+        config=Config(
+            retries={"total_max_attempts": 1}, read_timeout=30, s3={"addressing_style": "path"}
+        ),
+    )
+
+
 def _tie() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -121,11 +125,20 @@ def _serve() -> None:
     # Here and not above: only this process pays for them.
     from moto.applicationautoscaling.responses import ApplicationAutoScalingResponse  # noqa: PLC0415
     from moto.moto_server import werkzeug_app  # noqa: PLC0415
+    from moto.servicequotas.models import ServiceQuotasBackend  # noqa: PLC0415
     from werkzeug.serving import make_server  # noqa: PLC0415
 
     def list_tags_for_resource(_: object) -> str:
         return '{"Tags": {}}'
 
+    def get_service_quota(self: Any, service_code: str, quota_code: str) -> dict[str, Any]:
+        if service_code == "ec2" and quota_code in EC2_QUOTAS:
+            return {"QuotaCode": quota_code, "Value": EC2_QUOTAS[quota_code]}
+        return of_others(self, service_code, quota_code)
+
+    # moto knows the quotas of VPC alone.
+    of_others = ServiceQuotasBackend.get_service_quota
+    ServiceQuotasBackend.get_service_quota = get_service_quota
     # The AWS provider asks for it; without an answer it tries again for minutes.
     ApplicationAutoScalingResponse.list_tags_for_resource = list_tags_for_resource
     app = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)

@@ -24,6 +24,8 @@ RACE = "409 ConditionalRequestConflict without asking the server"
 GONE = "404 NoSuchKey without asking the server"
 BROKEN = "500 InternalError without asking the server"
 SKEWED = "403 RequestTimeTooSkewed without asking the server"
+ELSEWHERE = "301 PermanentRedirect to a bucket of eu-west-1, without asking the server"
+EXPIRED = "400 ExpiredToken without asking the server"
 ALTERED = "the answer's body with one bit that is another"
 SLOW = "the answer's body in two parts, a while between them"
 SLOW_S = 0.3
@@ -33,6 +35,8 @@ _REFUSALS = {
     GONE: (404, "NoSuchKey"),
     BROKEN: (500, "InternalError"),
     SKEWED: (403, "RequestTimeTooSkewed"),
+    ELSEWHERE: (301, "PermanentRedirect"),
+    EXPIRED: (400, "ExpiredToken"),
 }
 
 
@@ -41,7 +45,8 @@ class FaultyS3:
 
     `answers` has those that reached the server, with the status that it gave them.
 
-    Only requests whose text holds `match` take a fault: ``"/audit/"``, ``"PUT "``.
+    Only requests whose text holds `match` take a fault: ``"/audit/"``, ``"PUT "``.  `drops` names
+    a header that the server behind never sees, as if it did not know it.
     """
 
     def __init__(self, target: str) -> None:
@@ -50,6 +55,7 @@ class FaultyS3:
         self.requests: list[str] = []
         self.answers: list[tuple[str, int]] = []
         self.match = ""
+        self.drops = ""  # a header that the server never sees
         self.release = threading.Event()
         self._lock = threading.Lock()
         self.endpoint = ""
@@ -102,8 +108,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if fault in _REFUSALS:
             status, code = _REFUSALS[fault]
-            text = f"<Error><Code>{code}</Code><Message>.</Message></Error>".encode()
-            self._answer(status, [("Content-Length", str(len(text)))], text)
+            error = f"<Error><Code>{code}</Code><Message>.</Message></Error>"
+            is_s3 = "X-Amz-Content-SHA256" in self.headers
+            text = (error if is_s3 else f"<ErrorResponse>{error}</ErrorResponse>").encode()
+            headers = [("Content-Length", str(len(text)))]
+            if fault == ELSEWHERE:
+                headers.append(("x-amz-bucket-region", "eu-west-1"))
+            self._answer(status, headers, text)
             return
         if fault == HOLD:
             self.faulty.release.wait()
@@ -135,7 +146,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.command, self.path, skip_host=True, skip_accept_encoding=True
             )
             for name, value in self.headers.items():
-                if name.lower() != "expect":
+                if name.lower() not in ("expect", self.faulty.drops):
                     connection.putheader(name, value)
             connection.endheaders(body)
             answer = connection.getresponse()

@@ -1,0 +1,1 @@
+"""What `tidepool doctor` looks at, a module for each part."""

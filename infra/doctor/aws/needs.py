@@ -1,0 +1,48 @@
+"""What each tier does with a registry's bucket: the keys that it must be able to read and write.
+
+A look needs one key of each kind: `{probe}` stands for a name that nobody has.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+PROBE: Final = "tidepool-doctor"
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """Kinds of keys, relative to the registry."""
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+_WORKER: Final = ("blobs/*", "control/leader.json", "engines/*", "models/*")
+_DOCUMENTS: Final = ("audit/*", "builds/*", "endpoints/*", "keys.json")
+NEEDS: Final = {
+    "edge": Needs(("control/leader.json",)),
+    "controller": Needs(
+        ("control/*", "endpoints/*", "keys.json", "builds/*", "models/*/manifest.json"),
+        ("control/*", "audit/*", "endpoints/*/state.json", "endpoints/*@state"),
+    ),
+    "worker": Needs(_WORKER, ("engines/*/used.json",)),
+    "builder": Needs(_WORKER, ("engines/*",)),
+    # Who runs `publish`, `endpoint`, `rollout`, `keys`.
+    "operator": Needs(
+        (*_DOCUMENTS, "blobs/*", "control/leader.json", "engines/*", "models/*"),
+        (*_DOCUMENTS, "blobs/*", "models/*"),
+    ),
+}
+
+
+def probe_key(kind: str) -> str:
+    """Return a key of a kind that nobody has.
+
+    >>> probe_key("endpoints/*/state.json")
+    'endpoints/tidepool-doctor/state.json'
+    >>> probe_key("keys.json")
+    'keys.json'
+    """
+    return kind.replace("*", PROBE)

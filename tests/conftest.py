@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import guarding, terraform
+from tests.support import guarding, nginx, terraform
 from tests.support.aws import AwsServer, aws_server
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
@@ -23,6 +23,7 @@ SLOW_WORKERS = 2
 # Slow tests that come to the same end however busy the machine is: these run beside each other, all
 # other slow ones alone, as what they measure is time.
 UNHURRIED = (
+    "tests/e2e/test_balancer.py",
     "tests/edge/test_leases.py",
     "tests/infra/test_autoscaler_figures.py",
     "tests/infra/test_simulate_keepalive_figure.py",
@@ -44,7 +45,10 @@ UNHURRIED = (
     "tests/simulation/test_seeds.py",
 )
 # Markers of tests of programs that no package index has, and how to know that they are there.
-MAY_BE_ABSENT: dict[str, Callable[[], bool]] = {"terraform": terraform.is_there}
+MAY_BE_ABSENT: dict[str, Callable[[], bool]] = {
+    "nginx": nginx.is_there,
+    "terraform": terraform.is_there,
+}
 WAITING = ("tests/e2e/", "tests/infra/")  # more than they compute
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")
 

@@ -194,7 +194,7 @@ def world(
             Container(commands, environment, folder, words)
             for words in (
                 (
-                    *("controller", *at, "--listen", f"tcp://0.0.0.0:{control}"),
+                    *("controller", *at, "--listen", f"tcp://ecs-task:{control}"),
                     *("--advertise", f"tcp://ecs-task:{control}"),
                 ),
                 (

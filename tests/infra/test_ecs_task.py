@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +11,6 @@ from infra.ecs_task import VARIABLE, address
 from infra.stack import free_port
 from tests.support.commands import Commands
 from tests.support.ecs_agent import EcsAgent, ecs_agent
-from tests.support.processes import command, environment
-from tests.support.stack import until
 
 OF_THE_TASK = "127.0.0.9"  # on loopback, and not the default
 
@@ -87,23 +82,3 @@ def test_other_hosts_are_left_as_they_are(tmp_path: Path, agent: EcsAgent) -> No
         *words
     )
     assert not agent.asked
-
-
-def test_controller_of_a_task_listens_there_and_says_so_in_the_record(
-    tmp_path: Path, agent: EcsAgent
-) -> None:
-    port = free_port()
-    words = ("--data", str(tmp_path), "--listen", f"tcp://ecs-task:{port}")
-    started = subprocess.Popen(
-        command("controller", *words, "--advertise", f"tcp://ecs-task:{port}"),
-        env=environment({"TIDEPOOL_FLEET_SECRET": "0" * 64}),
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        record = tmp_path / "control" / "leader.json"
-        told = f"tcp://{OF_THE_TASK}:{port}"
-        until(lambda: record.exists() and told in record.read_text(), 30.0, "it leads")
-        socket.create_connection((OF_THE_TASK, port), 5.0).close()
-    finally:
-        started.send_signal(signal.SIGTERM)
-        started.wait(30.0)

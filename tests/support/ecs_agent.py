@@ -1,4 +1,5 @@
-"""What ECS gives a task over HTTP on its own host: its metadata, and credentials of its role.
+"""What AWS tells over HTTP on one's own host: a task's metadata, and credentials of its role (ECS),
+or of an instance's (EC2, IMDSv2).
 
 Documents are of the shape that AWS documents; the real boto3 chain and our own reader ask for them.
 """
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+_INSTANCE_ROLE = "/latest/meta-data/iam/security-credentials/"
 
 
 @dataclass
@@ -38,15 +41,18 @@ class EcsAgent:
             "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.url}/credentials",
         }
 
-    def answer(self, path: str) -> dict[str, Any] | None:
-        """Return the document at a path; None: there is none."""
+    def answer(self, path: str) -> dict[str, Any] | str | None:
+        """Return the document, or the text, at a path; None: there is none."""
         self.asked[path] += 1
+        if path == _INSTANCE_ROLE:
+            return "tidepool"
         if path == "/v4/container":
             return self._container()
         if path == "/v4/container/task":
             return {"Family": "tidepool", "Containers": [self._container()]}
-        if path == "/credentials" and self.access_key:
+        if path in ("/credentials", _INSTANCE_ROLE + "tidepool") and self.access_key:
             return {
+                "Code": "Success",
                 "RoleArn": "arn:aws:iam::123456789012:role/tidepool",
                 "AccessKeyId": self.access_key,
                 "SecretAccessKey": self.secret_key,
@@ -74,9 +80,17 @@ def ecs_agent(**told: Any) -> Iterator[EcsAgent]:
     agent = EcsAgent(**told)
 
     class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            """Give a token to who may then ask for an instance's metadata."""
+            self.say("token" if self.path == "/latest/api/token" else None)
+
         def do_GET(self) -> None:
-            found = agent.answer(self.path)
-            body = json.dumps(found or {}).encode()
+            is_told = self.headers["X-aws-ec2-metadata-token"] == "token"
+            is_of_instance = self.path.startswith("/latest/")
+            self.say(agent.answer(self.path) if is_told or not is_of_instance else None)
+
+        def say(self, found: dict[str, Any] | str | None) -> None:
+            body = (found if isinstance(found, str) else json.dumps(found or {})).encode()
             self.send_response(404 if found is None else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -14,7 +14,7 @@ output "fleet_secret_arn" {
 }
 
 output "zones" {
-  description = "Where the fleet is."
+  description = "Where the fleet is; name them as the variable `zones` in what is to last."
   value       = local.zones
 }
 

@@ -41,6 +41,12 @@ variable "name" {
   default     = "tidepool"
 }
 
+variable "zones" {
+  description = "Two availability zones or more, of which one has the GPU; null: the first two that have it. Name them (output `zones`) in what is to last: a zone that AWS adds would move the network."
+  type        = list(string)
+  default     = null
+}
+
 variable "instance_type" {
   description = "Type of the GPU instances."
   type        = string

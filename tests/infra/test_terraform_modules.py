@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import typer.main
 
+from infra.cli import make_app
 from pool.aws.config import decode
 from tests.support import terraform
 from tests.support.terraform import MODULES, Root
@@ -97,6 +99,18 @@ def test_a_module_is_small_and_says_what_it_takes(name: str) -> None:
     outputs = re.findall(r'^output "\w+" \{\n(.*?)^\}', _text(folder, "outputs.tf"), re.M | re.S)
     assert all(_has(body, "description") for body in outputs)
     assert len(_text(folder, "README.md").splitlines()) <= README_LINES_MAX
+
+
+def test_the_commands_of_the_tasks_are_ours() -> None:
+    """Every option in a task definition is one of the command that it is given to."""
+    app = typer.main.get_group(make_app(None))
+    texts = [_text(MODULES / "modules", name) for name in ("edge/tasks.tf", "pool/task.tf")]
+    commands = re.findall(r"command = \[\n(.*?)\n\s+\]", "\n".join(texts), re.DOTALL)
+    found = [(re.findall(r'"(.*?)"', text)[0], re.findall(r'"(--.*?)"', text)) for text in commands]
+    assert sorted(name for name, _ in found) == ["controller", "edge", "pool", "pool"]
+    for name, told in found:
+        known = {word for param in app.commands[name].params for word in param.opts}
+        assert set(told) <= known, name
 
 
 def test_one_provider_and_no_other() -> None:

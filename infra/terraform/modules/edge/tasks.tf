@@ -3,7 +3,7 @@
 locals {
   stop_s = 60 # from SIGTERM to SIGKILL; the load balancer lets go of an edge within 45
 
-  environment = { AWS_DEFAULT_REGION = local.region }
+  environment = { AWS_DEFAULT_REGION = local.region, AWS_REGION = local.region }
 
   containers = {
     edge = {

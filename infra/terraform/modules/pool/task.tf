@@ -37,7 +37,7 @@ resource "aws_ecs_task_definition" "worker" {
     readonlyRootFilesystem = true
     stopTimeout            = local.stop_s
     resourceRequirements   = [{ type = "GPU", value = "1" }]
-    environment            = [{ name = "AWS_DEFAULT_REGION", value = local.region }]
+    environment            = [for name in ["AWS_DEFAULT_REGION", "AWS_REGION"] : { name = name, value = local.region }]
     secrets                = [{ name = "TIDEPOOL_FLEET_SECRET", valueFrom = var.registry.fleet_secret_arn }]
     portMappings           = [{ containerPort = local.worker_port, hostPort = local.worker_port, protocol = "tcp" }]
     mountPoints            = [{ sourceVolume = "data", containerPath = "/data", readOnly = false }]

@@ -164,7 +164,7 @@ def world(
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONSAFEPATH": "1",
             "AWS_ENDPOINT_URL": seaweed.endpoint,
-            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
             "TIDEPOOL_FLEET_SECRET": secrets.token_hex(32),
             **agent.environment,
         }

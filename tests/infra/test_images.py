@@ -9,9 +9,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer.core
+import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from infra.cli import make_app
+from infra.health import SOCKETS
 from tests.support.containerfile import Containerfile, Instruction, parse
 from tests.support.source import ROOT
 
@@ -154,6 +158,33 @@ def test_gpu_is_in_the_pools_image_alone() -> None:
     assert "[gpu]" not in installs[edge.path.name]
     bases = {file.base_of(file.behind(file.stages[-1])[-1]) for file in (edge, pool)}
     assert ["nvidia/cuda" in base for base in sorted(bases)] == [True, False]
+
+
+COMMANDS = [
+    (path.parent.name, re.findall(r'"([^"]*)"', found))
+    for path in sorted((ROOT / "infra" / "terraform" / "modules").rglob("*.tf"))
+    for found in re.findall(
+        r"^ *command *= \[(.*?)\]\n", path.read_text(), re.DOTALL | re.MULTILINE
+    )
+]
+TIERS = [(module, words) for module, words in COMMANDS if words[0] in SOCKETS or words[0] == "edge"]
+
+
+def test_task_definitions_run_every_tier() -> None:
+    assert {words[0] for _, words in TIERS} == {"edge", "controller", "pool"}
+
+
+@pytest.mark.parametrize(
+    ("module", "words"), TIERS, ids=[f"{module}-{words[0]}" for module, words in TIERS]
+)
+def test_command_of_a_task_definition_has_only_options_that_there_are(
+    module: str, words: list[str]
+) -> None:
+    tier, *rest = words
+    command = typer.main.get_command(make_app(tier))
+    assert isinstance(command, typer.core.TyperGroup)
+    known = {option for one in command.commands[tier].params for option in one.opts}
+    assert {word for word in rest if word.startswith("--")} <= known
 
 
 def test_constraints_fit_what_the_project_allows() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import signal
 import uuid
@@ -18,7 +17,7 @@ from tests.support.aws import AwsServer, aws_server
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
 
-WORKERS = 3  # of a run of everything, on two cores too: many tests wait for processes
+WORKERS = 4  # of a run of everything, on two cores too: many tests wait for processes
 SLOW_WORKERS = 2
 # Slow tests that come to the same end however busy the machine is: these run beside each other, all
 # other slow ones alone, as what they measure is time.
@@ -64,7 +63,7 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run everything in three processes, figures in two, and single files in this one."""
+    """Run everything in four processes, figures in two, and single files in this one."""
     if config.args_source is pytest.Config.ArgsSource.ARGS:
         return 0
     return SLOW_WORKERS if is_for_figures(config) else WORKERS
@@ -109,15 +108,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _taking_turns(items: list[pytest.Item]) -> list[pytest.Item]:
     """Let files that wait and files that compute take turns, so that they run beside each other.
 
-    There are more of those that compute, and they are short: the processes end together.
+    In proportion, so that at any time some wait and some compute; there are more of the latter.
     """
     files: dict[str, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.location[0], []).append(item)
-    waiting = [name for name in files if name.startswith(WAITING)]
-    computing = [name for name in files if not name.startswith(WAITING)]
-    turns = itertools.chain.from_iterable(itertools.zip_longest(waiting, computing))
-    return [item for name in turns if name is not None for item in files[name]]
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for name in files:
+        kinds[name.startswith(WAITING)].append(name)
+    turns = sorted(
+        (at / len(kind), name) for kind in kinds.values() for at, name in enumerate(kind)
+    )
+    return [item for _, name in turns for item in files[name]]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

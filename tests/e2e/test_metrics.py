@@ -88,9 +88,8 @@ def test_endpoint_is_charged_for_what_its_calls_have_run(stack: Stack) -> None:
     assert stack.metric("tidepool_device_cost_usd_total", **labels) == pytest.approx(2 * seconds)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_counters_of_two_edges_add_up_and_outlive_them(
-    start_stack: Callable[..., Stack], stop: signal.Signals
+    start_stack: Callable[..., Stack],
 ) -> None:
     stack = start_stack(engines=TEST_ENGINES, edges=2)
     stack.publish_observed(MODEL)
@@ -98,7 +97,7 @@ def test_counters_of_two_edges_add_up_and_outlive_them(
     def ask(n: int) -> int:
         return stack.infer_observed(MODEL, n).status
 
-    for round in range(2):  # ends each of them once
+    for round, stop in enumerate((signal.SIGTERM, signal.SIGKILL)):
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(ask, range(40))) == {200}
         # The process that is asked has written its own; its sibling does once a second.

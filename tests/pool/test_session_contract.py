@@ -26,7 +26,13 @@ Load = Callable[[Twin], Session]
 
 EVERYWHERE = ["onnxruntime", "torch-cpu", "compiled-cpu"]
 ON_A_GPU = ["torch-cuda", "compiled-cuda", "tensorrt", "tensorrt_rtx"]
-ENGINES = [*EVERYWHERE, *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_A_GPU)]
+# Nearly all of its time is a compiler's; `test_torch_engine` waits for one in each run.
+COMPILED = pytest.param("compiled-cpu", marks=pytest.mark.slow)
+ENGINES = [
+    *EVERYWHERE[:-1],
+    COMPILED,
+    *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_A_GPU),
+]
 ON_ONNX = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 
 

@@ -230,7 +230,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_replica_that_comes_and_goes_five_times_a_second_costs_no_call(seed: int) -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:

@@ -42,6 +42,7 @@ from edge.noted import Noted
 from edge.receive import Room
 from edge.sampling import Sampler
 from edge.server import App
+from edge.spans import Spans
 from edge.web import Web
 from edge.world import World
 from pool.wire.fleet_secret import load_secrets
@@ -52,10 +53,12 @@ from registry_sync.open import open_store
 from registry_sync.scheduling import take_turns
 from registry_sync.stores import StoreError
 from registry_sync.supervised import leave, say_draining
+from registry_sync.tracing import open_tracing
 from registry_sync.trust import Trust
 
 METRICS_S = 1.0
 LOG_S_MAX = 2.0  # that the last lines may take
+TRACES_S_MAX = 1.0  # for the last spans to be sent
 LAST_WORDS_S = 0.01  # for the loop to write what was sent
 DRAIN_POLL_S = 0.1
 QUIET_S = 0.05
@@ -115,6 +118,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         disk = Disk(Path(config.data) / "edge" / "answers", config.cache_disk_bytes_max)
     desk = Desk(config.registry, world.ask)
     await desk.prepare()
+    tracing = open_tracing("tidepool-edge", config.id, is_wanted=config.sends_traces)
     service = Service(
         world=world,
         pool=pool,
@@ -126,6 +130,7 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
         disk=disk,
         desk=desk,
         exposures=exposures,
+        spans=None if tracing is None else Spans(tracing),
     )
     log_settings = SharedLogSettings(Path(config.data) / "run")
     web = Web(service, stop.is_set, log_settings)
@@ -196,6 +201,8 @@ async def run(config: EdgeConfig, writer: LogWriter) -> None:
     await pool.close()
     access.flush()
     exposures.flush()
+    if tracing is not None:
+        tracing.close(TRACES_S_MAX)
     _log.info("edge_down", edge=config.id)
     await asyncio.sleep(LAST_WORDS_S)
     writer.close(LOG_S_MAX)

@@ -22,6 +22,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     admin_port: int = 8002
     registry: str = ""  # only to find the leader where `controller` is empty
     controller: str = ""  # "unix:/path" or "tcp://host:port"; empty: read the leader record
+    sends_traces: bool = False  # as OpenTelemetry's environment says
     body_bytes_max: int = 64 << 20
     body_bytes_in_flight_max: int = BODIES_BYTES_MAX  # of all requests of this process together
     cache_bytes_max: int = 256 << 20

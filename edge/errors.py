@@ -16,6 +16,7 @@ from typing import ClassVar
 
 TEXT_CHARS_MAX = 300
 RETRY_AFTER_S_MAX = 120.0  # clients that read it do not come back at all after a longer one
+SPREAD = 1.5
 QUOTE_CHARS_MAX = 80  # of the caller's own input, so that an error never reflects a body
 
 Headers = tuple[tuple[str, str], ...]
@@ -198,7 +199,7 @@ def retry_headers(retry_after_s: float) -> Headers:
 
 def jittered(retry_after_s: float) -> float:
     """Spread a wait, at most 120 s, so that those refused together do not come back together."""
-    return min(retry_after_s * random.uniform(1.0, 1.5), RETRY_AFTER_S_MAX)
+    return min(retry_after_s, RETRY_AFTER_S_MAX / SPREAD) * random.uniform(1.0, SPREAD)
 
 
 def quote(value: str) -> str:

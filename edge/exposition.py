@@ -43,6 +43,14 @@ _COUNTERS = {
     "tidepool_dispatch_hedges": ("Calls sent to a second replica because they took long.", ()),
     "tidepool_dispatch_hedges_won": ("Of these, those that the second one answered.", ()),
     "tidepool_dispatch_ejections": ("Times that an edge left a worker alone.", ("why",)),
+    "tidepool_fallback_answers": (
+        "Calls that fallback workers answered, while no other worker had the version warm.",
+        ("model", "version"),
+    ),
+    "tidepool_no_instance_refusals": (
+        "Calls refused because no instance is up, nor would be by their deadline.",
+        ("model", "version"),
+    ),
     "tidepool_quarantine_refusals": ("Calls refused because two workers died of them.", ()),
     "tidepool_quarantine_requests": ("Requests that were found to kill workers.", ()),
     "tidepool_dispatch_returns": ("Calls sent elsewhere because their worker drained.", ()),

@@ -49,6 +49,7 @@ from edge.levels import Levels, Older
 from edge.metrics import Metrics
 from edge.readers import READ_HERE_BYTES, Readers, is_long
 from edge.snapshot import ArmOf, Endpoint, Snapshot, of_version
+from edge.spans import Spans
 from edge.trace import (
     Header,
     Trace,
@@ -96,6 +97,7 @@ class Service:
         disk: Disk | None = None,
         desk: Desk | None = None,
         exposures: ExposureLog | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.world = world
         self.pool = pool
@@ -106,6 +108,7 @@ class Service:
         self.access = access
         self.desk = desk
         self.exposures = exposures
+        self._spans = spans
         self._readers = Readers()
         self._now = time.monotonic
         self.levels = Levels(cache, flights, disk, self._now, lambda: world.has_heard)
@@ -114,7 +117,10 @@ class Service:
 
     def begin(self, header: Header, route: str = "") -> Trace:
         """Start the trace of a request."""
-        return Trace(self.request_id(header), self._now(), header, route)
+        trace = Trace(self.request_id(header), self._now(), header, route)
+        if self._spans is not None:
+            self._spans.begin(trace, header)
+        return trace
 
     def request_id(self, header: Header) -> str:
         """Return the id that a request brings, that of its W3C trace and span, or a new one."""
@@ -260,6 +266,8 @@ class Service:
             trace.ended_s = self._now()
         if trace.watch is not None and status in SPOILT:
             observe_spoilt(trace, trace.ended_s)
+        if self._spans is not None:
+            self._spans.end(trace, status)
         if trace.arm is None:
             self.metrics.count("tidepool_requests", "", "", "", str(status))
         else:
@@ -425,6 +433,8 @@ class Service:
         if arm.shadow is not None and on_chunk is None:
             call.shadow = arm.shadow.draw(random.random())
         call.watch, call.unit = trace.watch, trace.unit
+        if self._spans is not None:
+            self._spans.call(trace, call)
         return call
 
     async def _compute(self, trace: Trace, call: Call) -> Answer:

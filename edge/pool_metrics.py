@@ -71,6 +71,11 @@ class _Variant(msgspec.Struct):
     version: str
     replicas: int
     weight: float
+    # A controller of the release before sends none of these.
+    model: str = ""
+    fallbacks: int = 0
+    state: str | None = None
+    state_s: dict[str, float] = {}
 
 
 class _Endpoint(msgspec.Struct):
@@ -121,6 +126,7 @@ class _Status(msgspec.Struct):
     phases: list[_Phase] = []
     nodes: list[_Node] = []
     quarantined: list[_Quarantined] = []
+    instance_start_s: float | None = None
     controller: _Controller = _Controller()
 
 
@@ -186,6 +192,7 @@ def _families(status: _Status) -> Iterator[Metric]:
             warm.add_metric((endpoint.name, variant.name, variant.version), variant.replicas)
             weight.add_metric((endpoint.name, variant.name, variant.version), variant.weight)
     yield from (warm, weight, held)
+    yield from _states(status)
     yield from rollout_families(
         [(one.name, one.rollout) for one in status.endpoints if one.rollout is not None]
     )
@@ -212,6 +219,36 @@ def _controller(found: _Controller) -> Iterator[Metric]:
     if found.registry_age_s is not None:
         age.add_metric((), found.registry_age_s)
     yield from (epoch, age)
+
+
+def _states(status: _Status) -> Iterator[Metric]:
+    labels = ("model", "version")
+    copies = GaugeMetricFamily("tidepool_fallbacks", "Warm on fallback workers.", labels=labels)
+    state = GaugeMetricFamily(
+        "tidepool_version_state",
+        "1 for where a version is for its callers; asleep on a machine that is up (asleep) or on "
+        "none (no_instance, starting).",
+        labels=(*labels, "state"),
+    )
+    seconds = CounterMetricFamily(
+        "tidepool_version_state_seconds",
+        "How long it was so, since the controller leads.",
+        labels=(*labels, "state"),
+    )
+    found = {(v.model, v.version): v for one in status.endpoints for v in one.variants if v.state}
+    for ref, variant in sorted(found.items()):
+        copies.add_metric(ref, variant.fallbacks)
+        state.add_metric((*ref, variant.state or ""), 1)
+        for name, state_s in sorted(variant.state_s.items()):
+            seconds.add_metric((*ref, name), state_s)
+    yield from (copies, state, seconds)
+    if status.instance_start_s is not None:
+        start = GaugeMetricFamily(
+            "tidepool_instance_start_seconds",
+            "From an instance's being wanted to its worker: learned, or a first guess.",
+        )
+        start.add_metric((), status.instance_start_s)
+        yield start
 
 
 def _engines(status: _Status) -> Iterator[Metric]:

@@ -5,11 +5,17 @@ Looking never wakes anything.
 
 from __future__ import annotations
 
+from edge.dispatching.reach import FAR
 from pool.wire.control import EngineRoute
 
 
 def state_of(route: EngineRoute | None) -> str:
-    """Return warm, asleep, loading, failed, no_worker or unknown."""
+    """Return where a version is.
+
+    One of warm, fallback (warm where the fallback workers are, and nowhere else), asleep (a worker
+    that is up wakes it), no_instance (asleep, and no machine is up), starting (one is on its way),
+    loading, failed, no_worker and unknown.
+    """
     if route is None:
         return "unknown"
     if route.state == "asleep" and not route.wake_at:
@@ -24,7 +30,9 @@ def is_ready(route: EngineRoute | None, deadline_s: float) -> bool:
     it has been loaded; so what loads for the first time is not ready, and what loads again is.
     """
     state = state_of(route)
-    if route is None or state == "warm":
-        return state == "warm"
+    if route is None or state in ("warm", "fallback"):
+        return route is not None
     is_in_time = route.wake_ms <= deadline_s * 1e3
-    return is_in_time and (state == "asleep" or (state == "loading" and route.wake_ms > 0))
+    if state == "loading":
+        return is_in_time and route.wake_ms > 0
+    return is_in_time and state in ("asleep", *FAR)

@@ -19,7 +19,8 @@ from starlette.routing import Route
 
 from edge.admin.answers import reason_of
 from edge.auth import may_call
-from edge.errors import BadRequest, NotFound, Unavailable, quote
+from edge.dispatching.reach import FAR
+from edge.errors import BadRequest, NotFound, Unavailable, jittered, quote
 from edge.infer import Service
 from edge.readiness import is_ready, state_of
 from edge.snapshot import Endpoint, Ref
@@ -32,6 +33,7 @@ UNLOAD_S_MAX = 30.0  # an engine is not dropped under its calls
 ASK_AGAIN_S = 2.0  # a worker that came, or an engine that failed, may do better the next time
 FAILED_S = 1.0  # an engine that has failed is asked to load again; this long to begin
 LOOK_S = 0.02
+ASLEEP = ("asleep", *FAR)
 
 _refs = msgspec.json.Decoder(list[Ref])
 
@@ -105,8 +107,16 @@ class Repository:
         refs = dict.fromkeys(arm.version.ref for arm in endpoint.running)
         while loop.time() - began_s < ASK_AGAIN_S:
             routes = self._routes(refs)
-            if all(route.state == "warm" for route in routes):
+            if all(route.state in ("warm", "fallback") for route in routes):
                 return True
+            far = [route for route in routes if route.state in FAR]
+            if far and loop.time() - began_s >= FAILED_S:
+                left_s = max(route.wake_ms for route in far) / 1000
+                raise Unavailable(
+                    f"{endpoint.name!r} is not loaded yet: no instance of the pool is up, and one "
+                    f"that is being started takes about {left_s:.0f} s",
+                    retry_after_s=jittered(left_s or ASK_AGAIN_S),
+                )
             failed = [route for route in routes if route.state == "failed"]
             tried |= any(route.state == "loading" for route in routes)
             if failed and (tried or loop.time() - began_s >= FAILED_S):
@@ -124,7 +134,7 @@ class Repository:
         refs = _refs.decode(await self._ask("unload", endpoint.name))
         try:
             async with asyncio.timeout(UNLOAD_S_MAX):
-                while any(route.state != "asleep" for route in self._routes(refs)):  # noqa: ASYNC110
+                while any(route.state not in ASLEEP for route in self._routes(refs)):  # noqa: ASYNC110
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             raise Unavailable(

@@ -17,6 +17,7 @@ from edge.quota import Meter
 from edge.snapshot import ArmOf, Endpoint
 from edge.watch import ArmWatch
 from registry_sync.documents import KeyRecord
+from registry_sync.tracing import Span
 
 Header = Callable[[str], str | None]
 
@@ -65,6 +66,7 @@ class Trace(msgspec.Struct):
     is_body_late: bool = False
     held_bytes: int = 0  # of the room for bodies
     body_due_s: float = 0.0  # of a body that comes in parts
+    span: Span | None = None  # of the request, if its trace is sampled
 
     @property
     def owner(self) -> str:

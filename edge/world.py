@@ -126,7 +126,10 @@ class World:
         self._has_reported = True
         in_flight, waiting = self.metrics.in_flight(), self._pool.waiting()
         away = self._pool.away()
-        self.link.send(control.Counters(self.incarnation, counts, in_flight, waiting, away))
+        unserved = self._pool.unserved()
+        self.link.send(
+            control.Counters(self.incarnation, counts, in_flight, waiting, away, unserved)
+        )
         for endpoint in self.snapshot.endpoints.values():
             if endpoint.watch is not None:
                 self.link.send(control.Evidence(self.incarnation, endpoint.watch.evidence()))

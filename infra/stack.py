@@ -19,6 +19,7 @@ import msgspec
 
 from edge.config import AccessLogMode, EdgeConfig
 from infra.child import ProcessSpec
+from infra.traces import sends_traces
 from pool.config import ControllerConfig, WorkerConfig
 from pool.engines import device
 from pool.wire.fleet_secret import has_certificate
@@ -275,6 +276,7 @@ def worker_processes(
             advertise=advertise,
             controller=controller,
             sync_socket=node.sync_socket,
+            sends_traces=sends_traces(),
             threads=threads,
             engines=engines,
             device=device_name,
@@ -357,6 +359,7 @@ def edge_processes(
             EdgeConfig(
                 id=f"{name}-edge-{slot}",
                 data=str(node.data),
+                sends_traces=sends_traces(),
                 host=host,
                 port=port,
                 admin_host=admin_host,

@@ -40,6 +40,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     is_for_call: bool = False  # it is started because a call came
     is_fallback: bool = False  # it serves only while no other worker has what is called
     require_signed: str = ""  # file of trusted keys; empty: manifests need no signature
+    sends_traces: bool = False  # as OpenTelemetry's environment says
     log_level: str = "info"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 import msgspec
 import structlog
 
-from pool import last_good, letting_go, placement, routing
+from pool import fallback, last_good, letting_go, placement, routing
 from pool.build_orders import BuildOrders
 from pool.learned import Learned
 from pool.load_counts import LoadCounts
@@ -28,8 +28,10 @@ from pool.recent import Recent
 from pool.registry_watch import RegistryWatch, Snapshot
 from pool.rollouts.desk import RolloutDesk
 from pool.scale_orders import ScaleOrders
+from pool.state_times import StateTimes
 from pool.status import EdgeStatus, WorkerStatus, rollout_figures, status
 from pool.tally import Tally
+from pool.unserved import Unserved
 from pool.wire import control
 from pool.wire.frames import Buffer, WireError
 from pool.wire.peer import Peer
@@ -84,6 +86,8 @@ class Controller:
         self._edges: dict[str, Edge] = {}
         self._tally = Tally()
         self._recent = Recent()
+        self._unserved = Unserved()
+        self._state_times = StateTimes()
         self._let_go: dict[Ref, bool] = {}  # unloaded by request; see `letting_go`
         self._quotas = QuotaDesk(epoch)
         self._quarantine = QuarantineDesk(epoch)
@@ -184,7 +188,7 @@ class Controller:
             case control.Heartbeat():
                 self._loads.add(worker, message.engines, self._watch.snapshot.manifests)
                 is_news = worker.take(message)
-                self._scale.count(worker.register.id, worker.register.incarnation, message.engines)
+                self._scale.count(worker.register, message.engines)
                 self._builds.run(worker.register.id, message.engines, is_draining=message.draining)
                 if is_news:
                     self.act()
@@ -233,6 +237,7 @@ class Controller:
                 self._recent.report(name, counts, edge.heard_s)
                 edge.in_flight, edge.waiting = in_flight, message.waiting
                 edge.away = message.away
+                self._unserved.report(name, message.unserved)
             case control.Evidence(incarnation, arms):
                 self._rollouts.report(f"{edge.register.id}/{incarnation}", arms)
             case control.QuotaDemand() | control.QuotaAck():
@@ -321,6 +326,9 @@ class Controller:
             registry_age_s=None if self._read_s is None else now_s - self._read_s,
             nodes=self._nodes.status(),
             wanted={**self._scale.wanted(), **dict.fromkeys(self._let_go, 0)},
+            routes=self._engine_routes(),
+            state_s=self._state_times.seconds,
+            instance_start_s=self._nodes.instance_start_s(),
             rollouts=self._rollout_views(self._rollouts.began()),
             signing=self._watch.trust.status(),
             quarantined=self._quarantine.rows(),
@@ -393,7 +401,7 @@ class Controller:
         spec = self._watch.snapshot.specs.get(endpoint)
         if spec is None:
             return f"there is no endpoint {endpoint!r}"
-        if not self._nodes.views(self._seen()):
+        if not self._places():
             return "there is no worker"
         for variant in spec.variants:
             self._let_go.pop((variant.model, variant.version), None)
@@ -405,7 +413,7 @@ class Controller:
         spec = self._watch.snapshot.specs.get(endpoint)
         if spec is None:
             return control.Answer(False, f"there is no endpoint {endpoint!r}", b"", ask_id)
-        found = self._scale.why(spec, self._let_go, len(self._nodes.views(self._seen())))
+        found = self._scale.why(spec, self._let_go, self._places(), self._engine_routes())
         return control.Answer(True, "", msgspec.json.encode(found), ask_id)
 
     def _unload(self, endpoint: str, ask_id: int) -> control.Answer:
@@ -524,6 +532,7 @@ class Controller:
         self._workers.clear()
         self._edges.clear()
         self._let_go.clear()
+        self._unserved, self._state_times = Unserved(), StateTimes()
         self._quotas.reset()
         self._quarantine.reset()
         self._builds.reset()
@@ -558,9 +567,10 @@ class Controller:
         views = self._nodes.views(self._seen())
         self._let_go = letting_go.still(self._let_go, views)
         waiting = [edge.waiting for edge in self._edges.values()]
-        wanted = self._scale.demands(snapshot, views, waiting)
-        wanted.update(letting_go.demands(self._let_go))
-        for step in placement.plan(wanted, views):
+        far_s, _ = self._nodes.far_s()
+        wanted = self._scale.demands(snapshot, views, waiting, self._unserved.take(), far_s)
+        wanted.update(letting_go.demands(self._let_go, wanted))
+        for step in (*placement.plan(wanted, views), *fallback.plan(wanted, views)):
             self._command(step)
         self._nodes.act(
             needed_of((demand.owner, demand.replicas) for demand in wanted.values()),
@@ -570,6 +580,14 @@ class Controller:
         )
         self._publish_routes(snapshot, self._nodes.views(self._seen()), wanted)
         self._rollouts.round()
+
+    def _places(self) -> int:
+        """Return how many workers there are for all, with those that have no process."""
+        return sum(not view.is_fallback for view in self._nodes.views(self._seen()))
+
+    def _engine_routes(self) -> dict[Ref, control.EngineRoute]:
+        routes = () if self._routes is None else self._routes.engines
+        return {(route.model, route.version): route for route in routes}
 
     def _seen(self) -> list[WorkerView]:
         return [worker.view() for worker in self._workers.values()]
@@ -592,9 +610,11 @@ class Controller:
         # A worker that breaks later must not make every edge of the fleet unready.
         there = len(self._workers) + self._nodes.at_rest
         self._was_complete |= there >= self._workers_expected
+        _, far_s = self._nodes.far_s()
         engines = routing.engine_routes(
-            sorted(snapshot.manifests), views, wanted, self._let_go, self._scale
+            sorted(snapshot.manifests), views, wanted, self._let_go, self._scale, far_s
         )
+        self._state_times.look(engines, asyncio.get_running_loop().time())
         routes = control.Routes(
             epoch=self._epoch(),
             seq=0,
@@ -602,6 +622,7 @@ class Controller:
             engines=engines,
             ready=self._was_complete,
             edges=len(self._edges),
+            far=sum(view.is_far for view in views),
         )
         last = self._routes
         if last is not None and msgspec.structs.replace(last, seq=0) == routes:

@@ -15,6 +15,7 @@ from registry_sync.documents import EndpointSpec
 
 # No replica is kept, and the first round in which it has no calls takes it away.
 NOTHING = Demand(replicas=0, failed_idle_s=0.0)
+_NOR_FALLBACK = Demand(replicas=0, failed_idle_s=0.0, fallback_idle_s=0.0)
 
 
 def refs_of(endpoint: str, specs: Mapping[str, EndpointSpec]) -> list[Ref]:
@@ -63,6 +64,10 @@ def unless_set(
     return {ref: was_gone for ref, was_gone in let_go.items() if ref not in wanted}
 
 
-def demands(let_go: Iterable[Ref]) -> dict[Ref, Demand]:
-    """Return what is wanted of them meanwhile, in place of what their endpoints want."""
-    return dict.fromkeys(let_go, NOTHING)
+def demands(let_go: Iterable[Ref], wanted: Mapping[Ref, Demand]) -> dict[Ref, Demand]:
+    """Return what is wanted of them meanwhile, in place of what their endpoints want.
+
+    A call may wake them on a fallback worker, where it might have done that before.
+    """
+    helped = {ref for ref, demand in wanted.items() if demand.fallback_idle_s is not None}
+    return {ref: _NOR_FALLBACK if ref in helped else NOTHING for ref in let_go}

@@ -74,6 +74,7 @@ class Worker:
             device_class=self.register.device_class,
             builds=self.register.builds,
             phases=self.register.phases,
+            is_fallback=self.register.is_fallback,
         )
 
 

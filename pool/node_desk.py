@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from pool.far_starts import FarStarts
 from pool.placement import Ref, WorkerView
 from pool.scaling import fleet
 from pool.scaling.fleet import Fleet, FleetState, NodeLimits, PlaceView
@@ -76,6 +77,7 @@ class NodeDesk:
         self._seq = 0
         self._pids: dict[str, int] = {}
         self._unheard_s: dict[tuple[str, int], float] = {}
+        self._far = FarStarts()
 
     # nodes
 
@@ -127,6 +129,7 @@ class NodeDesk:
         self._pids.clear()
         self._unheard_s.clear()
         self._state, self._fleet = FleetState(), Fleet()
+        self._far = FarStarts()
 
     # what others go by
 
@@ -161,10 +164,11 @@ class NodeDesk:
             if worker.id in self._fleet.leaving:
                 worker = msgspec.structs.replace(worker, draining=True)
             found.append(worker)
-        found += [
-            WorkerView(name, False, {}, is_cold=True, is_far=not address)
-            for name, address in cold.items()
-        ]
+        for name, address in cold.items():
+            is_far, is_starting = not address, name in self._fleet.up
+            found.append(
+                WorkerView(name, False, {}, is_cold=True, is_far=is_far, is_starting=is_starting)
+            )
         return sorted(found, key=lambda worker: worker.id)
 
     def _listen(self) -> None:
@@ -194,7 +198,8 @@ class NodeDesk:
     def cold(self) -> dict[str, str]:
         """Return by worker the addresses that are to be dialled only with a call.
 
-        Whether a worker drains it says itself, and so does its node, sometimes first.
+        An empty one cannot be: its machine is started first.  Whether a worker drains it says
+        itself, and so does its node, sometimes first.
         """
         found = {}
         for place in (place for node in self._nodes.values() for place in node.places):
@@ -206,6 +211,28 @@ class NodeDesk:
             if place.worker in self._resting_s or not (is_up or is_back):
                 found[place.worker] = place.address
         return found
+
+    def far_s(self) -> tuple[float, float]:
+        """Return how long it takes to have a machine up, and how long until one is, in seconds.
+
+        Both are 0 where some worker is up, or can be had by being dialled, and where there is no
+        place at all.
+        """
+        cold = self.cold()
+        up = (w for name, w in self._workers.items() if name not in cold and not w.draining)
+        if not cold or any(cold.values()) or any(up):
+            return 0.0, 0.0
+        now_s, guess_s = asyncio.get_running_loop().time(), self._guess_s()
+        return self._far.start_s(guess_s), self._far.left_s(guess_s, now_s)
+
+    def instance_start_s(self) -> float | None:
+        """Return how long a machine takes to start; None: no place has one of its own."""
+        if all(place.address for node in self._nodes.values() for place in node.places):
+            return None
+        return self._far.start_s(self._guess_s())
+
+    def _guess_s(self) -> float:
+        return max((node.register.start_s for node in self._nodes.values()), default=0.0)
 
     def status(self) -> list[dict[str, Any]]:
         """Return what is shown of the nodes."""
@@ -264,6 +291,13 @@ class NodeDesk:
         self._resting_s = {
             name: self._resting_s.get(name, stepped_s) for name in up - self._fleet.up.keys()
         }
+        far = [p for n in nodes.values() for p in n.places if not p.address]
+        asked = {
+            place.worker: place.state in ("cold", "starting")
+            for place in far
+            if place.worker in self._fleet.up and place.worker not in self._workers
+        }
+        self._far.look(asked, self._workers, stepped_s)
         not_yet = {n for n, s in self._resting_s.items() if stepped_s - s < ROUTES_FIRST_S}
         for node in nodes.values():
             self._tell(node, self._fleet.up.keys() | not_yet, stepped_s)

@@ -1,8 +1,8 @@
 """Where engines are to run: a pure function from what is wanted and what is there.
 
 Decides which worker loads or unloads which engine, and what routes the edges get.  How many
-replicas are wanted is decided in `scaling`.  Carries nothing out, knows no clock, and remembers
-nothing: the same views give the same plan.
+replicas are wanted is decided in `scaling`; what fallback workers do, in `fallback`.  Carries
+nothing out, knows no clock, and remembers nothing: the same views give the same plan.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     pid: int = 0  # 0: its connection is lost, and it may have ended
     # It is cold, and nobody can dial it: its machine has to be started first, by the controller.
     is_far: bool = False
+    is_starting: bool = False  # and that is under way
     is_fallback: bool = False  # see `RegisterWorker`
 
 
@@ -48,6 +49,9 @@ class Demand(msgspec.Struct, frozen=True):
     failed_idle_s: float = 60.0  # one that nobody wants shows so long that it failed
     beside: Ref | None = None  # where that is warm, it is to be first
     tries: int = 1  # so many workers try to load it before one that failed is asked again
+    # Fallback workers answer while no other worker has it warm, and keep it for so long after their
+    # last call while nobody wants it; None: they have no part in it.
+    fallback_idle_s: float | None = None
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -97,7 +101,7 @@ def owners(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> dict[
     there is none shares as well.  One that runs the endpoint already is taken first, then one that
     runs nothing that others want, so that a plan made twice moves nothing.
     """
-    live = {worker.id: worker for worker in workers if not worker.draining}
+    live = {w.id: w for w in workers if not w.draining and not w.is_fallback}
     wants: dict[str, int] = {}
     for demand in wanted.values():
         if demand.owner:
@@ -225,6 +229,7 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
     where its size is known to fit.  The last replica is never unloaded under a call; one of several
     is, and drains.
     """
+    workers = _without_fallback(workers)
     whose = owners(wanted, workers)
     steps: list[Load | Unload] = []
     unloads: list[Unload] = []
@@ -265,7 +270,8 @@ def route(
     """Return where `ref` runs now and who is to wake it, for the edges.
 
     One that sleeps because somebody had it unloaded says so; one that sleeps and is about to be
-    loaded, or may be, says that it loads.  Workers that drain, or give this version up, serve on
+    loaded, or may be, says that it loads; one that can wake on no machine that is up says whether
+    one is on its way.  Workers that drain, or give this version up, serve on
     for a while: they are named as long as nobody else could answer.
 
     Args:
@@ -277,8 +283,10 @@ def route(
         is_undecided: nobody has said yet how many replicas are wanted.
         wake_ms: how long a call would wait that found it asleep; 0: not known.
     """
+    workers = _without_fallback(workers)
     place = _place(ref, demand, workers, whose or {}, {})
-    live = place.at or list(workers)
+    found = place.at or list(workers)
+    live = [worker for worker in found if not worker.is_far]
     states = {worker.id: worker.engines[ref] for worker in live if ref in worker.engines}
     staying = [worker for worker in workers if worker.id not in place.leaving]
     warm = _warm(ref, (w for w in staying if not w.draining)) or _warm(ref, workers)
@@ -297,6 +305,9 @@ def route(
         state = "loading"
     elif failed:
         state, detail = "failed", failed[0].detail
+    elif found and not live:
+        state = "starting" if any(worker.is_starting for worker in found) else "no_instance"
+        detail = UNLOADED if is_let_go else ""
     elif place.loads or (is_undecided and not is_let_go):
         state = "loading"
     else:
@@ -304,6 +315,10 @@ def route(
     return EngineRoute(
         *(*ref, warm, tuple(order[:WAKE_AT_MAX]), state, detail, 0 if warm else wake_ms)
     )
+
+
+def _without_fallback(workers: Sequence[WorkerView]) -> list[WorkerView]:
+    return [worker for worker in workers if not worker.is_fallback]
 
 
 def _warm(ref: Ref, workers: Iterable[WorkerView]) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from pool import placement
+from pool import fallback, placement
 from pool.members import Worker
 from pool.placement import Demand, Ref, WorkerView
+from pool.scale_desk import is_anybody_up
 from pool.scale_orders import ScaleOrders
 from pool.wire.control import EngineRoute, WorkerRoute
 
@@ -20,6 +21,7 @@ def engine_routes(
     wanted: Mapping[Ref, Demand],
     let_go: Collection[Ref],
     scale: ScaleOrders,
+    far_s: float = 0.0,
 ) -> tuple[EngineRoute, ...]:
     """Return where each of `refs` is, and who is to load it if it is called.
 
@@ -29,21 +31,25 @@ def engine_routes(
         wanted: what is wanted of each version.
         let_go: versions that somebody had unloaded.
         scale: says how long they sleep.
+        far_s: until a machine is up, where one has to be started first.
     """
     whose = placement.owners(wanted, views)
-    is_up = any(not view.is_cold and not view.draining for view in views)
-    return tuple(
-        placement.route(
+    is_up = is_anybody_up(views)
+
+    def route(ref: Ref) -> EngineRoute:
+        demand = wanted.get(ref, placement.NOTHING)
+        found = placement.route(
             ref,
             views,
-            wanted.get(ref, placement.NOTHING),
+            demand,
             whose,
             is_let_go=ref in let_go,
             is_undecided=scale.is_undecided(ref),
-            wake_ms=scale.wake_ms(ref, is_up=is_up),
+            wake_ms=scale.wake_ms(ref, is_up=is_up, far_s=far_s),
         )
-        for ref in refs
-    )
+        return fallback.route(found, views, demand, wake_ms=scale.fallback_wake_ms(ref))
+
+    return tuple(route(ref) for ref in refs)
 
 
 def worker_routes(

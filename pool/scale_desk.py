@@ -20,6 +20,7 @@ import structlog
 
 from pool.placement import Demand, Ref, WorkerView
 from pool.scaling import kept
+from pool.scaling.awaited import Awaited
 from pool.scaling.gaps import GapPool
 from pool.scaling.policy import ScalingPolicy
 from pool.scaling.seen import Seen, Sightings
@@ -80,15 +81,24 @@ class ScaleDesk:
         self._start_s = 0.0
         self._starts_s: deque[float] = deque(maxlen=STARTS)
         self._waiting_since_s: dict[Ref, float] = {}  # at edges, for want of a worker
+        self._awaited = Awaited()
+        self._far_s = 0.0  # see `round`
         self._origin: tuple[float, float] | None = None  # monotonic, unix: of the first round
         self._is_restored = False
         self._held_until_s = -math.inf
 
     # what is seen
 
-    def count(self, worker: str, incarnation: str, engines: Iterable[EngineState]) -> None:
+    def count(
+        self,
+        worker: str,
+        incarnation: str,
+        engines: Iterable[EngineState],
+        *,
+        is_fallback: bool = False,
+    ) -> None:
         """Take note of a worker's report."""
-        self._seen.count(worker, incarnation, engines)
+        self._seen.count(worker, incarnation, engines, is_fallback=is_fallback)
 
     def started(self, phases: Mapping[str, int]) -> None:
         """Take note of how long a worker process took to start, in microseconds by phase."""
@@ -114,6 +124,8 @@ class ScaleDesk:
         unix_s: float,
         waiting: Mapping[Ref, int] | None = None,
         owners: Mapping[Ref, str] | None = None,
+        unserved: Mapping[Ref, int] | None = None,
+        far_s: float = 0.0,
     ) -> dict[Ref, Demand]:
         """Return what is wanted of every version that has limits.
 
@@ -124,14 +136,19 @@ class ScaleDesk:
             unix_s: wall clock.
             waiting: calls that wait at edges, because no worker can be reached.
             owners: of the versions that have workers of their own, whose.
+            unserved: calls since the last round that were given to no worker.
+            far_s: how long it takes until one is up whose machine has to be started first; 0: some
+                worker is up, or can be had sooner.
         """
-        self._seen.look(((worker.engines, worker.draining) for worker in workers), now_s)
+        self._seen.look(((w.engines, w.draining, w.is_fallback) for w in workers), now_s)
         self._origin = self._origin or (now_s, unix_s)
         for ref in [ref for ref in self._desks if ref not in limits]:
             self._put_away(ref, now_s)
         if len(self._seen.versions) > len(limits) + 2 * FORGOTTEN_MAX:
             self._seen.forget({**limits, **self._saved})
-        is_up = any(not worker.is_cold and not worker.draining for worker in workers)
+        self._far_s = far_s
+        self._awaited.keep(limits)
+        is_up = is_anybody_up(workers)
         demands: dict[Ref, Demand] = {}
         for ref, allowed in limits.items():
             seen = self._seen.versions.setdefault(ref, Seen())
@@ -140,7 +157,12 @@ class ScaleDesk:
                 there = seen.warm + seen.loading
                 replicas = max(allowed.replicas_least, there)
             else:
+                if far_s and unserved and unserved.get(ref):
+                    seen.arrived += unserved[ref]
+                    seen.used_s = now_s
                 signals = self._signals(ref, at_edges, now_s, unix_s, is_up=is_up)
+                if self._awaited.look(ref, signals, far_s, now_s):
+                    allowed = msgspec.structs.replace(allowed, is_awaited=True)
                 replicas = self._ask(ref, allowed, signals, now_s)
             demands[ref] = Demand(replicas, (owners or {}).get(ref, ""), seen.size_bytes)
         return demands
@@ -150,11 +172,24 @@ class ScaleDesk:
         times_s = (desk.decision.until_s for desk in self._desks.values() if desk.decision)
         return min(times_s, default=math.inf) / self._time_scale
 
-    def wake_s(self, ref: Ref, *, is_up: bool = True) -> float:
-        """Return how long a call waits that finds `ref` asleep; 0: not known."""
+    def wake_s(self, ref: Ref, *, is_up: bool = True, far_s: float = 0.0) -> float:
+        """Return how long a call waits that finds `ref` asleep; 0: not known.
+
+        Args:
+            ref: the version.
+            is_up: there is a process for it.
+            far_s: how long until there is one, if a machine has to be started for it.
+        """
         seen = self._seen.versions.get(ref)
         wake_s = seen.wake_s if seen is not None else 0.0
+        if far_s:
+            return wake_s + far_s
         return wake_s + (0.0 if is_up else self._start_s) if wake_s else 0.0
+
+    def fallback_wake_s(self, ref: Ref) -> float:
+        """Return how long a call waits for a fallback worker to wake `ref`; 0: not known."""
+        seen = self._seen.versions.get(ref)
+        return seen.fallback_wake_s if seen is not None else 0.0
 
     def _at_edges(self, ref: Ref, waiting: int, now_s: float) -> int:
         if not waiting:
@@ -180,7 +215,7 @@ class ScaleDesk:
             warm=seen.warm,
             loading=seen.loading,
             calls_per_s=seen.calls_per_s / scale,
-            wake_s=(wake_s + (0.0 if is_up else self._start_s)) * scale,
+            wake_s=(wake_s + (0.0 if is_up else max(self._start_s, self._far_s))) * scale,
             idle_s=self._seen.idle_s(ref, now_s) * scale,
         )
 
@@ -385,6 +420,11 @@ class ScaleDesk:
         self._waiting_since_s.pop(ref, None)
         while len(self._saved) > FORGOTTEN_MAX:
             del self._saved[next(iter(self._saved))]
+
+
+def is_anybody_up(workers: Iterable[WorkerView]) -> bool:
+    """Tell whether some worker could load what sleeps at once; not one that helps out only."""
+    return any(not w.is_cold and not w.draining and not w.is_fallback for w in workers)
 
 
 def _plain(terms: Mapping[str, float]) -> dict[str, float | None]:

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 import structlog
 
+from pool.fallback import IDLE_S as FALLBACK_IDLE_S
 from pool.learned import Learned
 from pool.placement import Demand, Ref, WorkerView
 from pool.registry_watch import Snapshot
@@ -22,8 +24,9 @@ from pool.rollouts.needs import Needs, Warmth
 from pool.scale_desk import ScaleDesk
 from pool.scaling.due import timed, why_due
 from pool.scaling.kept import Version
-from pool.scaling.limits import limits_of, owners_of
+from pool.scaling.limits import helped_of, limits_of, owners_of
 from pool.scaling.signals import Limits
+from pool.status import zero_of
 from pool.wire import control
 from registry_sync.documents import EndpointSpec
 from registry_sync.rollouts import effective_weights
@@ -33,6 +36,7 @@ LOAD_S_MAX: Final = 5.0  # a registry that is slower loses to this node's copy
 LAST_SAVE_S_MAX: Final = 2.0
 SAVED_AT_ONCE: Final = 8  # versions, about 2 ms where all are busy; then others have their turn
 LOOK_S_MIN: Final = 0.05  # between two looks that a policy asks for
+FAR_STEP_S: Final = 6.0
 LEAD_S: Final = 1.0  # before the hours of a schedule, besides the wake itself
 ASKED_S: Final = 600.0  # `warm` alone, where a learned policy decides afterwards
 
@@ -66,6 +70,7 @@ class ScaleOrders:
         self._due: dict[str, str] = {}
         self._limits: Mapping[Ref, Limits] = {}
         self._owners: Mapping[Ref, str] = {}
+        self._helped: set[Ref] = set()  # fallback workers may answer for these
         self._needs = Needs()
         self._rollouts: Mapping[str, EndpointSpec] = {}  # the specs that have one
         self._kept: Mapping[Ref, int] = {}
@@ -75,13 +80,17 @@ class ScaleOrders:
 
     def join(self, register: control.RegisterWorker, *, is_new: bool = True) -> None:
         """Take note of a worker; one that is not new has dialled again, and did not start again."""
-        if is_new:
+        if is_new and not register.is_fallback:
             self._desk.started(register.phases)
-        self._desk.count(register.id, register.incarnation, register.engines)
+        self.count(register, register.engines)
 
-    def count(self, worker: str, incarnation: str, engines: Iterable[control.EngineState]) -> None:
+    def count(
+        self, register: control.RegisterWorker, engines: Iterable[control.EngineState]
+    ) -> None:
         """Take note of a heartbeat."""
-        self._desk.count(worker, incarnation, engines)
+        self._desk.count(
+            register.id, register.incarnation, engines, is_fallback=register.is_fallback
+        )
 
     # what is wanted
 
@@ -90,6 +99,8 @@ class ScaleOrders:
         snapshot: Snapshot,
         workers: Sequence[WorkerView],
         waiting: Iterable[Mapping[str, int]],
+        unserved: Mapping[str, int] | None = None,
+        far_s: float = 0.0,
     ) -> dict[Ref, Demand]:
         """Return what is wanted now, and see that it is asked for again in time.
 
@@ -97,25 +108,26 @@ class ScaleOrders:
             snapshot: the documents that hold.
             workers: all of them.
             waiting: by edge: calls that no worker can be reached for, by "model/version".
+            unserved: calls since the last time that were given to no worker, likewise.
+            far_s: see `ScaleDesk.round`.
         """
         loop = asyncio.get_running_loop()
         now_s, unix_s = loop.time(), time.time()
         if self._loading is None:
             self._loading = loop.create_task(self._restore())
         self._make_limits(snapshot, workers, now_s, unix_s)
-        at_edges: dict[Ref, int] = {}
-        for counts in waiting:
-            for name, count in counts.items():
-                model, _, version = name.partition("/")
-                at_edges[model, version] = at_edges.get((model, version), 0) + count
         found = self._desk.round(
             self._limits,
             workers,
             now_s=now_s,
             unix_s=unix_s,
-            waiting=at_edges,
+            waiting=_summed(waiting),
             owners=self._owners,
+            unserved=_summed([unserved or {}]),
+            far_s=far_s,
         )
+        for ref in self._helped & found.keys():
+            found[ref] = msgspec.structs.replace(found[ref], fallback_idle_s=FALLBACK_IDLE_S)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -150,6 +162,7 @@ class ScaleOrders:
             self._snapshot, self._due, self._kept = snapshot, due, kept
             self._limits = limits_of(snapshot.specs.values(), weights_of(snapshot), due, kept)
             self._owners = owners_of(snapshot.specs.values())
+            self._helped = helped_of(snapshot.specs.values())
 
     def _wake_s(self, spec: EndpointSpec) -> float:
         return max(self._desk.wake_s((v.model, v.version), is_up=False) for v in spec.variants)
@@ -168,10 +181,18 @@ class ScaleOrders:
         """Return how far the candidate of an endpoint's rollout is loaded for its next step."""
         return self._needs.warmth(endpoint)
 
-    def wake_ms(self, ref: Ref, *, is_up: bool) -> int:
-        """Return how long a call waits that finds `ref` asleep, to two digits; 0: not known."""
-        wake_ms = self._desk.wake_s(ref, is_up=is_up) * 1e3
-        return math.ceil(float(f"{wake_ms:.1e}")) if wake_ms else 0
+    def wake_ms(self, ref: Ref, *, is_up: bool, far_s: float = 0.0) -> int:
+        """Return how long a call waits that finds `ref` asleep, to two digits; 0: not known.
+
+        What is left of the start of a machine is told in tenths of a minute: edges get new routes
+        whenever it changes.
+        """
+        far_s = FAR_STEP_S * math.ceil(far_s / FAR_STEP_S)
+        return _two_digits(self._desk.wake_s(ref, is_up=is_up, far_s=far_s) * 1e3)
+
+    def fallback_wake_ms(self, ref: Ref) -> int:
+        """Return how long a call waits for a fallback worker to wake `ref`; 0: not known."""
+        return _two_digits(self._desk.fallback_wake_s(ref) * 1e3)
 
     def is_undecided(self, ref: Ref) -> bool:
         """Tell whether nothing is decided yet on a version whose sleep is learned."""
@@ -193,7 +214,11 @@ class ScaleOrders:
         return self._desk.wanted()
 
     def why(
-        self, spec: EndpointSpec, let_go: Container[Ref] = (), workers: int | None = None
+        self,
+        spec: EndpointSpec,
+        let_go: Container[Ref] = (),
+        workers: int | None = None,
+        routes: Mapping[Ref, control.EngineRoute] | None = None,
     ) -> dict[str, Any]:
         """Return what `tidepool status --why` shows of an endpoint.
 
@@ -201,7 +226,9 @@ class ScaleOrders:
             spec: its document.
             let_go: versions that somebody had unloaded, which says more than what is wanted.
             workers: how many there are for all, with those that are cold.
+            routes: what edges were told last.
         """
+        found = routes or {}
         now_s = asyncio.get_running_loop().time()
         refs = dict.fromkeys((variant.model, variant.version) for variant in spec.variants)
         return {
@@ -213,6 +240,8 @@ class ScaleOrders:
                     **self._desk.why(ref, now_s),
                     "owner": self._owners.get(ref, ""),
                     "unloaded": ref in let_go,
+                    "fallback": ref in self._helped,
+                    **zero_of(found.get(ref)),
                 }
                 for ref in refs
             ],
@@ -286,6 +315,20 @@ class ScaleOrders:
         self._wanted.clear()
         self._needs = Needs()
         self._desk = ScaleDesk(time_scale=self._time_scale)
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[Ref, int]:
+    """Add up what is counted by "model/version"."""
+    found: dict[Ref, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            model, _, version = name.partition("/")
+            found[model, version] = found.get((model, version), 0) + count
+    return found
+
+
+def _two_digits(wake_ms: float) -> int:
+    return math.ceil(float(f"{wake_ms:.1e}")) if wake_ms else 0
 
 
 def weights_of(snapshot: Snapshot) -> dict[str, Mapping[str, float]]:

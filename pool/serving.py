@@ -27,7 +27,9 @@ from pool.queueing.ticket import (
     Overdue,
     Returned,
     Ticket,
+    Traced,
 )
+from pool.queueing.traced import end_span
 from pool.shadow import Shadows
 from pool.slots import EngineSlot
 from pool.turn import Turn
@@ -38,6 +40,7 @@ from pool.wire.frames import Buffer, WireError, padded
 from pool.wire.peer import Peer
 from registry_sync.documents import PRIORITY_DEFAULT
 from registry_sync.names import BadName
+from registry_sync.tracing import Span, Tracing
 
 RETRY_AFTER_MS = 1000  # of a refusal that may pass
 GONE = 499  # nobody waited for the call any more when its run was over
@@ -56,7 +59,7 @@ class Served:
 
     __slots__ = (
         "arrived_s", "call", "deadline_s", "device_us", "edge", "seq", "size_bytes", "slot",
-        "tensors", "ticket",
+        "span", "tensors", "ticket",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +80,7 @@ class Served:
         self.ticket: Ticket | None = None
         self.seq = 0
         self.device_us = 0  # of the runs that it was part of
+        self.span: Span | None = edge.begin_span(call, self.arrived_s)
 
     @property
     def insists(self) -> bool:
@@ -114,6 +118,8 @@ class Served:
             on_alone=self._begin_alone if call.alone else None,
             on_device=self._has_had,
         )
+        if self.span is not None and self.edge.tracing is not None:
+            ticket.trace = Traced(self.edge.tracing, self.span)
         if problem is not None:
             ticket.settle(problem)
         return ticket
@@ -141,6 +147,8 @@ class Served:
         self.ticket = None
         tensors, self.tensors = self.tensors, []
         self.edge.ended(self)
+        if self.span is not None:
+            end_span(self.span, outcome)
         match outcome:
             case Answer():
                 self._answer(outcome, tensors)
@@ -263,6 +271,7 @@ class EdgePeer:
         turn: where the engines' queues put their next steps.
         shadows: takes calls that somebody else is to answer as well.
         on_lost: called when the connection is gone.
+        tracing: where spans of traced calls go.
     """
 
     def __init__(
@@ -274,6 +283,7 @@ class EdgePeer:
         turn: Turn,
         shadows: Shadows,
         on_lost: Callable[[EdgePeer], None],
+        tracing: Tracing | None = None,
     ) -> None:
         self.peer = peer
         self._hello = hello
@@ -282,6 +292,7 @@ class EdgePeer:
         self._turn = turn
         self.alone = turn.alone
         self.shadows = shadows
+        self.tracing = tracing
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         # The whole mutable state: the calls that are not replied to yet, the memory that the edge
@@ -297,6 +308,18 @@ class EdgePeer:
         """Ask the edge to send no more and to hang up once its calls are answered."""
         self._is_leaving = True
         self.peer.send(data.encode(data.Load(0, len(self.calls), draining=True)))
+
+    def begin_span(self, call: data.Call, now_s: float) -> Span | None:
+        """Begin the span of a call, as part of its edge's; None: it is not traced."""
+        if self.tracing is None or not call.traceparent:
+            return None
+        return self.tracing.begin(
+            "call",
+            "server",
+            call.traceparent,
+            now_s,
+            {"tidepool.model": call.model, "tidepool.version": call.version},
+        )
 
     def ended(self, served: Served) -> None:
         """Take note that a call needs no place any more."""

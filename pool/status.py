@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from pool.phase_times import phases_ms
 from pool.recent import Arm, Rates
 from pool.rollouts.report import ArmFigures
 from pool.tally import Ended
-from pool.wire.control import EngineState
+from pool.wire.control import EngineRoute, EngineState
 from registry_sync.documents import EndpointSpec, EndpointState
 from registry_sync.rollouts import effective_weights
 
@@ -33,6 +33,7 @@ class WorkerStatus:
     device_class: str = ""
     builds: Sequence[str] = ()  # "engine/device class"
     phases: Mapping[str, int] = field(default_factory=dict)  # of its start, in µs
+    is_fallback: bool = False
 
     @property
     def state(self) -> str:
@@ -73,6 +74,9 @@ def status(
     phases: Sequence[Mapping[str, Any]],
     nodes: Sequence[Mapping[str, Any]] = (),
     wanted: Mapping[tuple[str, str], int] | None = None,
+    routes: Mapping[tuple[str, str], EngineRoute] | None = None,
+    state_s: Callable[[tuple[str, str]], Mapping[str, float]] = lambda ref: {},
+    instance_start_s: float | None = None,
     rollouts: Mapping[str, Mapping[str, Any]] | None = None,
     signing: Mapping[str, Any] | None = None,
     quarantined: Sequence[Mapping[str, Any]] = (),
@@ -87,13 +91,17 @@ def status(
         },
         "workers": [_worker(worker) for worker in workers],
         "nodes": [dict(node) for node in nodes],
+        "instance_start_s": instance_start_s,  # learned, or a first guess; None: no place needs one
         "edges": [
             {"id": e.id, "pid": e.pid, "in_flight": e.in_flight, "away": dict(e.away)}
             for e in edges
         ],
         "endpoints": [
             {
-                **_endpoint(spec, states.get(name), workers, counts, recent, loads, wanted or {}),
+                **_endpoint(
+                    *(spec, states.get(name), workers, counts, recent, loads, wanted or {}),
+                    *(routes or {}, state_s),
+                ),
                 "rollout": _rollout((rollouts or {}).get(name)),
             }
             for name, spec in sorted(specs.items())
@@ -147,10 +155,24 @@ def rollout_figures(
     return found
 
 
-def _warm(workers: Sequence[WorkerStatus], ref: tuple[str, str]) -> int:
+def zero_of(route: EngineRoute | None) -> dict[str, Any]:
+    """Return where a version is for its callers, and how long one that finds it asleep waits.
+
+    `state` tells the two zeros apart: `asleep` on a machine that is up, or on none (`no_instance`,
+    and `starting` once one is on its way).  None: no edge was told yet.
+    """
+    if route is None:
+        return {"state": None, "wake_ms": None}
+    return {"state": route.state, "wake_ms": route.wake_ms or None}
+
+
+def _warm(
+    workers: Sequence[WorkerStatus], ref: tuple[str, str], *, is_fallback: bool = False
+) -> int:
     return sum(
         engine.state == "warm" and (engine.model, engine.version) == ref
         for worker in workers
+        if worker.is_fallback == is_fallback
         for engine in worker.engines
     )
 
@@ -167,6 +189,7 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "wait_ms": worker.wait_us / 1000,
         "calls": worker.calls,
         "plans_refused": worker.plans_refused,
+        "fallback": worker.is_fallback,
         "phases_ms": phases_ms(worker.phases),
         "engines": [
             {
@@ -199,6 +222,8 @@ def _endpoint(
     recent: Mapping[Arm, Rates],
     loads: Mapping[tuple[str, str], int],
     wanted: Mapping[tuple[str, str], int],
+    routes: Mapping[tuple[str, str], EngineRoute],
+    state_s: Callable[[tuple[str, str]], Mapping[str, float]],
 ) -> dict[str, Any]:
     refs = {(variant.model, variant.version) for variant in spec.variants}
     engines = [
@@ -222,6 +247,9 @@ def _endpoint(
                 "version": variant.version,
                 "weight": weights[variant.name],
                 "replicas": _warm(workers, ref),
+                "fallbacks": _warm(workers, ref, is_fallback=True),
+                **zero_of(routes.get(ref)),
+                "state_s": {state: round(s, 3) for state, s in state_s(ref).items()},
                 "wanted": wanted.get(ref),  # replicas; None: nothing is decided yet
                 "requests": requests,
                 "errors": errors,
@@ -232,6 +260,7 @@ def _endpoint(
     return {
         "name": spec.endpoint,
         "revision": spec.revision,
+        "fallback": spec.scale.fallback,
         "held": sum(engine.calls for engine in engines if engine.state == "loading"),
         "wakes": sum(loads.get(ref, 0) for ref in refs),
         "recent": sum(of_endpoint, Rates()).shown(),

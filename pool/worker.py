@@ -55,11 +55,13 @@ from registry_sync.memory import calm_collector, map_large_blocks
 from registry_sync.names import BadName, check_name, check_version
 from registry_sync.scheduling import take_turns
 from registry_sync.supervised import leave, say_draining, say_ready, until_told
+from registry_sync.tracing import open_tracing
 
 HEARTBEAT_S = 0.5
 LOAD_REPORT_S = 0.1  # a load that has changed is told within this
 LOAD_BEAT_S = 0.5  # and any load, so that edges know that we live
 DRAIN_POLL_S = 0.02
+TRACES_S_MAX = 1.0  # for the last spans to be sent
 LAST_WORDS_S = 0.01  # for the loop to write what was sent
 CLOSE_S_MAX = 1.0  # for a run that is under way when the time to drain is over
 HANG_UP_S_MAX = 1.0  # an edge that owes us no call any more and does not hang up is left
@@ -83,6 +85,7 @@ class Worker:
         self.incarnation = random_secrets.token_hex(8)
         # The whole mutable state: edges, slots, the bytes of calls inside, and whether we drain.
         self.peers: set[EdgePeer] = set()
+        self.tracing = open_tracing("tidepool-worker", config.id, is_wanted=config.sends_traces)
         self.inside = Inside(config.queue_bytes_max)
         self.is_draining = False
         self._slots: dict[tuple[str, str], EngineSlot] = {}
@@ -160,7 +163,7 @@ class Worker:
         """Take a connection from an edge."""
         edge = EdgePeer(
             *(peer, self.hello(), self.slot, self.inside),
-            *(self.turn, self.shadows, self.peers.discard),
+            *(self.turn, self.shadows, self.peers.discard, self.tracing),
         )
         self.peers.add(edge)
         if self.is_draining:  # it dialled just before the socket was closed
@@ -367,6 +370,8 @@ async def run(config: WorkerConfig, started_s: tuple[float, float]) -> None:
     for task in (*tasks, parking):
         task.cancel()
     worker.guard.close()
+    if worker.tracing is not None:
+        worker.tracing.close(TRACES_S_MAX)
     _log.info("worker_down", worker=config.id)
     await asyncio.sleep(LAST_WORDS_S)
     leave()

@@ -43,6 +43,7 @@ CONFINED = {
     "cryptography": ("registry_sync.ed25519", "infra.doctor.proofs"),
     "diskcache": ("edge.disk_store",),
     "matplotlib": ("infra.simulate.plots", "infra.estimate.picture"),
+    "opentelemetry": ("registry_sync.otel",),
     "magika": (),  # the demo's model: infra.demo_files finds it by name, and does without
 }
 
@@ -62,10 +63,14 @@ PURE = (
     "pool.engines.choice",
     "pool.engines.gate",
     "pool.engines.tensorrt_profiles",
+    "pool.fallback",
+    "pool.far_starts",
     "pool.letting_go",
     "pool.look_pace",
     "registry_sync.news",
     "pool.placement",
+    "pool.state_times",
+    "pool.unserved",
     "pool.wanted",
     "registry_sync.engine_wishes",
     "registry_sync.rollouts",

@@ -100,6 +100,7 @@ class Call:
         "id",
         "inputs",
         "is_held",
+        "is_helped",
         "is_only",
         "is_twin",
         "is_watched",
@@ -117,6 +118,7 @@ class Call:
         "shadow",
         "share",
         "tenant",
+        "traceparent",
         "twin",
         "unit",
         "watch",
@@ -164,6 +166,7 @@ class Call:
         self.fingerprint = b""  # once it was needed; see `quarantine`
         self.is_watched = False  # how it ends is held against other workers' calls
         self.is_held = False  # sent to a worker that was to load its engine first
+        self.is_helped = False  # sent to a fallback worker, which says nothing of its arm
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.pool: Sender | None = None
         self.conn: Carrier | None = None
@@ -174,6 +177,7 @@ class Call:
         self.shadow: tuple[data.ShadowOf, ...] = ()  # who answer it as well, for a comparison
         self.watch: ArmWatch | None = None  # is told how it ends
         self.unit: bytes | None = None  # whose it is then
+        self.traceparent = ""  # of its span; empty: it is not traced
 
     @property
     def is_starting(self) -> bool:
@@ -201,19 +205,20 @@ class Call:
             device_us=self.device_us,
         )
         twin.is_twin, twin.fingerprint = True, self.fingerprint
+        twin.traceparent = self.traceparent
         return twin
 
     def succeed(self, answer: Answer) -> None:
         """End the call with its answer; it must not have ended."""
         self.future.set_result(answer)
-        if self.watch is not None:
+        if self.watch is not None and not self.is_helped:
             self.tell(self.watch, 200, answer.outputs)
 
     def fail(self, error: Refusal) -> None:
         """End the call with `error` unless it has ended."""
         if not self.future.done():
             self.future.set_exception(error)
-            if self.watch is not None and self.sent:
+            if self.watch is not None and self.sent and not self.is_helped:
                 self.tell(self.watch, error.status)
 
     def tell(self, watch: ArmWatch, status: int, outputs: Sequence[data.TensorLike] = ()) -> None:

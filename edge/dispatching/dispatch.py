@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import structlog
 
 from edge.dispatching.calls import Call, Ref
-from edge.dispatching.reach import Reach
+from edge.dispatching.reach import FAR, Reach
 from edge.dispatching.replicas import Engines, Replicas
 from edge.dispatching.retry_budget import Budget
 from edge.dispatching.starting import is_starting, to_start
@@ -50,11 +51,17 @@ ALONE_SENT_MAX = 4  # so often in all, if it was to run alone and had not begun
 _log = structlog.get_logger()
 
 
-def _asleep(wake_s: float) -> Unavailable:
+def _asleep(wake_s: float, *, is_far: bool) -> Unavailable:
+    why, code = "waking it takes", ""
+    if is_far:
+        why, code = "no instance of the pool is up: one takes", "no_instance"
     return Unavailable(
-        f"the model sleeps, and waking it takes about {wake_s:.2g} s: longer than this call's "
+        f"the model sleeps, and {why} about {wake_s:.0f} s: longer than this call's deadline allows"
+        if wake_s >= 10
+        else f"the model sleeps, and {why} about {wake_s:.2g} s: longer than this call's "
         "deadline allows",
         retry_after_s=jittered(wake_s),
+        code=code,
     )
 
 
@@ -77,6 +84,8 @@ class Pool:
         self.suspects = Suspects(self)
         self.twins = Twins(self, self.suspects.watched)
         self.silences = 0  # workers that hung, or could not be heard
+        self.helped: Counter[Ref] = Counter()  # calls that fallback workers answered
+        self.refused_far: Counter[Ref] = Counter()  # and those that no instance was up for
         self.returns = 0  # calls sent elsewhere because their worker gave them back
         self._leaving: set[WorkerConn] = set()  # get nothing new, and may have calls under way
 
@@ -100,6 +109,7 @@ class Pool:
             else:
                 known.follow(worker)
         self.engines.follow(routes)
+        self.reach.far = routes.far
         self.twins.keep([(engine.model, engine.version) for engine in routes.engines])
         self.on_up()
 
@@ -158,21 +168,23 @@ class Pool:
         route = self.route(call.ref)
         wake_s = route.wake_ms / 1000 if route is not None else 0.0
         if call.deadline_s < now_s + wake_s:
-            self.cancel(call, _asleep(wake_s))
+            is_far = route is not None and route.state in FAR
+            self.refused_far[call.ref] += is_far
+            self.cancel(call, _asleep(wake_s, is_far=is_far))
         elif self._waiting.is_in_vain(call, now_s) and not self._is_coming(route, now_s):
             text = "no worker of the pool can be reached, and none is being started"
             self.cancel(call, Unavailable(text, retry_after_s=jittered(1.0)))
 
     def _is_coming(self, route: EngineRoute | None, now_s: float) -> bool:
         """Tell whether a worker is being started, or nobody knows yet who may be."""
-        if route is None:
+        if route is None or route.state in FAR:
             return True
         named = map(self._conns.get, (*route.warm, *route.wake_at))
         return any(c is not None and c.is_cold and is_starting(c, now_s) for c in named)
 
     def cancel(self, call: Call, error: Refusal | None = None) -> None:
         """End a call that nobody waits for, all the way down."""
-        self._waiting.remove(call)
+        self._waiting.give_up(call)
         self.suspects.forget(call)
         if call.conn is not None:
             call.conn.forget(call)
@@ -253,6 +265,10 @@ class Pool:
         """Return by "model/version" how many calls wait because no worker can be reached."""
         return self._waiting.counts()
 
+    def unserved(self) -> dict[str, int]:
+        """Return by "model/version" how many calls ended without having been given to a worker."""
+        return dict(self._waiting.unserved)
+
     def on_up(self) -> None:
         """Try the calls that wait: a worker or a route has come."""
         now_s = time.monotonic()
@@ -317,6 +333,10 @@ class Pool:
         if call.is_held:
             return call.sent <= HELD_RETRIES
         return call.sent <= LOST_RETRIES and self.budget.take()
+
+    def on_helped(self, call: Call) -> None:
+        """Count what a fallback worker has answered."""
+        self.helped[call.ref] += 1
 
     def on_ended(self, call: Call, conn: WorkerConn, reply: data.Reply) -> None:
         """Compare how a worker answered with what others do."""

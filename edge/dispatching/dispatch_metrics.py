@@ -20,6 +20,11 @@ def dispatch_totals(pool: Pool) -> Totals:
         "tidepool_dispatch_hedges_won": pool.twins.won,
     }
     found = [Counter(name, (), value) for name, value in counters.items()]
+    for name, by_ref in (
+        ("tidepool_fallback_answers", pool.helped),
+        ("tidepool_no_instance_refusals", pool.refused_far),
+    ):
+        found += [Counter(name, ref, count) for ref, count in by_ref.items()]
     ejections = {"silent": pool.silences, **pool.engines.ejections}
     found += [Counter("tidepool_dispatch_ejections", (why,), n) for why, n in ejections.items()]
     return found, [Counter("tidepool_dispatch_workers_away", (), len(pool.away()))]

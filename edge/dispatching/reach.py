@@ -14,6 +14,7 @@ import msgspec
 
 from pool.wire.control import EngineRoute
 
+FAR: Final = ("no_instance", "starting")  # of routes: asleep, and no machine is up to wake it on
 OUT_OF_REACH_S: Final = 2.5  # so long after it was heard last a worker is out of reach
 
 
@@ -41,6 +42,7 @@ class Reach:
         # The whole mutable state: when somebody was in reach last, also of workers that the routes
         # do not name any more; None: they never named one.
         self._last_s: float | None = None
+        self.far = 0  # places whose machines only the controller can start, as the routes say
 
     def look(self, now_s: float) -> None:
         """Note who is in reach; to be called often."""
@@ -51,8 +53,11 @@ class Reach:
     def has_anybody(self) -> bool:
         """Tell whether some worker can be called or started, or could be a moment ago.
 
-        Also where no worker was ever named: then nobody is missed.
+        Also where no worker was ever named: then nobody is missed; nor where all machines are at
+        rest.
         """
+        if self.far and not self._workers:
+            return True
         if any(worker.is_up or worker.is_cold for worker in self._workers.values()):
             return True
         self._dial(self._workers)
@@ -61,12 +66,12 @@ class Reach:
     def seen(self, route: EngineRoute) -> EngineRoute:
         """Return `route` without the workers that are out of reach; without any it sleeps."""
         warm = self._in_reach(route.warm)
-        if warm or route.state == "failed":
+        if warm or route.state == "failed" or (route.state in FAR and not route.wake_at):
             return route
         wake_at = self._in_reach(route.wake_at)
         if not wake_at:
             self._dial((*route.warm, *route.wake_at))
-        state = route.state if wake_at and route.state != "warm" else "asleep"
+        state = route.state if wake_at and not route.warm else "asleep"
         return msgspec.structs.replace(route, warm=(), wake_at=wake_at, state=state)
 
     def _in_reach(self, names: Iterable[str]) -> tuple[str, ...]:

@@ -17,9 +17,11 @@ class Waiting:
     """Calls in the order in which they came."""
 
     def __init__(self) -> None:
-        # The whole mutable state: who waits, and since when nobody could be reached for an engine.
+        # The whole mutable state: who waits, since when nobody could be reached for an engine, and
+        # how many have gone without having been sent.
         self._calls: dict[Call, None] = {}
         self._since_s: dict[Ref, float] = {}
+        self.unserved: Counter[str] = Counter()  # by "model/version"
 
     def __iter__(self) -> Iterator[Call]:
         return iter(list(self._calls))
@@ -38,6 +40,12 @@ class Waiting:
     def remove(self, call: Call) -> None:
         """Let a call wait no longer, if it does."""
         self._calls.pop(call, None)
+
+    def give_up(self, call: Call) -> None:
+        """Let a call wait no longer that nobody gets; if somebody had it, it does not count."""
+        if call in self._calls:
+            del self._calls[call]
+            self.unserved["/".join(call.ref)] += not call.sent
 
     def reached(self, ref: Ref) -> None:
         """Take note that somebody can be reached for an engine."""

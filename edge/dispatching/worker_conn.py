@@ -68,6 +68,9 @@ class Owner(Protocol):
     def on_ended(self, call: Call, conn: WorkerConn, reply: data.Reply) -> None:
         """A call that is watched was answered."""
 
+    def on_helped(self, call: Call) -> None:
+        """A fallback worker has answered a call."""
+
     def on_silent(self, conn: WorkerConn) -> None:
         """The worker has gone silent just now."""
 
@@ -94,6 +97,7 @@ class WorkerConn:
         self.address = worker.address
         self.route = worker
         self.is_cold = has_left or worker.state == "cold"
+        self.is_fallback = worker.is_fallback
         self._owner = owner
         # The whole mutable state: the connection once the worker has spoken on it, and before; the
         # memory shared over it; the calls it carries; the last load report.
@@ -142,6 +146,7 @@ class WorkerConn:
         call.conn = self
         call.sent += 1
         call.has_begun = call.is_only = False
+        call.is_helped = self.is_fallback
         call.sent_s = now_s
         inputs = call.inputs
         heads = [TensorHead(t.name, t.datatype, tuple(t.shape), len(t.data)) for t in inputs]
@@ -166,6 +171,7 @@ class WorkerConn:
             call.tenant,
             call.share,
             call.alone,
+            call.traceparent,
         )
         try:
             buffers = data.encode(message, () if at else inputs)
@@ -202,7 +208,7 @@ class WorkerConn:
     def follow(self, worker: WorkerRoute) -> None:
         """Go by what newer routes say of the worker."""
         self.route = worker
-        self.is_cold = worker.state == "cold"
+        self.is_cold, self.is_fallback = worker.state == "cold", worker.is_fallback
         self.has_heir = self.is_up and worker.incarnation != self.incarnation
         if not self.is_cold and not self.is_up:
             self.start()
@@ -390,6 +396,8 @@ class WorkerConn:
             except WireError:
                 call.fail(WorkerLost("the worker's answer could not be read"))
                 raise
+            if self.is_fallback:
+                self._owner.on_helped(call)
             call.succeed(Answer(outputs, reply.queue_us, reply.infer_us, reply.batch_rows))
         elif reply.not_run and len(call.gave_back) < RETURNS_MAX:
             call.gave_back += (self,)

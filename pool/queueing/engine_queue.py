@@ -29,6 +29,7 @@ from pool.queueing.runner import Runner, ThreadRunner, run_here
 from pool.queueing.running import Ran, run_tickets
 from pool.queueing.streaming import Stream
 from pool.queueing.ticket import Answer, Cancelled, Failed, Outcome, Overdue, Returned, Ticket
+from pool.queueing.traced import trace_run
 
 T = TypeVar("T")
 
@@ -421,6 +422,7 @@ class EngineQueue:
     def _answer(self, run: UnderWay, ran: Ran, run_s: float) -> None:
         now_s = self._clock()
         bill(run.tickets, ran.spent_ns, round(run_s * 1e6), self.name)
+        trace_run(run.tickets, run.started_s, run_s, run.rows, self.name)
         for ticket, result in zip(run.tickets, ran.results, strict=True):
             if isinstance(result, Failed):
                 self._settle(ticket, result)

@@ -13,6 +13,7 @@ import msgspec
 
 from pool.engines.base import Tensors
 from registry_sync.documents import PRIORITY_DEFAULT
+from registry_sync.tracing import Span, Tracing
 
 ROWS_UNBOUNDED = 1 << 30
 
@@ -51,6 +52,13 @@ class Cancelled(msgspec.Struct, frozen=True):
     """The caller went away; nobody waits for an answer."""
 
 
+class Traced(msgspec.Struct, frozen=True):
+    """The span of a call, and where spans of its runs go."""
+
+    tracing: Tracing
+    span: Span
+
+
 # Begins a run; what it gets is called on the loop when the run is over.
 Begin: TypeAlias = Callable[[Callable[[], None]], None]
 Outcome: TypeAlias = Answer | Failed | Overdue | Returned | Cancelled
@@ -81,6 +89,7 @@ class Ticket:
     # Hears, on the loop and as often as it was part of a run, how long that held the device for it:
     # before it is settled, or later if it was settled while the run went on.
     on_device: Callable[[int], None] | None = None  # in µs
+    trace: Traced | None = None  # of a call whose trace is sampled
     settled: bool = field(default=False, init=False)
 
     def settle(self, outcome: Outcome) -> bool:

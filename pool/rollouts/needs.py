@@ -198,7 +198,8 @@ class _Pool:
     """The workers, as a rollout sees them; they do not change meanwhile."""
 
     def __init__(self, workers: Sequence[WorkerView], wanted: Mapping[Ref, Demand]) -> None:
-        self._live = [worker for worker in workers if not worker.draining]
+        # What fallback workers have does not count: they have it only while others do not.
+        self._live = [w for w in workers if not w.draining and not w.is_fallback]
         self._wanted = wanted
         self._whose = owners(wanted, workers)
         self._may: dict[str, list[WorkerView]] = {}

@@ -66,6 +66,14 @@ def owners_of(specs: Iterable[EndpointSpec]) -> dict[Ref, str]:
     return found
 
 
+def helped_of(specs: Iterable[EndpointSpec]) -> set[Ref]:
+    """Return the versions for which fallback workers may answer: one endpoint that says so will do.
+
+    Also those of arms without weight, which are called by their number.
+    """
+    return {(v.model, v.version) for s in specs if s.scale.fallback == "cpu" for v in s.variants}
+
+
 def _limits(scale: Scale, *, serves: bool, is_due: bool) -> Limits:
     idle_s = None if scale.idle_s == "auto" else float(scale.idle_s)
     if not serves and idle_s is None:

@@ -67,13 +67,15 @@ class ScalingPolicy:
 
     def decide(self, limits: Limits, signals: Signals) -> Decision:
         """Return what is wanted now; changes nothing."""
-        now_s, in_use = signals.now_s, signals.waiting + signals.running > 0
+        now_s, inside = signals.now_s, signals.waiting + signals.running
+        in_use = inside > 0 or limits.is_awaited
         wanted = self._autoscaler.wanted(signals)
         is_warm, until_s = self._is_warm(limits, signals)
         terms: dict[str, float] = {}
         if in_use or is_warm:
             until_s = min(until_s, wanted.until_s)
-            terms["demand" if in_use else "keep-alive"] = max(1, wanted.demand)
+            name = "demand" if inside else "awaited" if limits.is_awaited else "keep-alive"
+            terms[name] = max(1, wanted.demand)
             terms["panic"] = wanted.panic
         if limits.replica_hours_per_day_max is not None:
             left_s, left_until_s = self._budget.left(now_s, limits.replica_hours_per_day_max)
@@ -100,7 +102,7 @@ class ScalingPolicy:
 
     def _is_warm(self, limits: Limits, signals: Signals) -> tuple[bool, float]:
         """Say whether one is to be warm although nothing is inside, and until when that holds."""
-        if signals.waiting + signals.running:
+        if signals.waiting + signals.running or limits.is_awaited:
             return True, math.inf
         if limits.idle_s is None:
             return self._keep_alive.wants(signals.now_s, limits.cold_start_cost_s, signals.wake_s)

@@ -41,6 +41,7 @@ class Seen:
     rows_per_call: float = 0.0
     wake_s: float = 0.0  # on a worker that is up
     size_bytes: int = 0
+    fallback_wake_s: float = 0.0  # on a fallback worker
 
     @property
     def calls_per_s(self) -> float:
@@ -63,8 +64,19 @@ class Sightings:
         self.versions: dict[Ref, Seen] = {}
         self._counted: dict[str, _Counted] = {}
 
-    def count(self, worker: str, incarnation: str, engines: Iterable[EngineState]) -> None:
-        """Take a worker's report of its calls, and what it has learned."""
+    def count(
+        self,
+        worker: str,
+        incarnation: str,
+        engines: Iterable[EngineState],
+        *,
+        is_fallback: bool = False,
+    ) -> None:
+        """Take a worker's report of its calls, and what it has learned.
+
+        Calls at a fallback worker are demand as any others.  How long it takes says nothing of the
+        workers that this demand is for.
+        """
         counted = self._counted.get(worker)
         is_new = counted is None or counted.incarnation != incarnation
         if counted is None or is_new:
@@ -88,27 +100,36 @@ class Sightings:
                     rows_per_call = more_rows / more
                     gain = more / (more + ROWS_GAIN_CALLS) if seen.rows_per_call else 1.0
                     seen.rows_per_call += gain * (rows_per_call - seen.rows_per_call)
+            if is_fallback:
+                seen.fallback_wake_s = min(engine.wake_us / 1e6, WAKE_S_MAX)
+                continue
             if 0 < engine.wake_us <= WAKE_S_MAX * 1e6:
                 seen.wake_s = engine.wake_us / 1e6
             if engine.bytes:
                 seen.size_bytes = engine.bytes
 
-    def look(self, workers: Iterable[tuple[Mapping[Ref, EngineState], bool]], now_s: float) -> None:
-        """Take what all workers show now: their engines, and whether they drain.
+    def look(
+        self, workers: Iterable[tuple[Mapping[Ref, EngineState], bool, bool]], now_s: float
+    ) -> None:
+        """Take what all workers show now: their engines, whether they drain, and are fallback ones.
 
-        Loading a version is no use of it, though its replica counts its idle time from there.
+        Loading a version is no use of it, though its replica counts its idle time from there.  Of a
+        fallback worker's calls one counts as inside: how many pile up there is its own doing.
         """
         speeds: dict[Ref, list[float]] = {}
         idles_s: dict[Ref, float] = {}
         for seen in self.versions.values():
             seen.waiting = seen.running = seen.warm = seen.loading = 0
             seen.idle_s = 0.0
-        for engines, is_draining in workers:
+        for engines, is_draining, is_fallback in workers:
             for ref, engine in engines.items():
                 seen = self.versions.setdefault(ref, Seen())
+                idles_s[ref] = min(engine.idle_s, idles_s.get(ref, engine.idle_s))
+                if is_fallback:
+                    seen.waiting += min(engine.calls, 1)
+                    continue
                 seen.waiting += engine.waiting
                 seen.running += max(0, engine.calls - engine.waiting)
-                idles_s[ref] = min(engine.idle_s, idles_s.get(ref, engine.idle_s))
                 if not is_draining:
                     seen.warm += engine.state == "warm"
                     seen.loading += engine.state == "loading"

@@ -17,6 +17,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     replica_hours_per_day_max: float | None = None
     forecast: str = "act"  # act | observe | off
     is_due: bool = False  # a schedule, or somebody by request, wants it warm now
+    is_awaited: bool = (
+        False  # calls came while no machine was up, and it is for them that one starts
+    )
     replicas_kept: int = 0  # that a rollout wants warm now, before or after it moves calls
 
     @property

@@ -259,6 +259,7 @@ class Routes(msgspec.Struct, array_like=True, frozen=True, tag=12):
     engines: Annotated[tuple[EngineRoute, ...], _Many]
     ready: bool = True  # the expected workers have registered
     edges: _Count = 0  # processes; 0: not said
+    far: _Count = 0  # places that nobody can dial before the controller has started their machines
 
 
 class Command(msgspec.Struct, array_like=True, frozen=True, tag=13):

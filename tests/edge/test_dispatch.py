@@ -571,7 +571,7 @@ def test_time_to_come_back_is_spread_and_bounded() -> None:
     found = {after_s(1000) for _ in range(20)}
     assert len(found) > 10
     assert all(1.0 <= one <= 1.5 for one in found)
-    assert after_s(10**9) == 120.0
+    assert all(80.0 <= after_s(10**9) <= 120.0 for _ in range(20))  # and spread there too
 
 
 async def test_cold_worker_is_dialled_for_a_call_and_never_without_one(fleet: Fleet) -> None:

@@ -23,7 +23,7 @@ def spec(name: str, *versions: str) -> EndpointSpec:
 
 def plan(let_go: dict[placement.Ref, bool], *workers: WorkerView) -> list[Load | Unload]:
     wanted = {REF: placement.Demand(2)}
-    return placement.plan({**wanted, **letting_go.demands(let_go)}, workers)
+    return placement.plan({**wanted, **letting_go.demands(let_go, wanted)}, workers)
 
 
 def test_a_warm_engine_is_unloaded_everywhere() -> None:

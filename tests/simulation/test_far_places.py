@@ -1,0 +1,194 @@
+"""Two zeros in virtual time: engines that sleep, and machines that are not there."""
+
+from __future__ import annotations
+
+import asyncio
+
+from edge.errors import RETRY_AFTER_S_MAX
+from edge.readiness import state_of
+from tests.simulation.engine import ledger
+from tests.simulation.far import far_node
+from tests.simulation.fleet import Edge, Fleet, fleet_of
+from tests.simulation.world import World, simulate, until
+
+START_S = 180.0
+
+
+def state(edge: Edge) -> str:
+    return state_of(edge.pool.route_in_reach(("m", "1")))
+
+
+def served_by() -> list[str]:
+    """Return which workers have run something, in the order of the runs."""
+    return [run.worker for run in ledger.runs]
+
+
+async def helped(fleet: Fleet, **scale: object) -> Edge:
+    """Start a controller, a fallback worker and an edge, with an endpoint that says so."""
+    fleet.put("m", fallback="cpu", **scale)
+    fleet.controller()
+    fleet.sync("near")
+    fleet.worker("near-0", "near", is_fallback=True)
+    edge = fleet.edge()
+    await fleet.ready(edge, workers=1)
+    return edge
+
+
+def test_calls_that_no_instance_could_answer_in_time_are_refused_and_still_start_one() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=5)
+            fleet.controller()
+            far = far_node(fleet, start_s=START_S)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            assert not far.starts
+            refused = await edge.ask("m")
+            assert (refused.status, refused.wait_s < 0.1) == (503, True)
+            assert "no instance" in refused.detail
+            # Nothing more comes for longer than the endpoint is ever idle and awake.
+            await until(lambda: state(edge) == "starting")
+            await until(lambda: state(edge) == "warm", START_S + 30.0)
+            assert (len(far.starts), far.called_off) == (1, 0)
+            await asyncio.sleep(RETRY_AFTER_S_MAX * 0.9)
+            assert (await edge.ask("m")).status == 200  # who came back when it was told to
+            await until(lambda: state(edge) == "no_instance", 300.0)
+            fleet.check()
+
+    simulate(main)
+
+
+def test_call_whose_deadline_is_long_enough_waits_for_the_instance() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=5)
+            fleet.controller()
+            far_node(fleet, start_s=START_S)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            waiting = [edge.ask("m", deadline_s=600.0) for _ in range(5)]
+            await asyncio.sleep(60.0)
+            # It is learned how long a start takes only from the first one; by then it is there.
+            late = edge.ask("m", deadline_s=400.0)
+            assert {(await one).status for one in (*waiting, late)} == {200}
+            fleet.check()
+
+    simulate(main)
+
+
+def test_start_that_was_seen_once_is_what_the_next_refusal_goes_by() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=5)
+            fleet.controller()
+            far_node(fleet, start_s=60.0, rest_s=5.0, guess_s=500.0)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            assert (await edge.ask("m", deadline_s=120.0)).status == 503
+            await until(lambda: state(edge) == "warm", 100.0)
+            await until(lambda: state(edge) == "no_instance", 600.0)
+            assert (await edge.ask("m", deadline_s=120.0)).status == 200
+            await until(lambda: state(edge) == "no_instance", 600.0)
+            refused = edge.ask("m", deadline_s=30.0)
+            assert (await refused).status == 503
+            await until(lambda: state(edge) == "starting")
+            await asyncio.sleep(40.0)
+            assert (await edge.ask("m", deadline_s=40.0)).status == 200  # what is left is shorter
+            fleet.check()
+
+    simulate(main)
+
+
+def test_fallback_answers_at_once_while_the_instance_starts_and_goes_when_it_is_there() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            edge = await helped(fleet, idle_s=5)
+            far = far_node(fleet, start_s=60.0, rest_s=5.0)
+            await until(lambda: state(edge) == "no_instance")
+            for _ in range(2):  # from no instance up and back, twice
+                before, runs = len(far.starts), len(ledger.runs)
+                traffic = world.go(fleet.traffic([edge], "m", per_s=1, for_s=80.0))
+                await until(lambda: state(edge) == "fallback")
+                await until(lambda: state(edge) == "warm", 90.0)
+                done = await traffic
+                assert {one.status for one in done} == {200}, [o for o in done if o.status != 200]
+                assert max(one.wait_s for one in done) < 2.0
+                assert len(far.starts) == before + 1
+                by = served_by()[runs:]
+                assert by == sorted(by, reverse=True), "answers went back and forth"
+                assert set(by) == {"near-0", "far-0"}
+                near = fleet.named("near-0")
+                assert near.state != "dead"
+                await until(lambda: not far.up(), 400.0)
+                assert state(edge) == "no_instance"
+            assert far.called_off == 0
+            fleet.check()
+
+    simulate(main)
+
+
+def test_one_call_at_a_fallback_worker_is_demand_enough_for_an_instance() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            edge = await helped(fleet, idle_s=5)
+            far = far_node(fleet, start_s=START_S)
+            await until(lambda: state(edge) == "no_instance")
+            assert (await edge.ask("m")).status == 200
+            await until(lambda: state(edge) == "warm", START_S + 30.0)
+            assert (len(far.starts), far.called_off) == (1, 0)
+            fleet.check()
+
+    simulate(main)
+
+
+def test_fallback_takes_no_part_in_what_does_not_say_so() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            edge = await helped(fleet, idle_s=5)
+            fleet.put("other", idle_s=5)
+            far_node(fleet, start_s=START_S)
+            await until(lambda: edge.knows("other"))
+            await until(lambda: state(edge) == "no_instance")
+            assert (await edge.ask("other")).status == 503
+            assert (await edge.ask("m")).status == 200
+            fleet.change("m", idle_s=5)
+            await until(lambda: edge.pool.route(("m", "1")).wake_at == ())
+            assert (await edge.ask("m")).status == 503
+
+    simulate(main)
+
+
+def test_killed_instance_is_stood_in_for_until_another_one_is_there() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            edge = await helped(fleet, replicas_min=1)
+            far = far_node(fleet, start_s=40.0)
+            await until(lambda: state(edge) == "warm", 60.0)
+            traffic = world.go(fleet.traffic([edge], "m", per_s=10, for_s=60.0))
+            await asyncio.sleep(10.0)
+            far.workers["far-0"].kill()
+            far.hold_up(["far-0"])  # whoever starts machines notices that
+            done = await traffic
+            assert {one.status for one in done} == {200}, [o for o in done if o.status != 200]
+            assert state(edge) == "warm"
+            assert served_by()[-1] == "far-0"
+            fleet.check(may_repeat=True)
+
+    simulate(main)
+
+
+def test_instance_that_is_told_to_go_hands_over_to_the_fallback_without_a_slow_call() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            edge = await helped(fleet, replicas_min=1)
+            far = far_node(fleet, start_s=40.0)
+            await until(lambda: state(edge) == "warm", 60.0)
+            traffic = world.go(fleet.traffic([edge], "m", per_s=10, for_s=20.0))
+            await asyncio.sleep(5.0)
+            far.hold_up([])  # as a notice of two minutes has it
+            done = await traffic
+            assert {one.status for one in done} == {200}, [o for o in done if o.status != 200]
+            assert state(edge) == "fallback"
+            fleet.check()
+
+    simulate(main)

@@ -12,6 +12,7 @@ from infra.estimate.prices import NoPrice, load_prices
 from infra.stack import CannotStart
 
 REGION_DEFAULT: Final = "us-east-1"
+REGION_NAMES: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")  # what ECS sets, what boto3 reads
 
 DevicePrices = Annotated[
     str,
@@ -20,7 +21,7 @@ DevicePrices = Annotated[
         envvar="TIDEPOOL_DEVICE_PRICE_USD_PER_H",
         help="What an hour of a device costs, so that it is counted what requests do: "
         "DEVICE=PRICE,…; of which DEVICE is a class such as sm_89, or gpu (any other), or cpu, "
-        "and PRICE USD or an EC2 instance type of the price list.",
+        "and PRICE USD, or an EC2 instance type of the price list, or fargate-VCPUS-GB.",
     ),
 ]
 
@@ -29,8 +30,8 @@ def device_prices(text: str) -> dict[str, float]:
     """Return what was given, in USD an hour.
 
     Raises:
-        CannotStart: it cannot be read, or an instance type has no price in the region
-            (AWS_REGION).
+        CannotStart: it cannot be read, or an instance type has no price in the region of
+            the environment.
     """
     found: dict[str, float] = {}
     for part in filter(None, (one.strip() for one in text.split(","))):
@@ -49,7 +50,7 @@ def _usd(device: str, price: str) -> float:
     try:
         usd = float(price)
     except ValueError:
-        region = os.environ.get("AWS_REGION") or REGION_DEFAULT
+        region = next(filter(None, map(os.environ.get, REGION_NAMES)), REGION_DEFAULT)
         try:
             return load_prices(region).device_usd_per_h(price)
         except NoPrice as error:

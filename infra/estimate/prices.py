@@ -7,12 +7,15 @@ A price that varies, as spot prices do, is a range from `usd` to `usd_max`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
 FOLDER: Final = Path(__file__).parent.parent / "prices"
+
+_FARGATE: Final = re.compile(r"fargate-(\d{1,3}(?:\.\d{1,2})?)-(\d{1,3})")
 
 _Usd = Annotated[float, msgspec.Meta(gt=0)]
 _Date = Annotated[str, msgspec.Meta(pattern=r"^20\d\d-[01]\d-[0-3]\d$")]
@@ -54,9 +57,17 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def device_usd_per_h(self, instance_type: str) -> float:
         """Return what one GPU of an instance costs an hour, on demand.
 
+        Args:
+            instance_type: of EC2; or "fargate-2-4", a task of 2 vCPU and 4 GB, which has no GPU
+                and is itself the device.
+
         Raises:
             NoPrice: of such instances none is known.
         """
+        if size := _FARGATE.fullmatch(instance_type):
+            vcpu, gb = self.find("fargate.vcpu"), self.find("fargate.gb")
+            if vcpu is not None and gb is not None:
+                return float(size[1]) * vcpu.usd + float(size[2]) * gb.usd
         price = self.find(f"ec2.{instance_type}")
         if price is None or price.gpus is None:
             known = ", ".join(self.instance_types)

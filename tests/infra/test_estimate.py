@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import yaml
@@ -151,6 +153,49 @@ def test_one_changed_variable_changes_only_its_lines(path: str) -> None:
         name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
     }
     assert differing == expected
+
+
+TERRAFORM = REPOSITORY / "infra" / "terraform"
+
+
+def default(folder: str, variable: str, field: str = "") -> float:
+    """Return the default of a Terraform variable, or of a field of one that is an object."""
+    text = (TERRAFORM / folder / "variables.tf").read_text()
+    block = text.partition(f'variable "{variable}" {{')[2].partition("\nvariable ")[0]
+    found = re.search(
+        rf"\b{field} *= optional\(number, ([\d.]+)\)" if field else r"default += ([\d.]+)", block
+    )
+    assert found is not None, f"{folder}: {variable} {field}"
+    return float(found[1])
+
+
+def test_example_prices_what_its_terraform_makes_by_default() -> None:
+    priced = checked(minimal())
+    (pool,) = priced.pools
+    edge = "modules/edge"
+    fallback = priced.fallback
+    assert fallback is not None
+    terraform = {
+        "tasks_min": default(edge, "tasks", "min"),
+        "tasks_max": default(edge, "tasks", "max"),
+        "vcpu": default(edge, "tasks", "cpu") / 1024,
+        "memory_gb": default(edge, "tasks", "memory_mib") / 1024,
+        "requests_per_s_per_task": default(edge, "tasks", "requests_per_min_per_task") / 60,
+    }
+    assert msgspec.structs.asdict(priced.edge) == terraform
+    assert msgspec.structs.asdict(fallback) == {
+        "tasks": default(edge, "fallback", "tasks"),
+        "vcpu": default(edge, "fallback", "cpu") / 1024,
+        "memory_gb": default(edge, "fallback", "memory_mib") / 1024,
+    }
+    assert (pool.instances_max, pool.workers_per_instance, pool.rest_s, pool.volume_gb) == (
+        default("examples/minimal", "instances_max"),
+        default("modules/pool", "worker", "per_instance"),
+        default("modules/pool", "worker", "rest_s"),
+        default("modules/pool", "volume_gb"),
+    )
+    variables = (TERRAFORM / "examples" / "minimal" / "variables.tf").read_text()
+    assert f'default     = "{pool.instance_type}"' in variables
 
 
 def test_spot_is_a_range_and_so_is_the_total() -> None:

@@ -8,16 +8,23 @@ import pytest
 
 from edge.config import EdgeConfig
 from infra import stack
-from infra.commands.price_option import device_prices
+from infra.commands.price_option import REGION_NAMES, device_prices
 from infra.estimate.prices import FOLDER, load_prices, regions
 from infra.stack import CannotStart, Node
 
 
+@pytest.fixture(autouse=True)
+def _no_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in REGION_NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
 def test_price_is_a_number_or_that_of_an_instance_by_its_gpus() -> None:
-    assert device_prices("cpu=0.05, sm_89=g6.xlarge,gpu=g6e.48xlarge") == {
+    assert device_prices("cpu=0.05, sm_89=g6.xlarge,gpu=g6e.48xlarge,old=fargate-0.25-1") == {
         "cpu": 0.05,
         "sm_89": 0.8048,
         "gpu": 30.13118 / 8,
+        "old": 0.25 * 0.04048 + 0.004445,
     }
     assert device_prices("") == {}
 
@@ -38,8 +45,9 @@ def test_price_that_cannot_be_read_is_named(text: str, why: str) -> None:
         device_prices(text)
 
 
-def test_region_without_a_list_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_REGION", "eu-west-9")
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_region_without_a_list_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "eu-west-9")
     assert device_prices("gpu=1") == {"gpu": 1.0}
     with pytest.raises(
         CannotStart, match="region eu-west-9: there is no price list; there are: us"

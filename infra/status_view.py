@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.printable import printable
+from infra.zero_view import zero_words
 
 Document = Mapping[str, Any]
 
@@ -32,6 +33,7 @@ def lines(status: Document) -> list[str]:
         found.append(
             f"worker {worker['id']}  {worker['state']}  {worker['device']}  pid {worker['pid']}  "
             f"{worker['calls']} calls  wait {shown_number(worker['wait_ms'])} ms"
+            + ("  fallback" if worker.get("fallback") else "")
         )
         if worker.get("phases_ms"):
             found.append(f"  started in {shown_phases(worker['phases_ms'])}")
@@ -54,6 +56,7 @@ def lines(status: Document) -> list[str]:
             f"{_recent_line(v)}"
             for v in endpoint["variants"]
         )
+        found += [f"  {line}" for line in _zeros(endpoint)]
         if endpoint.get("rollout"):
             found.append(f"  {_rollout(endpoint['rollout'])}")
     found.extend(_build_line(build) for build in status.get("builds", ()))
@@ -84,6 +87,11 @@ def tables(status: Document) -> RenderableType:
         for line in _away(edge)
     ]
     parts += [
+        Text(f"endpoint {endpoint['name']}: {line}", "yellow")
+        for endpoint in status["endpoints"]
+        for line in _zeros(endpoint)
+    ]
+    parts += [
         Text(f"endpoint {endpoint['name']}: {_rollout(endpoint['rollout'])}", "yellow")
         for endpoint in status["endpoints"]
         if endpoint.get("rollout")
@@ -102,6 +110,13 @@ def _away(edge: Document) -> Iterator[str]:
     """Yield which workers an edge leaves alone."""
     for worker, why in edge.get("away", {}).items():
         yield f"worker {worker} gets no calls: {why}"
+
+
+def _zeros(endpoint: Document) -> Iterator[str]:
+    """Yield which versions sleep, on a machine or without one, or are helped out with."""
+    for v in endpoint["variants"]:
+        if words := zero_words(v):
+            yield f"{v['model']}/{v['version']} is {words}"
 
 
 def _signing(status: Document) -> list[str]:
@@ -137,7 +152,7 @@ def _workers(status: Document) -> Table:
         add_row(
             table,
             worker["id"],
-            worker["device"],
+            worker["device"] + (" fallback" if worker.get("fallback") else ""),
             _state(worker["state"]),
             str(worker["pid"]),
             str(worker["calls"]),

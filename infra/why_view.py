@@ -10,6 +10,7 @@ from typing import Any
 
 from infra.printable import printable
 from infra.status_view import shown_number
+from infra.zero_view import zero_words
 
 Document = Mapping[str, Any]
 
@@ -41,6 +42,10 @@ def _version(version: Document, workers: int | None) -> Iterator[str]:
         f"  {name}  {count} replica{'' if count == 1 else 's'} wanted{would}: {version['reason']}"
         + (f"  unless a call comes, for {holds}" if holds else "")
     )
+    if words := zero_words(version):
+        yield f"    now       {words}"
+    if version.get("fallback"):
+        yield "    fallback  cpu: fallback workers answer while no other worker has it warm"
     if workers is not None and workers < count:
         yield f"    short     there are workers for {workers} of {count}"
     if version.get("owner"):

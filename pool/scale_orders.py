@@ -70,6 +70,7 @@ class ScaleOrders:
         self._due: dict[str, str] = {}
         self._limits: Mapping[Ref, Limits] = {}
         self._owners: Mapping[Ref, str] = {}
+        self._far_s = 0.0
         self._helped: set[Ref] = set()  # fallback workers may answer for these
         self._needs = Needs()
         self._rollouts: Mapping[str, EndpointSpec] = {}  # the specs that have one
@@ -115,6 +116,7 @@ class ScaleOrders:
         now_s, unix_s = loop.time(), time.time()
         if self._loading is None:
             self._loading = loop.create_task(self._restore())
+        self._far_s = far_s
         self._make_limits(snapshot, workers, now_s, unix_s)
         found = self._desk.round(
             self._limits,
@@ -165,7 +167,8 @@ class ScaleOrders:
             self._helped = helped_of(snapshot.specs.values())
 
     def _wake_s(self, spec: EndpointSpec) -> float:
-        return max(self._desk.wake_s((v.model, v.version), is_up=False) for v in spec.variants)
+        refs = [(variant.model, variant.version) for variant in spec.variants]
+        return max(self._desk.wake_s(ref, is_up=False, far_s=self._far_s) for ref in refs)
 
     def warm(self, spec: EndpointSpec) -> None:
         """Have an endpoint warm for a while from now on, by request."""

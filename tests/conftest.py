@@ -23,6 +23,7 @@ SLOW_WORKERS = 2
 # other slow ones alone, as what they measure is time.
 UNHURRIED = (
     "tests/e2e/test_balancer.py",
+    "tests/e2e/test_fallback.py",
     "tests/edge/test_leases.py",
     "tests/infra/test_autoscaler_figures.py",
     "tests/infra/test_simulate_keepalive_figure.py",

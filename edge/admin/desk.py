@@ -23,6 +23,7 @@ from edge.errors import retry_headers
 from pool.wire.control import Answer
 from registry_sync import audit
 from registry_sync.open import open_existing
+from registry_sync.scale_advice import Fleet, fleet_of
 from registry_sync.stores import Store, StoreError
 
 THREADS = 8
@@ -163,6 +164,14 @@ class Desk:
     def _say_lost(self, error: str, record: object) -> None:
         self.records_lost += 1
         _log.error("audit_record_lost", error=error, record=record)
+
+    async def fleet(self) -> Fleet | None:
+        """Return what the controller says of its workers; None if it cannot be asked."""
+        try:
+            found = await self._ask("status")
+            return fleet_of(found.data)
+        except (ConnectionError, msgspec.DecodeError):
+            return None
 
     async def _applied(self, document: str) -> str:
         """Let the controller look now; return why not every edge has the change, if so.

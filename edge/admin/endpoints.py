@@ -38,6 +38,7 @@ from registry_sync.endpoint_errors import NoRevision
 from registry_sync.endpoint_schema import SCHEMA
 from registry_sync.endpoints import READS_AT_ONCE
 from registry_sync.names import check_name
+from registry_sync.scale_advice import warnings
 from registry_sync.stores import NotFound, Store
 from registry_sync.variant_checks import check_variants
 
@@ -181,13 +182,15 @@ class Endpoints:
         return answer_change(done, content, headers={"etag": tag(done.result)})
 
     async def lint(self, request: Request) -> Response:
-        """Name everything that is wrong with a spec, without writing it."""
+        """Name everything that is wrong with a spec, or may be a surprise, without writing it."""
         name = request.path_params.get("name")
         if name is not None:
             name_of(request)
         body = await document(request)
         found = await self._desk.read(lambda store: _lint(store, body, name))
-        return answer({"ok": not found, "errors": errors_of(found)})
+        fleet = None if found else await self._desk.fleet()
+        said = [] if fleet is None else warnings(documents.parse_spec(body), fleet)
+        return answer({"ok": not found, "errors": errors_of(found), "warnings": said})
 
     async def purge(self, request: Request) -> Response:
         """Let no edge answer out of a cache what was computed before now."""

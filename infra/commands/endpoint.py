@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,22 +12,25 @@ import typer
 import yaml
 
 from infra.changes import recorded
+from infra.client import NoController, ask
 from infra.commands.options import (
     DATA_DEFAULT,
     Data,
     Json,
     Reason,
     Registry,
+    controller_address,
     has_registry,
+    node_of,
     poke,
     print_json,
     said,
     store_of,
 )
 from infra.stack import CannotStart
-from registry_sync import audit, documents, endpoints, spec_diff
+from registry_sync import audit, documents, endpoints, scale_advice, spec_diff
 from registry_sync.rollouts import is_same_rollout, state_of
-from registry_sync.stores import Store
+from registry_sync.stores import Store, StoreError
 from registry_sync.variant_checks import check_variants
 
 File = Annotated[Path | None, typer.Argument(help="YAML or JSON; default: stdin.")]
@@ -86,6 +90,7 @@ def set_command(
         )
         poke(data, store, document=endpoints.spec_key(name))
     typer.echo(revision)
+    _warn(data, store, spec)
 
 
 def history_command(
@@ -206,8 +211,10 @@ def lint_command(
 ) -> None:
     """Name everything that is wrong with a spec, without writing it.
 
-    Whether its variants are published is looked up where there is a registry to ask.
+    Whether its variants are published is looked up where there is a registry to ask, and what it
+    means for the pool where there is a controller; that is only a warning.
     """
+    spec = None
     with said():
         text = _read(file)
         found = documents.problems(text)
@@ -218,10 +225,26 @@ def lint_command(
                 found = _unpublished(store_of(data, registry), spec)
     if not found:
         typer.echo("ok")
+        if spec is not None:
+            _warn(data, store_of(data, registry) if has_registry(data, registry) else None, spec)
         return
     for problem in found:
         typer.echo(problem, err=True)
     raise typer.Exit(1)
+
+
+def _warn(data: Path, store: Store | None, spec: documents.EndpointSpec) -> None:
+    """Say what a spec means in the fleet that runs, if its controller can be asked."""
+    try:
+        address = controller_address(data, store)
+        if address is None:
+            return
+        found = asyncio.run(ask(address, node_of(data).data, "status"))
+        fleet = scale_advice.fleet_of(found.data)
+    except (NoController, StoreError, ConnectionError, msgspec.DecodeError):
+        return  # nobody can say
+    for line in scale_advice.warnings(spec, fleet):
+        typer.echo(f"warning: {line}", err=True)
 
 
 def _unpublished(store: Store, spec: documents.EndpointSpec) -> list[str]:

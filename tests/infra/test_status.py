@@ -20,7 +20,9 @@ from rich.console import Console
 
 from edge.pool_metrics import pool_text
 from infra.status_view import UNKNOWN, lines, shown_bytes, tables
+from registry_sync import documents
 from tests.support.models import identity
+from tests.support.processes import tidepool
 from tests.support.rollout_documents import shown_rollout
 from tests.support.stack import TEST_ENGINES, Stack, running_stack, until
 from tests.support.terminal import on_terminal
@@ -292,3 +294,46 @@ def test_places_with_and_without_a_process_are_shown() -> None:
     assert 'tidepool_places{node="n",state="cold"} 2.0' in text
     assert 'tidepool_places{node="n",state="silent"} 1.0' in text
     assert 'tidepool_places{node="n",state="draining"} 0.0' in text
+
+
+def test_fallback_workers_and_versions_that_sleep_without_a_machine_are_shown() -> None:
+    worker = {
+        **{"id": "f-0", "state": "ready", "device": "cpu", "pid": 1, "calls": 0, "wait_ms": 0.0},
+        **{"engines": [], "fallback": True},
+    }
+    variant = {
+        **{"name": "stable", "model": "m", "version": "1", "weight": 100.0, "replicas": 0},
+        **{"requests": 1, "errors": 0, "state": "starting", "wake_ms": 90_000},
+    }
+    status = {
+        **{"workers": [worker], "edges": [], "rejected": {}},
+        "endpoints": [{"name": "m", "revision": 1, "variants": [variant]}],
+    }
+    text = "\n".join(lines(status))
+    assert "worker f-0  ready  cpu  pid 1  0 calls  wait 0 ms  fallback" in text
+    assert "m/1 is asleep; an instance is starting: that takes about 90 s more" in text
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(tables(status))
+    table = console.export_text()
+    assert "cpu fallback" in table
+    assert "endpoint m: m/1 is asleep; an instance is starting" in table
+    metrics = pool_text(json.dumps({**status, "instance_start_s": 180.0}).encode()).decode()
+    assert 'tidepool_version_state{model="m",state="starting",version="1"} 1.0' in metrics
+    assert "tidepool_instance_start_seconds 180.0" in metrics
+
+
+def test_spec_that_asks_for_fallback_where_there_is_none_is_warned_of(
+    shown: Stack, tmp_path: Path
+) -> None:
+    spec = json.loads(documents.write(shown.spec(MODEL)))
+    del spec["revision"]
+    wish = tmp_path / "spec.json"
+    wish.write_text(json.dumps({**spec, "scale": {"fallback": "cpu"}}))
+    data = ("--data", str(shown.data))
+    ended = tidepool("endpoint", "lint", MODEL, str(wish), *data, env=shown.environment)
+    assert (ended.code, ended.stdout) == (0, "ok\n")
+    assert "warning: $.scale.fallback: cpu, but no fallback worker is there" in ended.stderr
+    asked = shown.request("POST", "/admin/lint", wish.read_bytes(), admin=True).json()
+    assert asked["ok"]
+    (warning,) = asked["warnings"]
+    assert warning in ended.stderr

@@ -72,3 +72,14 @@ def test_it_tells_what_the_clock_wants() -> None:
 def test_it_tells_when_nothing_is_decided_yet() -> None:
     why = {"endpoint": "e", "due": "", "versions": [ScaleDesk().why(REF, 0.0)]}
     assert why_lines(why) == ["endpoint e", "  m/1  nothing is decided yet"]
+
+
+def test_two_zeros_and_who_helps_out_are_told() -> None:
+    none = explained({"state": "no_instance", "wake_ms": 240_000, "fallback": False})
+    assert "    now       asleep, and no instance is up: one takes about 4 min" in none
+    assert "fallback" not in none
+    helped = explained({"state": "no_instance", "wake_ms": 200, "fallback": True})
+    assert "no instance is up: fallback workers answer after about 200 ms" in helped
+    assert "    fallback  cpu: fallback workers answer" in helped
+    assert "    now       asleep on a machine that is up" in explained({"state": "asleep"})
+    assert "    now " not in explained({"state": "warm", "wake_ms": None})

@@ -22,8 +22,8 @@ Tier = Annotated[
     str,
     typer.Option(
         "--tier",
-        help="Whose permissions are needed: operator (who runs commands), edge, controller, worker "
-        "or builder.",
+        help="Whose permissions are needed: operator (who runs commands), edge, edge-admin (one "
+        "whose admin port changes documents), controller, worker or builder.",
     ),
 ]
 Device = Annotated[

@@ -13,8 +13,8 @@ from infra.stack import Node
 from registry_sync.documents import EndpointSpec, Variant, write
 from registry_sync.open import open_store
 from tests.support.aws import AwsServer
+from tests.support.commands import Commands
 from tests.support.nodes import Tier
-from tests.support.processes import tidepool
 from tests.support.published import publish
 from tests.support.stack import until
 from tests.support.told_bucket import told_bucket
@@ -55,7 +55,7 @@ def test_document_is_taken_long_before_the_next_look(aws: AwsServer, tmp_path: P
     [("folder", "https://sqs.eu-west-1.amazonaws.com/1/q"), ("s3://bucket", "arn:aws:sqs:q")],
 )
 def test_what_can_tell_nothing_is_refused(tmp_path: Path, registry: str, queue: str) -> None:
-    words = ("--data", str(tmp_path), "--registry", registry, "--notifications", queue)
-    ended = tidepool("controller", *words)
-    assert ended.code == 1
-    assert f"--notifications {queue}: expected the https:// URL" in ended.stderr
+    run = Commands("--data", str(tmp_path / "data"), "--registry", registry)
+    said = run.fails("controller", "--notifications", queue)
+    assert said.startswith(f"--notifications {queue}: expected the https:// URL of an SQS queue")
+    assert not (tmp_path / "data").exists()

@@ -61,7 +61,7 @@ def test_nothing_is_made_by_a_look(tmp_path: Path) -> None:
 
 def test_tier_that_is_none_is_refused(tmp_path: Path) -> None:
     said = Commands("--data", str(tmp_path)).fails("doctor", "--tier", "king")
-    assert said == "--tier king: expected edge, controller, worker, builder, operator"
+    assert said == "--tier king: expected edge, edge-admin, controller, worker, builder, operator"
 
 
 def test_bucket_is_looked_at_before_its_documents(aws: AwsServer, tmp_path: Path) -> None:

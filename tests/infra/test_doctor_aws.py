@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from infra.stack import Node
 from tests.support.aws import REGION, AwsServer
 from tests.support.faulty_s3 import (
     BROKEN,
+    DENIED,
     ELSEWHERE,
     EXPIRED,
     RESET,
@@ -27,7 +29,10 @@ from tests.support.faulty_s3 import (
     faulty_s3,
 )
 from tests.support.seaweed import S3Server
+from tests.support.stack import REPOSITORY
 from tests.support.told_bucket import told_bucket
+
+POLICIES = REPOSITORY / "infra/terraform/modules/registry/policies.tf"
 
 
 @pytest.fixture
@@ -259,7 +264,7 @@ def _allowed(bucket_name: str, tier: str) -> list[tuple[str, list[str]]]:
     ]
 
 
-@pytest.mark.parametrize("tier", ["edge", "controller", "worker"])
+@pytest.mark.parametrize("tier", ["controller", "worker"])
 def test_tier_that_has_what_it_needs_is_well_and_no_more_than_that(
     aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch, tier: str
 ) -> None:
@@ -274,6 +279,22 @@ def test_tier_that_has_what_it_needs_is_well_and_no_more_than_that(
     assert all(one.do.startswith("allow s3:") for one in builder)
 
 
+def _granted(table: str) -> dict[str, set[str]]:
+    """Return what infra/terraform lets each tier do with the keys of a registry."""
+    text = POLICIES.read_text()
+    (block,) = re.findall(rf"^  {table} = {{\n(.*?)^  }}", text, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^    (\w+) += \[(.*?)\]", block, re.MULTILINE)
+    return {tier.replace("_", "-"): set(re.findall(r'"([^"]+)"', keys)) for tier, keys in rows}
+
+
+@pytest.mark.parametrize("tier", ["edge", "edge-admin", "controller", "worker"])
+def test_terraform_grants_what_a_tier_needs_and_no_more(tier: str) -> None:
+    # The admin port's rights are added to those of every edge.
+    base = {*NEEDS["edge"].reads} if tier == "edge-admin" else set()
+    assert {*NEEDS[tier].reads} - base == _granted("may_read")[tier]
+    assert {*NEEDS[tier].writes} == _granted("may_write")[tier]
+
+
 def test_bucket_that_may_not_be_listed_is_named(
     aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +304,19 @@ def test_bucket_that_may_not_be_listed_is_named(
         found = only_wrong(look(name))
     assert "s3:ListBucket is not allowed" in found.found
     assert f"allow s3:ListBucket on arn:aws:s3:::{name}" in found.do
+
+
+def test_object_that_cannot_be_decrypted_is_told_from_one_that_is_forbidden(
+    aws: AwsServer, proxy: FaultyS3, name: str
+) -> None:
+    key = "fleet/models/m/1/manifest.json"
+    aws.client("s3").put_object(Bucket=name, Key=key, Body=b"{}")
+    proxy.match = f"GET /{name}/{key}"
+    assert not of(look(name), "permissions")
+    proxy.faults.append(DENIED)
+    found = only_wrong(look(name))
+    assert key in found.found
+    assert "kms:Decrypt" in found.do
 
 
 def test_another_server_is_looked_at_as_far_as_it_goes(

@@ -26,6 +26,7 @@ BROKEN = "500 InternalError without asking the server"
 SKEWED = "403 RequestTimeTooSkewed without asking the server"
 ELSEWHERE = "301 PermanentRedirect to a bucket of eu-west-1, without asking the server"
 EXPIRED = "400 ExpiredToken without asking the server"
+DENIED = "403 AccessDenied without asking the server"
 ALTERED = "the answer's body with one bit that is another"
 SLOW = "the answer's body in two parts, a while between them"
 SLOW_S = 0.3
@@ -37,6 +38,7 @@ _REFUSALS = {
     SKEWED: (403, "RequestTimeTooSkewed"),
     ELSEWHERE: (301, "PermanentRedirect"),
     EXPIRED: (400, "ExpiredToken"),
+    DENIED: (403, "AccessDenied"),
 }
 
 

@@ -1,6 +1,6 @@
 """What each tier does with a registry's bucket: the keys that it must be able to read and write.
 
-A look needs one key of each kind: `{probe}` stands for a name that nobody has.
+infra/terraform grants the same.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ _WORKER: Final = ("blobs/*", "control/leader.json", "engines/*", "models/*")
 _DOCUMENTS: Final = ("audit/*", "builds/*", "endpoints/*", "keys.json")
 NEEDS: Final = {
     "edge": Needs(("control/leader.json",)),
+    # One whose admin port is used: it changes documents.
+    "edge-admin": Needs(
+        (*_DOCUMENTS, "control/leader.json", "engines/*.json", "models/*"), _DOCUMENTS
+    ),
     "controller": Needs(
-        ("control/*", "endpoints/*", "keys.json", "builds/*", "models/*/manifest.json"),
-        ("control/*", "audit/*", "endpoints/*/state.json", "endpoints/*@state"),
+        (*_DOCUMENTS, "control/*", "models/*/manifest.json"),
+        ("audit/*", "control/*", "endpoints/*/state.json", "endpoints/*@state"),
     ),
     "worker": Needs(_WORKER, ("engines/*/used.json",)),
     "builder": Needs(_WORKER, ("engines/*",)),

@@ -27,6 +27,8 @@ def permissions(s3: Any, bucket: str, prefix: str, tier: str) -> list[Finding]:
     with contextlib.suppress(_Stop):
         findings += _list(s3, bucket, prefix)
         findings += _reads(s3, bucket, prefix, needs.reads)
+        if not findings and any(kind.startswith("models/") for kind in needs.reads):
+            findings += _decrypts(s3, bucket, f"{prefix}models/")
         # Those with a name that nobody has come first.
         findings += _writes(s3, bucket, prefix, sorted(needs.writes, key=lambda k: "*" not in k))
     if findings:
@@ -56,6 +58,26 @@ def _reads(s3: Any, bucket: str, prefix: str, kinds: tuple[str, ...]) -> list[Fi
             if not (isinstance(error, ClientError) and status_of(error) in (404, 416)):
                 findings.append(_named(error, "s3:GetObject", _arn(bucket, prefix, kind)))
     return findings
+
+
+def _decrypts(s3: Any, bucket: str, folder: str) -> list[Finding]:
+    """Read a byte of what is there: what is missing tells nothing of the key that encrypts it."""
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix=folder, MaxKeys=1).get("Contents", ())
+    for one in listed:
+        try:
+            s3.get_object(Bucket=bucket, Key=one["Key"], Range="bytes=0-0")
+        except ClientError as error:
+            if status_of(error) != 403:
+                continue
+            said = error.response.get("Error", {}).get("Message", "")
+            return [
+                wrong(
+                    "permissions",
+                    f"{one['Key']} is there and cannot be read, though its kind may be: {said}",
+                    "allow kms:Decrypt (and kms:GenerateDataKey to write) on the bucket's key",
+                )
+            ]
+    return []
 
 
 def _writes(s3: Any, bucket: str, prefix: str, kinds: list[str]) -> list[Finding]:

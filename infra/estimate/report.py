@@ -139,7 +139,7 @@ def _lines(deployment: Deployment, months: Sequence[Month], hours_by: str) -> It
 
 
 def _row(component: str, what: str, *cells: str) -> str:
-    return f"{component:<14} {what:<26}" + "".join(f" {cell:>17}" for cell in cells).rstrip()
+    return f"{component:<14} {what:<26}" + "".join(f" {cell:>21}" for cell in cells).rstrip()
 
 
 def _names(months: Sequence[Month], bill: Callable[[Month], Bill]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pool.engines.device import NoSuchDevice, cpu, cpu_class, find, gpus
+from pool.engines.device import Device, NoSuchDevice, cpu, cpu_class, find, gpus, label_of
 from registry_sync.names import check_name
 
 # Of an Intel Xeon of 2023, shortened; what is no instruction stands at the end.
@@ -48,6 +48,11 @@ def test_the_cpu_is_always_there() -> None:
 def test_a_device_that_is_not_there_is_refused_and_says_what_is() -> None:
     with pytest.raises(NoSuchDevice, match=r'no device "cuda:9999" here.*; there is: cpu'):
         find("cuda:9999")
+
+
+def test_time_is_counted_by_the_class_of_a_gpu_and_of_all_cpus_together() -> None:
+    gpu = Device("cuda:1", "sm_89")
+    assert [label_of(one) for one in (gpu, cpu())] == ["sm_89", "cpu"]
 
 
 def test_without_a_name_it_is_the_first_gpu_else_the_cpu() -> None:

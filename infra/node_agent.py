@@ -68,9 +68,17 @@ class NodeAgent:
         self._launcher = launcher
         self._limits = limits
         self._incarnation = random_secrets.token_hex(8)
+        self._up: tuple[str, ...] | None = None  # the last word
+        self._epoch: int | None = None  # of who welcomed us on the present connection
         self.link = ControlLink(find, secrets, self._register, self._on_message)
 
+    @property
+    def leader(self) -> int | None:
+        """The epoch of the controller that follows us now; None: none does."""
+        return self._epoch if self.link.is_up else None
+
     def _register(self) -> control.Message:
+        self._epoch = None
         return control.RegisterNode(
             control.WIRE,
             self._node,
@@ -86,10 +94,12 @@ class NodeAgent:
     def _on_message(self, message: control.Message) -> None:
         match message:
             case control.Places():
-                _log.info("places", up=message.up, epoch=message.epoch, seq=message.seq)
+                if message.up != self._up:  # it is repeated until it is done
+                    _log.info("places", up=message.up, epoch=message.epoch, seq=message.seq)
+                self._up = message.up
                 self._launcher.hold_up(self._at_least(message.up, message.silent))
             case control.Welcome():
-                pass
+                self._epoch = message.epoch
             case _:
                 raise WireError(f"a controller does not send a node {type(message).__name__}")
 
@@ -121,7 +131,8 @@ class NodeAgent:
                 changed.clear()
                 if link.done():
                     link.result()  # it never ends but by a bug
-                self.link.send(control.NodeReport(self._launcher.places()))
+                launcher = self._launcher
+                self.link.send(control.NodeReport(launcher.places(), dict(launcher.counts())))
         finally:
             link.cancel()
 

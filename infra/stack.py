@@ -20,7 +20,7 @@ import msgspec
 from edge.config import AccessLogMode, EdgeConfig
 from infra.child import ProcessSpec
 from infra.traces import sends_traces
-from pool.config import ControllerConfig, WorkerConfig
+from pool.config import NODE_ID, ControllerConfig, WorkerConfig
 from pool.engines import device
 from pool.wire.fleet_secret import has_certificate
 from pool.wire.listening import listen
@@ -32,7 +32,6 @@ from registry_sync.names import BadName, check_name
 RUN_PATH_BYTES_MAX = 80  # leaves room for a socket's name within the 108 bytes of sun_path
 UNREAD_S_MAX = 30.0  # a client that takes nothing of its answer for so long is hung up on
 
-NODE_ID = "TIDEPOOL_NODE_ID"  # environment: whoever places nodes says which one this is
 AUTO = "auto"  # of devices: the GPUs in turn, the CPU where there are none
 
 STAGE_CONTROLLER, STAGE_SYNC, STAGE_WORKER, STAGE_EDGE = 0, 1, 2, 3

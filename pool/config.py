@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -10,6 +10,9 @@ from pool.recycling import SLACK_BYTES
 from registry_sync.documents import EngineWish
 from registry_sync.local_plans import BYTES_MAX_DEFAULT
 from registry_sync.plans import NOT_RUN, GateReport
+
+# Environment: whoever places nodes says which one this is.
+NODE_ID: Final = "TIDEPOOL_NODE_ID"
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,15 +1,16 @@
 """Who starts and ends worker processes: the pool decides which, a launcher carries it out.
 
-A launcher has places, each with room for one worker under a fixed id and address.  A place without
-a process is cold; its launcher keeps its address open, so that to dial it is to start it, whoever
-dials and whether or not a controller lives.  `local` starts processes of its own machine
-(infra/local_launcher.py); others start them where a cluster manager says.
+A launcher has places, each with room for one worker under a fixed id.  A place without a process is
+cold.  `local` starts processes of its own machine (infra/local_launcher.py): its places have fixed
+addresses, which it keeps open, so that to dial one is to start it, whoever dials and whether or not
+a controller lives.  `aws` starts tasks on instances that come and go (pool/aws/launcher.py): its
+places have no address, and only a controller's word starts anything there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from pool.wire.control import Place
@@ -30,3 +31,6 @@ class Launcher(Protocol):
 
         Returns at once.  One that somebody has only just dialled may go on for some seconds.
         """
+
+    def counts(self) -> Mapping[str, int]:
+        """Return what else there is to show, by its name."""

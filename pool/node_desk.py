@@ -44,6 +44,7 @@ class Node:
     register: control.RegisterNode
     heard_s: float
     places: tuple[control.Place, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
     is_connected: bool = True
     told: tuple[Collection[str], Collection[str]] | None = None  # see `Places`
     told_s: float = -float("inf")
@@ -103,6 +104,7 @@ class NodeDesk:
         if not isinstance(message, control.NodeReport):
             raise WireError(f"a node does not send {type(message).__name__}")
         node.heard_s = asyncio.get_running_loop().time()
+        node.counts = message.counts
         if message.places != node.places:
             node.places = message.places
             self._on_change()
@@ -138,10 +140,11 @@ class NodeDesk:
         """How many places may have no process, have none, and are dialled when one is needed.
 
         One that its node keeps up whatever the demand has none because it died, and is missed.
+        One without an address is not dialled at all.
         """
         return sum(
             min(
-                sum(place.state == "cold" for place in node.places),
+                sum(place.state == "cold" and place.address != "" for place in node.places),
                 max(0, len(node.places) - node.limits.up_min),
             )
             for node in self._nodes.values()
@@ -191,6 +194,8 @@ class NodeDesk:
         self._pids, self._unheard_s = pids, unheard_s
 
     def _is_silent(self, place: control.Place) -> bool:
+        if place.state == "starting" and not place.address:
+            return False  # on another machine: who starts it says how long that may take
         now_s = asyncio.get_running_loop().time()
         since_s = self._unheard_s.get((place.worker, place.pid), now_s)
         return now_s - since_s > (START_S_MAX if place.state == "starting" else UNHEARD_S_MAX)
@@ -243,6 +248,7 @@ class NodeDesk:
                 "up_min": node.limits.up_min,
                 "parked": node.limits.parked,
                 "rest_s": node.limits.rest_s,
+                "counts": dict(node.counts),
                 "places": [
                     {
                         "worker": place.worker,

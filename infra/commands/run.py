@@ -21,12 +21,14 @@ from infra.commands.options import (
     said,
     trusted_file,
 )
+from infra.commands.pools_option import Pools, launcher_processes
 from infra.commands.price_option import DevicePrices, device_prices
 from infra.commands.tls_option import TlsCert, TlsKey, tls_files
 from infra.ecs_task import host_option, hosts_option
 from infra.local import TierOptions, UpOptions, run_tier, up
 from infra.node_agent import UpLimits
 from infra.stack import CannotStart, free_port
+from pool.config import NODE_ID
 from pool.wire.fleet_secret import FILE, VARIABLE, wire_tls
 from pool.wire.peer import Address
 from registry_sync import local_plans
@@ -383,6 +385,8 @@ def pool_command(
             raise CannotStart("--fallback: these workers are always up; leave --workers-min and "
                               "--parked away")  # fmt: skip
         limits = None  # no node that the controller may let rest
+    if NODE_ID in os.environ:
+        limits = None  # nor here: whoever placed this node has it up, or not
     node.prepare()
     url, signed = registry_url(data, registry), trusted_file(require_signed)
     controller = controller or ("" if url.startswith("s3://") else node.control)
@@ -433,10 +437,11 @@ def controller_command(
     ] = 0,
     sync_interval_s: Interval = 0.0,
     notifications: Notifications = "",
+    pools: Pools = None,
     require_signed: RequireSigned = None,
     log_level: LogLevel = "info",
 ) -> None:
-    """Run only the controller."""
+    """Run only the controller, with the launcher of the pools on AWS if there are any."""
     node = node_of(data)
     for text in listen or ():
         try:
@@ -471,7 +476,8 @@ def controller_command(
         notifications=notifications,
         require_signed=trusted_file(require_signed),
     )
-    _run(TierOptions(node, (process,), "controller"), log_level)
+    processes = (process, *launcher_processes(node, pools, log_level))
+    _run(TierOptions(node, processes, "controller"), log_level)
 
 
 def sync_command(

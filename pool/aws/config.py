@@ -42,6 +42,8 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     security_groups: Annotated[tuple[_GroupId, ...], msgspec.Meta(min_length=1, max_length=5)]
     # A worker that nobody needs is up so long after it was last of use, and with it its instance.
     rest_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 600.0
+    # A first guess from the order to a worker that answers, until it was measured.
+    start_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 240.0
 
     @property
     def workers_min(self) -> int:
@@ -64,6 +66,15 @@ class PoolsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     fleet: _Name
     cluster: _Text  # name or ARN
     pools: Annotated[tuple[PoolConfig, ...], msgspec.Meta(min_length=1, max_length=50)]
+
+
+class AwsAgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings of the process that starts and ends workers on AWS: JSON in argv[1]."""
+
+    data: str  # the node's data folder
+    controller: str  # of this node: "unix:/path"
+    pools: PoolsConfig
+    log_level: str = "info"
 
 
 def worker_id(node_id: str) -> str:

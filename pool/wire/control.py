@@ -388,6 +388,8 @@ class NodeReport(msgspec.Struct, array_like=True, frozen=True, tag=22):
     """A node is still there; all its places."""
 
     places: Annotated[tuple[Place, ...], _Many] = ()
+    # What else it has to show, where its places are on machines that come and go.
+    counts: Annotated[dict[_Short, _Count], msgspec.Meta(max_length=256)] = {}
 
 
 class Places(msgspec.Struct, array_like=True, frozen=True, tag=23):

@@ -30,6 +30,9 @@ class Launcher:
     def places(self) -> tuple[Place, ...]:
         return tuple(self._places)
 
+    def counts(self) -> dict[str, int]:
+        return {"starts": len(self.orders)}
+
     def hold_up(self, workers: Collection[str]) -> None:
         self.orders.append(set(workers))
         for at, place in enumerate(self._places):
@@ -84,6 +87,7 @@ async def test_agent_obeys_and_says_at_once_what_came_of_it(stack: Stack) -> Non
     follow(stack, launcher, UpLimits(up_min=1, parked=2))
     await launcher.told("n-0", "n-1")
     await until_shown(stack, "up", "up", "cold")
+    assert stack.status()["nodes"][0]["counts"] == {"starts": len(launcher.orders)}
 
 
 async def test_agent_says_at_once_that_somebody_has_dialled_a_place(stack: Stack) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.stack import NODE_ID, CannotStart, Node, worker_processes
-from pool.config import WorkerConfig
+from infra.stack import CannotStart, Node, worker_processes
+from pool.config import NODE_ID, WorkerConfig
 
 
 def test_node_makes_its_id_once(tmp_path: Path) -> None:

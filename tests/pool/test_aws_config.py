@@ -42,6 +42,7 @@ def test_least_that_is_said_gets_the_rest_by_default() -> None:
         subnets=("subnet-0a",),
         security_groups=("sg-0a",),
         rest_s=600.0,
+        start_s=240.0,
     )
 
 

@@ -370,3 +370,37 @@ async def test_worker_that_hangs_when_it_is_told_to_rest_is_silent_until_it_has_
     monkeypatch.setattr("pool.controller.WORKER_SILENCE_S_MAX", 0.1)
     await last_routes(listener, n_1="cold")
     await until_states(stack, "silent", "cold")
+
+
+def far(*states: str, pid: int = 0) -> RegisterNode:
+    """The registration of a node whose places are on machines that come and go."""
+    found = [Place(f"n-{at}", "", "cpu", state, pid) for at, state in enumerate(states)]
+    return RegisterNode(control.WIRE, "n", "i1", 33, tuple(found))
+
+
+async def test_place_on_a_machine_that_has_to_come_first_is_neither_dialled_nor_expected(
+    stack: Stack,
+) -> None:
+    stack.make(workers_expected=1)
+    stack.put_spec(idle_s=5.0)
+    await stack.controller.poll()
+    listener = await stack.joined(edge())
+    await stack.joined(far("cold", "cold"))
+    await until_states(stack, "cold", "cold")
+    found = await listener.hear(control.Routes, lambda routes: bool(routes.engines))
+    assert (found.workers, found.engines[0].wake_at, found.ready) == ((), (), False)
+    await stack.joined(worker("n-0"))
+    await listener.hear(control.Routes, lambda routes: routes.ready)
+
+
+async def test_place_on_a_machine_that_has_to_come_first_may_start_for_minutes(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_desk, "UNHEARD_S_MAX", 0.0)
+    monkeypatch.setattr(node_desk, "START_S_MAX", 0.0)
+    await stack.controller.poll()
+    one = await stack.joined(far("starting", pid=9))
+    await asyncio.sleep(0.2)
+    await until_states(stack, "starting")
+    one.say(control.NodeReport(far("up", pid=9).places))
+    await until_states(stack, "silent")

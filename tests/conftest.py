@@ -24,6 +24,7 @@ SLOW_WORKERS = 2
 UNHURRIED = (
     "tests/e2e/test_balancer.py",
     "tests/e2e/test_fallback.py",
+    "tests/e2e/test_installed.py",
     "tests/edge/test_leases.py",
     "tests/infra/test_autoscaler_figures.py",
     "tests/infra/test_simulate_keepalive_figure.py",

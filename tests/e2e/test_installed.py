@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import secrets
 import signal
+import socket
 import subprocess
 import tarfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from tests.support.stack import Stack, StackOptions, until
 
 OF_THE_TASK = "127.0.0.9"  # on loopback, and no default of anything
 START_S_MAX = 60.0
+INPUTS = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
 LEFT_BEHIND = (  # in a checkout, by who used it
     "infra/terraform/examples/minimal/.terraform/providers/registry.terraform.io/provider",
     "infra/terraform/examples/minimal/terraform.tfstate",
@@ -72,7 +75,7 @@ class Container:
     """A tier of the wheel, run as its container is."""
 
     commands: Path
-    environment: Mapping[str, str]
+    environment: dict[str, str]
     folder: Path
     words: tuple[str, ...]
     process: subprocess.Popen[bytes] | None = None
@@ -84,8 +87,8 @@ class Container:
     def start(self) -> None:
         """Start it in a folder that is not its own, with volumes for `/data` and `/tmp`."""
         for volume in ("data", "tmp"):
-            (self.folder / self.tier / volume).mkdir(parents=True)
-        with self.log_path.open("wb") as log:
+            (self.folder / self.tier / volume).mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [self.commands / "tidepool", *self.words],
                 cwd=self.folder / "work",
@@ -119,6 +122,11 @@ class Container:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60.0)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def _environment(self) -> dict[str, str]:
         own = self.folder / self.tier
@@ -181,7 +189,7 @@ def world(
         before = everything_in(folder / "opt", work)
         # Nothing runs yet; all that there is is the bucket.
         asked = [
-            operate("keys", "create", "--scope", "infer:*"),
+            operate("keys", "create", "--scope", "infer:*", "--scope", "admin"),
             operate("publish", "echo", str(identity(folder / "echo.onnx"))),
         ]
         made_key, version = (one.communicate(timeout=60)[0].strip() for one in asked)
@@ -191,7 +199,7 @@ def world(
         control, worker = free_port(OF_THE_TASK), free_port(OF_THE_TASK)
         at = ("--registry", registry)
         containers = [
-            Container(commands, environment, folder, words)
+            Container(commands, dict(environment), folder, words)
             for words in (
                 (
                     *("controller", *at, "--listen", f"tcp://ecs-task:{control}"),
@@ -210,10 +218,8 @@ def world(
         ]
         with contextlib.ExitStack() as ends:
             for container in containers:
+                ends.callback(container.kill)
                 container.start()
-                assert container.process is not None
-                ends.callback(container.process.wait)
-                ends.callback(container.process.kill)
             by_tier = {one.tier: one for one in containers}
             yield World(commands, work, before, made_key, by_tier, client)
 
@@ -264,27 +270,34 @@ def test_tiers_run_from_the_wheel_alone(world: World) -> None:
 
 def test_first_key_is_good_and_the_first_answer_comes(world: World) -> None:
     """A key that was made with the bucket alone, before anything ran."""
-    inputs = {"x": ("FP32", [1, 4], [1.0, -2.0, 3.5, 0.25])}
-
-    def answer() -> int:
-        with contextlib.suppress(OSError):
-            return world.client.infer("echo", inputs, key=world.made_key).status
-        return 0
-
-    until(lambda: answer() == 200, START_S_MAX, "the first answer")
-    assert world.client.infer("echo", inputs, key="tp_nobody_x").status == 401
+    until(lambda: answer(world) == 200, START_S_MAX, "the first answer")
+    assert world.client.infer("echo", INPUTS, key="tp_nobody_x").status == 401
 
 
 def test_admin_port_is_at_the_tasks_own_address_alone(world: World) -> None:
-    def status(host: str) -> int:
-        connection = http.client.HTTPConnection(host, world.client.admin_port, timeout=10.0)
-        with contextlib.closing(connection):
-            connection.request("GET", "/livez")
-            return connection.getresponse().status
-
-    assert until(lambda: _or_zero(status, OF_THE_TASK), START_S_MAX, "it listens") == 200
+    assert until(lambda: admin(world, "/livez")[0], START_S_MAX, "it listens") == 200
     with pytest.raises(ConnectionRefusedError):
-        status("127.0.0.1")
+        socket.create_connection(("127.0.0.1", world.client.admin_port), 10.0).close()
+
+
+@pytest.mark.slow
+def test_fleet_secret_is_changed_by_restarts_in_any_order(world: World) -> None:
+    """As on ECS, where a task has its secrets from its start to its end."""
+    old = world.containers["edge"].environment["TIDEPOOL_FLEET_SECRET"]
+    new = secrets.token_hex(32)
+    until(lambda: answer(world) == 200, START_S_MAX, "the first answer")
+    for held, order in (
+        (f"{new},{old}", ("edge", "pool", "controller")),
+        (new, ("controller", "pool", "edge")),
+    ):
+        for tier in order:
+            container = world.containers[tier]
+            assert container.stop() == 0
+            container.environment["TIDEPOOL_FLEET_SECRET"] = held
+            container.start()
+            # The edge to its worker; then the controller to both.
+            until(lambda: answer(world) == 200, START_S_MAX, f"an answer after {tier}'s restart")
+            until(lambda: len(workers(world)) == 1, START_S_MAX, f"all are led after {tier}'s")
 
 
 def test_healthy_tiers_say_so_and_nothing_is_written_but_to_volumes(world: World) -> None:
@@ -304,8 +317,26 @@ def test_healthy_tiers_say_so_and_nothing_is_written_but_to_volumes(world: World
     assert everything_in(world.commands.parent, world.work) == world.before
 
 
-def _or_zero(ask: Callable[[str], int], host: str) -> int:
-    try:
-        return ask(host)
-    except OSError:
-        return 0
+def answer(world: World) -> int:
+    """Return the status of a call with the key that was made; 0: nobody listens."""
+    with contextlib.suppress(OSError):
+        headers = {"Cache-Control": "no-store"}
+        return world.client.infer("echo", INPUTS, headers, key=world.made_key).status
+    return 0
+
+
+def admin(world: World, path: str) -> tuple[int, bytes]:
+    """Return what the admin port says at the task's address; status 0: nobody listens."""
+    connection = http.client.HTTPConnection(OF_THE_TASK, world.client.admin_port, timeout=10.0)
+    with contextlib.closing(connection), contextlib.suppress(OSError):
+        connection.request("GET", path, headers={"Authorization": f"Bearer {world.made_key}"})
+        found = connection.getresponse()
+        return found.status, found.read()
+    return 0, b""
+
+
+def workers(world: World) -> list[object]:
+    """Return the workers that the edge's controller knows; none where there is no controller."""
+    status, body = admin(world, "/admin/pool")
+    found: list[object] = json.loads(body)["workers"] if status == 200 else []
+    return found

@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 
 from edge.exposition import text_of
+from edge.launcher_metrics import launcher_families
 from edge.rollout_metrics import Rollout, rollout_families
 from pool.wire.histogram import BOUNDS_S
 
@@ -104,6 +105,7 @@ class _Place(msgspec.Struct):
 class _Node(msgspec.Struct):
     id: str
     places: list[_Place]
+    counts: dict[str, int] = {}  # of a launcher of instances
 
 
 class _Quarantined(msgspec.Struct):
@@ -206,6 +208,7 @@ def _families(status: _Status) -> Iterator[Metric]:
     yield quarantined
     yield from _builds(status)
     yield from _phases(status)
+    yield from launcher_families([(node.id, node.counts) for node in status.nodes])
 
 
 def _controller(found: _Controller) -> Iterator[Metric]:
@@ -241,14 +244,13 @@ def _states(status: _Status) -> Iterator[Metric]:
         state.add_metric((*ref, variant.state or ""), 1)
         for name, state_s in sorted(variant.state_s.items()):
             seconds.add_metric((*ref, name), state_s)
-    yield from (copies, state, seconds)
+    start = GaugeMetricFamily(
+        "tidepool_instance_start_seconds",
+        "From an instance's being wanted to its worker: learned, or a first guess.",
+    )
     if status.instance_start_s is not None:
-        start = GaugeMetricFamily(
-            "tidepool_instance_start_seconds",
-            "From an instance's being wanted to its worker: learned, or a first guess.",
-        )
         start.add_metric((), status.instance_start_s)
-        yield start
+    yield from (copies, state, seconds, start)
 
 
 def _engines(status: _Status) -> Iterator[Metric]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import guarding, nginx, terraform
+from tests.support import guarding, nginx, prometheus, terraform
 from tests.support.aws import AwsServer, aws_server
 from tests.support.seaweed import BUCKET, S3Server, s3_server
 from tests.support.stack import REPOSITORY, TEST_ENGINES, Stack, running_stack
@@ -48,6 +48,7 @@ UNHURRIED = (
 # Markers of tests of programs that no package index has, and how to know that they are there.
 MAY_BE_ABSENT: dict[str, Callable[[], bool]] = {
     "nginx": nginx.is_there,
+    "prometheus": prometheus.is_there,
     "terraform": terraform.is_there,
 }
 WAITING = ("tests/e2e/", "tests/infra/")  # more than they compute

@@ -42,5 +42,5 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     access_log: AccessLogMode = "sampled"
     access_log_lines_per_s: float = 20.0  # each of what was fine, refused, and failed or slow
     access_log_slow_ms: int = 1000
-    # By device class, "cpu" or "gpu" (any other): what requests cost is counted where it is known.
+    # What devices cost, by name ("nvidia-l4", "cpu", or "gpu" for any other); none: not counted.
     device_usd_per_h: tuple[tuple[str, float], ...] = ()

@@ -14,6 +14,7 @@ N = TypeVar("N", int, float)
 
 CPU: Final = "cpu"
 GPU: Final = "gpu"  # in prices: any device that is no CPU and has no price of its own
+MAKER: Final = "nvidia-"  # need not be said
 US_PER_H: Final = 3_600_000_000
 NO_PRICES: Final[Mapping[str, float]] = MappingProxyType({})
 
@@ -21,12 +22,15 @@ NO_PRICES: Final[Mapping[str, float]] = MappingProxyType({})
 def price_of(usd_per_h: Mapping[str, float], device: str) -> float | None:
     """Return what a device costs in USD an hour; None: nobody has said.
 
-    >>> prices = {"gpu": 0.8, "cpu": 0.05}
-    >>> price_of(prices, "sm_89"), price_of(prices, "cpu"), price_of({"sm_89": 2.0}, "sm_90")
-    (0.8, 0.05, None)
+    >>> prices = {"gpu": 0.8, "cpu": 0.05, "l40s": 2.2}
+    >>> [price_of(prices, device) for device in ("nvidia-l4", "nvidia-l40s", "cpu")]
+    [0.8, 2.2, 0.05]
+    >>> price_of({"l40s": 2.2}, "nvidia-l4")
     """
-    found = usd_per_h.get(device)
-    return usd_per_h.get(GPU) if found is None and device and device != CPU else found
+    names = [device, device.removeprefix(MAKER)]
+    if device and device != CPU:
+        names.append(GPU)
+    return next((usd_per_h[name] for name in names if name in usd_per_h), None)
 
 
 def costs_usd(device_us: Mapping[str, int], usd_per_h: Mapping[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ DevicePrices = Annotated[
         "--device-price-usd-per-h",
         envvar="TIDEPOOL_DEVICE_PRICE_USD_PER_H",
         help="What an hour of a device costs, so that it is counted what requests do: "
-        "DEVICE=PRICE,…; of which DEVICE is a class such as sm_89, or gpu (any other), or cpu, "
+        "DEVICE=PRICE,…; of which DEVICE is a GPU such as l4, or gpu (any other), or cpu, "
         "and PRICE USD, or an EC2 instance type of the price list, or fargate-VCPUS-GB.",
     ),
 ]
@@ -40,7 +40,7 @@ def device_prices(text: str) -> dict[str, float]:
             twice = " twice" if device in found else ""
             raise CannotStart(
                 f"--device-price-usd-per-h: {part!r}{twice}: DEVICE=PRICE is needed, such as"
-                " gpu=0.8048 or sm_89=g6.xlarge"
+                " gpu=0.8048 or l4=g6.xlarge"
             )
         found[device] = _usd(device, price)
     return found

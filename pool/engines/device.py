@@ -54,8 +54,16 @@ class Device(msgspec.Struct, frozen=True):
 
 
 def label_of(device: Device) -> str:
-    """Return what a device's time is counted under: its class, or "cpu" whatever the CPU."""
-    return CPU if device.name == CPU else device.device_class or device.name
+    """Return what a device's time is counted under: what it costs follows from that.
+
+    That is not its class: two GPUs of one class may differ in price by a factor of three.
+
+    >>> label_of(Device("cuda:0", "sm_89", "NVIDIA L40S"))
+    'nvidia-l40s'
+    """
+    if device.name == CPU:
+        return CPU
+    return re.sub(r"[^a-z0-9]+", "-", device.model.lower()).strip("-") or device.device_class
 
 
 class Gpus(msgspec.Struct, frozen=True):

@@ -114,7 +114,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
     arena_fd: _Count = 0  # of the edge's process
     arena_bytes: _Count = 0  # offered by the edge, taken by the worker; 0: no arena
     load_ms: _Count = 0  # of a worker: so often at least it sends its load; 0: not said
-    device: _Short = ""  # of a worker: its class, "sm_90" or "cpu"; empty: not said
+    device: _Short = ""  # of a worker: "nvidia-l4", "cpu", …; empty: not said
 
 
 class ShadowOf(msgspec.Struct, array_like=True, frozen=True):

@@ -313,26 +313,26 @@ def spend(metrics: Metrics, device: str, hours: float, *, revision: int = 1) -> 
 
 
 def test_device_time_and_its_cost_are_counted_by_endpoint_and_device(tmp_path: Path) -> None:
-    prices = {"gpu": 0.8, "sm_90": 4.0}
+    prices = {"gpu": 0.8, "h100": 4.0}
     one, other = Metrics(tmp_path, "e1", prices), Metrics(tmp_path, "e2", prices)
-    spend(one, "sm_89", 1)
+    spend(one, "nvidia-l4", 1)
     spend(one, "cpu", 5)
-    spend(other, "sm_89", 2, revision=2)
-    spend(other, "sm_90", 0.5)
+    spend(other, "nvidia-l4", 2, revision=2)
+    spend(other, "nvidia-h100", 0.5)
     other.save()
-    seconds = [total(one, "tidepool_device_seconds_total", device=d) for d in ("sm_89", "cpu")]
+    seconds = [total(one, "tidepool_device_seconds_total", device=d) for d in ("nvidia-l4", "cpu")]
     assert seconds == [3 * 3600, 5 * 3600]
     costs = {
         device: total(one, "tidepool_device_cost_usd_total", endpoint="e", device=device)
-        for device in ("sm_89", "sm_90", "cpu")
+        for device in ("nvidia-l4", "nvidia-h100", "cpu")
     }
-    assert costs == pytest.approx({"sm_89": 2.4, "sm_90": 2.0, "cpu": 0.0})
+    assert costs == pytest.approx({"nvidia-l4": 2.4, "nvidia-h100": 2.0, "cpu": 0.0})
 
 
 def test_what_was_spent_keeps_the_price_of_its_day(tmp_path: Path) -> None:
     before = Metrics(tmp_path, "e1", {"gpu": 2.0})
-    spend(before, "sm_89", 1)
+    spend(before, "nvidia-l4", 1)
     before.save()
     after = Metrics(tmp_path, "e1", {"gpu": 1.0})
-    spend(after, "sm_89", 1)
+    spend(after, "nvidia-l4", 1)
     assert total(after, "tidepool_device_cost_usd_total") == pytest.approx(3.0)

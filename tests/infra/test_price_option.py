@@ -20,9 +20,9 @@ def _no_region(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_price_is_a_number_or_that_of_an_instance_by_its_gpus() -> None:
-    assert device_prices("cpu=0.05, sm_89=g6.xlarge,gpu=g6e.48xlarge,old=fargate-0.25-1") == {
+    assert device_prices("cpu=0.05, l4=g6.xlarge,gpu=g6e.48xlarge,old=fargate-0.25-1") == {
         "cpu": 0.05,
-        "sm_89": 0.8048,
+        "l4": 0.8048,
         "gpu": 30.13118 / 8,
         "old": 0.25 * 0.04048 + 0.004445,
     }

@@ -50,9 +50,9 @@ def test_a_device_that_is_not_there_is_refused_and_says_what_is() -> None:
         find("cuda:9999")
 
 
-def test_time_is_counted_by_the_class_of_a_gpu_and_of_all_cpus_together() -> None:
-    gpu = Device("cuda:1", "sm_89")
-    assert [label_of(one) for one in (gpu, cpu())] == ["sm_89", "cpu"]
+def test_time_is_counted_by_the_name_of_a_gpu_and_of_all_cpus_together() -> None:
+    gpu, nameless = Device("cuda:1", "sm_89", "NVIDIA L4"), Device("cuda:1", "sm_89", " ")
+    assert [label_of(one) for one in (gpu, nameless, cpu())] == ["nvidia-l4", "sm_89", "cpu"]
 
 
 def test_without_a_name_it_is_the_first_gpu_else_the_cpu() -> None:

@@ -4,10 +4,29 @@ locals {
   has_prometheus = var.prometheus == null ? 0 : 1
   # Each edge answers for itself, and any of them for the whole pool as the controller knows it.
   scrapes = { tidepool = {}, tidepool-pool = { view = ["pool"] } }
+
+  repositories = [
+    for found in regexall("^(?P<account>[0-9]{12})\\.dkr\\.ecr\\.(?P<region>[a-z0-9-]+)\\.amazonaws\\.com(?:\\.cn)?/(?P<name>[^:@]+)", try(var.prometheus.collector_image, "")) :
+    "arn:${data.aws_partition.current.partition}:ecr:${found.region}:${found.account}:repository/${found.name}"
+  ]
+
+  # What ECS does before the container runs: its log streams, and its image where that is in ECR.
+  start_statements = concat(
+    [{
+      Sid      = "Logs"
+      Effect   = "Allow"
+      Action   = ["logs:CreateLogStream", "logs:PutLogEvents"]
+      Resource = ["${aws_cloudwatch_log_group.this["collector"].arn}:*"]
+    }],
+    length(local.repositories) == 0 ? [] : [
+      { Sid = "Images", Effect = "Allow", Action = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"], Resource = local.repositories },
+      # Of the whole registry of the account: AWS has no smaller resource for it.
+      { Sid = "ImagesLogin", Effect = "Allow", Action = ["ecr:GetAuthorizationToken"], Resource = ["*"] },
+    ],
+  )
 }
 
 resource "aws_prometheus_workspace" "this" {
-  #checkov:skip=CKV2_AWS_120:kms_key_arn gives a key of yours; without one AWS encrypts with its own.
   count = local.has_prometheus
 
   alias       = var.name
@@ -90,76 +109,29 @@ resource "aws_vpc_security_group_egress_rule" "collector_to_aws" {
   to_port           = 443
 }
 
-data "aws_iam_policy_document" "tasks" {
-  statement {
-    actions = ["sts:AssumeRole"]
-
-    principals {
-      type        = "Service"
-      identifiers = ["ecs-tasks.amazonaws.com"]
-    }
-    condition {
-      test     = "StringEquals"
-      variable = "aws:SourceAccount"
-      values   = [data.aws_caller_identity.current.account_id]
-    }
-  }
-}
-
-data "aws_iam_policy_document" "collector" {
-  count = local.has_prometheus
-
-  statement {
-    sid       = "WriteMetrics"
-    actions   = ["aps:RemoteWrite"]
-    resources = [aws_prometheus_workspace.this[0].arn]
-  }
-}
-
 resource "aws_iam_role" "collector" {
   count = local.has_prometheus
 
   name               = "${var.name}-collector"
-  assume_role_policy = data.aws_iam_policy_document.tasks.json
+  assume_role_policy = local.taken_by["ecs-tasks"]
 }
 
 resource "aws_iam_role_policy" "collector" {
   count = local.has_prometheus
 
-  name   = "write-metrics"
-  role   = aws_iam_role.collector[0].name
-  policy = data.aws_iam_policy_document.collector[0].json
+  name = "write-metrics"
+  role = aws_iam_role.collector[0].name
+  policy = jsonencode({
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Action = ["aps:RemoteWrite"], Resource = [aws_prometheus_workspace.this[0].arn] }]
+  })
 }
-
-# ECS itself, before the container runs: its log streams, and its image where that is in ECR.
-data "aws_iam_policy_document" "collector_start" {
-  count = local.has_prometheus
-
-  statement {
-    sid       = "WriteLogs"
-    actions   = ["logs:CreateLogStream", "logs:PutLogEvents"]
-    resources = ["${aws_cloudwatch_log_group.this["collector"].arn}:*"]
-  }
-  statement {
-    sid       = "PullImage"
-    actions   = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
-    resources = ["arn:${data.aws_partition.current.partition}:ecr:${data.aws_region.current.name}:${data.aws_caller_identity.current.account_id}:repository/*"]
-  }
-  statement {
-    #checkov:skip=CKV_AWS_356:GetAuthorizationToken knows no resource.
-    sid       = "SignInToRegistry"
-    actions   = ["ecr:GetAuthorizationToken"]
-    resources = ["*"] # the action knows no resource
-  }
-}
-
-data "aws_partition" "current" {}
 
 resource "aws_iam_role" "collector_start" {
   count = local.has_prometheus
 
   name               = "${var.name}-collector-start"
-  assume_role_policy = data.aws_iam_policy_document.tasks.json
+  assume_role_policy = local.taken_by["ecs-tasks"]
 }
 
 resource "aws_iam_role_policy" "collector_start" {
@@ -167,7 +139,7 @@ resource "aws_iam_role_policy" "collector_start" {
 
   name   = "start"
   role   = aws_iam_role.collector_start[0].name
-  policy = data.aws_iam_policy_document.collector_start[0].json
+  policy = jsonencode({ Version = "2012-10-17", Statement = local.start_statements })
 }
 
 resource "aws_ecs_task_definition" "collector" {

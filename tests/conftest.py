@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ UNHURRIED = (
     "tests/infra/test_autoscaler_figures.py",
     "tests/infra/test_simulate_keepalive_figure.py",
     "tests/infra/test_simulate_traces_real.py",
+    "tests/infra/test_terraform_apply.py",
+    "tests/infra/test_terraform_checkov.py",
     "tests/pool/test_batching_optimum.py",
     "tests/pool/test_batching_simulation.py",
     "tests/pool/test_build_desk_simulation.py",
@@ -50,6 +53,7 @@ MAY_BE_ABSENT: dict[str, Callable[[], bool]] = {
     "nginx": nginx.is_there,
     "prometheus": prometheus.is_there,
     "terraform": terraform.is_there,
+    "checkov": lambda: shutil.which("checkov") is not None,
 }
 WAITING = ("tests/e2e/", "tests/infra/")  # more than they compute
 REAL_PROCESSES = ("tests/e2e/", "tests/infra/", "tests/registry_sync/", "tests/pool/")

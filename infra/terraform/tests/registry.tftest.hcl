@@ -125,6 +125,12 @@ run "closed_and_least_privilege" {
     condition     = alltrue([for tier, policy in aws_iam_policy.tier : jsondecode(policy.policy).Statement == jsondecode(jsonencode(local.policies[tier]))])
     error_message = "the policies are those that were looked at"
   }
+
+  # By which processes of ours do their work in tests/infra/test_terraform_policies.py.
+  assert {
+    condition     = jsondecode(jsonencode(local.policies)) == jsondecode(file("policies.json"))
+    error_message = "and those that a server went by"
+  }
 }
 
 run "own_key" {

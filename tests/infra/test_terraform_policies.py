@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from registry_sync.sync import fetch
 from tests.support import published
 from tests.support.aws import AwsServer
 from tests.support.made_plans import KEYS, SECRET, add, key_of
+from tests.support.source import ROOT
 from tests.support.terraform import MODULES
 
 POLICIES = json.loads((MODULES / "tests" / "policies.json").read_text())
@@ -204,3 +206,15 @@ def test_an_edge_with_an_admin_port_changes_documents_and_no_models(account: _Ac
                 store.put_new(key, b"{}")
         with pytest.raises(AccessDenied):
             store.delete("endpoints/m.json")
+
+
+def test_the_controller_may_make_the_launchers_calls_and_no_others() -> None:
+    verbs = "Create|Describe|List|Run|Set|Stop|Terminate"
+    calls = (ROOT / "pool" / "aws" / "client.py").read_text()
+    asked = set(re.findall(rf'"((?:{verbs})[A-Z]\w+)"', calls))
+    modules = [(MODULES / "modules" / name / "roles.tf").read_text() for name in ("edge", "pool")]
+    blocks = [text.partition("launch_statements = [")[2].partition("\n  ]")[0] for text in modules]
+    granted = set(re.findall(r'"(?:autoscaling|ec2|ecs|iam):([A-Z]\w+)"', "".join(blocks)))
+    beside_run_task = {"PassRole", "TagResource"}
+    names_of_conditions = {"CreateAction", "PassedToService"}
+    assert granted - beside_run_task - names_of_conditions == asked

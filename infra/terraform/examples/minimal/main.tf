@@ -69,8 +69,8 @@ module "edge" {
   log_group_names    = module.monitoring.log_group_names
   pools              = [module.gpu.config]
 
-  # Only a price that is in the list of prices; others can be given as dollars, gpu=0.8.
-  device_price_usd_per_h = var.region == "us-east-1" && var.instance_type == "g6.xlarge" ? "gpu=g6.xlarge" : ""
+  # Only a price that is in the list of prices; others can be given in USD, gpu=0.8.
+  device_price_usd_per_h = var.region == "us-east-1" && var.instance_type == "g6.xlarge" ? "gpu=g6.xlarge,cpu=fargate-2-4" : ""
 }
 
 module "gpu" {

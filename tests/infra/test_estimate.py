@@ -24,7 +24,9 @@ from infra.simulate.engine import Load
 from infra.stack import CannotStart
 from tests.support.stack import REPOSITORY
 
-MINIMAL = REPOSITORY / "infra" / "terraform" / "examples" / "minimal" / "estimate.yaml"
+TERRAFORM = REPOSITORY / "infra" / "terraform"
+EXAMPLES = sorted((TERRAFORM / "examples").glob("*/estimate.yaml"))
+MINIMAL = TERRAFORM / "examples" / "minimal" / "estimate.yaml"
 PRICES = load_prices("us-east-1")
 
 EDGE = {("edge", "Fargate vCPU"), ("edge", "Fargate memory")}
@@ -125,8 +127,9 @@ def fails(*words: str) -> str:
     return str(caught.value)
 
 
-def test_each_line_has_a_dated_source_and_the_total_is_their_sum() -> None:
-    found = json.loads(tidepool("--config", str(MINIMAL), "--json"))
+@pytest.mark.parametrize("example", EXAMPLES, ids=[path.parent.name for path in EXAMPLES])
+def test_each_line_has_a_dated_source_and_the_total_is_their_sum(example: Path) -> None:
+    found = json.loads(tidepool("--config", str(example), "--json"))
     assert [one["scale"] for one in found["scales"]] == list(SCALES)
     ids = {(price.source, price.date) for price in PRICES.prices}
     for one in found["scales"]:
@@ -153,9 +156,6 @@ def test_one_changed_variable_changes_only_its_lines(path: str) -> None:
         name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
     }
     assert differing == expected
-
-
-TERRAFORM = REPOSITORY / "infra" / "terraform"
 
 
 def default(folder: str, variable: str, field: str = "") -> float:

@@ -113,6 +113,12 @@ def test_the_commands_of_the_tasks_are_ours() -> None:
         assert set(told) <= known, name
 
 
+def test_nothing_but_the_controller_scales_instances() -> None:
+    """Capacity providers' own scaling starts two from none; policies do not ask who works."""
+    text = "".join(path.read_text() for path in (MODULES / "modules" / "pool").glob("*.tf"))
+    assert not re.findall(r'"aws_(?:ecs_\w*capacity_provider|autoscaling_(?!group")\w+)', text)
+
+
 def test_one_provider_and_no_other() -> None:
     for path in MODULES.rglob("versions.tf"):
         assert re.findall(r'source\s*=\s*"([^"]+)"', path.read_text()) == ["hashicorp/aws"], path

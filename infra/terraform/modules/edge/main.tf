@@ -34,7 +34,8 @@ resource "aws_service_discovery_private_dns_namespace" "fleet" {
 }
 
 resource "aws_service_discovery_service" "edge" {
-  name = "edge"
+  name          = "edge"
+  force_destroy = true # ECS takes addresses back a little later than `terraform destroy` asks
 
   dns_config {
     namespace_id   = aws_service_discovery_private_dns_namespace.fleet.id

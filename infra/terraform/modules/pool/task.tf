@@ -45,10 +45,11 @@ resource "aws_ecs_task_definition" "worker" {
       "pool", "--device", "cuda:0", "--registry", var.registry.url, "--data", "/data",
       "--listen-host", "ecs-task", "--worker-port", tostring(local.worker_port), "--workers", "1",
     ]
+    # Engines that are compiled are loaded from /tmp, so it is not noexec, as it would be by itself.
     linuxParameters = {
       initProcessEnabled = true
       sharedMemorySize   = 1024
-      tmpfs              = [{ containerPath = "/tmp", size = 1024, mountOptions = ["nosuid", "nodev", "mode=1777"] }]
+      tmpfs              = [{ containerPath = "/tmp", size = 1024, mountOptions = ["rw", "exec", "nosuid", "nodev"] }]
     }
     healthCheck = {
       command     = ["CMD", "python", "-m", "infra.health", "pool"]

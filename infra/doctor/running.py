@@ -27,7 +27,7 @@ def registry(data: Path, url: str) -> list[Finding]:
         store = open_store(url)
         try:
             watch = RegistryWatch(store)
-            watch.poll(is_asked=True)
+            watch.poll()
         finally:
             store.close()
     except StoreError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.doctor.aws import account, bucket, instances, queue
+from infra.doctor.aws import account, bucket, instances, permissions, queue
 from infra.doctor.aws.bucket import clock, deletes
 from infra.doctor.aws.needs import NEEDS
 from infra.doctor.aws.session import Aws
@@ -343,6 +343,18 @@ def test_server_that_ignores_conditions_is_no_registry(
     assert "does not honour conditional writes" in found.found
     assert s3.get_object(Bucket=name, Key="fleet/keys.json")["Body"].read() == b"{}"
     assert s3.list_objects_v2(Bucket=name)["KeyCount"] == 1  # the probe is gone again
+
+
+def test_name_that_somebody_has_is_not_tried_before_conditions_are_proven(
+    aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3 = aws.client("s3")
+    s3.put_object(Bucket=name, Key="keys.json", Body=b"{}")
+    with faulty_s3(aws.endpoint) as proxy:
+        proxy.drops = "if-match"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert permissions._writes(Aws().client("s3"), name, "", ["keys.json"]) == []
+    assert s3.get_object(Bucket=name, Key="keys.json")["Body"].read() == b"{}"
 
 
 # machines and the queue

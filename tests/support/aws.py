@@ -128,6 +128,8 @@ def _serve() -> None:
     from moto.servicequotas.models import ServiceQuotasBackend  # noqa: PLC0415
     from werkzeug.serving import make_server  # noqa: PLC0415
 
+    from tests.support import aws_gaps  # noqa: PLC0415
+
     def list_tags_for_resource(_: object) -> str:
         return '{"Tags": {}}'
 
@@ -141,6 +143,7 @@ def _serve() -> None:
     ServiceQuotasBackend.get_service_quota = get_service_quota
     # The AWS provider asks for it; without an answer it tries again for minutes.
     ApplicationAutoScalingResponse.list_tags_for_resource = list_tags_for_resource
+    aws_gaps.fill()
     app = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
     handler = werkzeug_app.MotoRequestHandler
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=handler)

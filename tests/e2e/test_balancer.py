@@ -35,7 +35,7 @@ KEEP_ALIVE_S_DEFAULT = 5.0
 PAUSE_S_MIN, PAUSE_S_MAX = 4.0, 70.0
 DELAY_S = 0.025  # of the network, one way
 WALL_S_MAX = 75.0
-CLIENTS = 120
+CLIENTS = 120  # of an edge that is not told
 # Where client and balancer may miss each other: a client looks before it sends, but not while.
 FRONT_S = 3.0
 
@@ -56,10 +56,15 @@ class Seen:
 
 
 def pauses_s(divisor: float) -> list[float]:
-    """Return a pause for each client: all over the range, but where it races itself."""
+    """Return a pause for each client: all over the range, but where it races itself.
+
+    Every other one would miss the end of its connection if that came after a whole second.
+    """
     front_s = max(FRONT_S, 0.15 * divisor)
-    wide = [PAUSE_S_MIN + (PAUSE_S_MAX - PAUSE_S_MIN) * at / (CLIENTS - 1) for at in range(CLIENTS)]
-    return [pause_s / divisor for pause_s in wide if abs(pause_s - IDLE_S) > front_s]
+    found = []
+    for second in range(int(PAUSE_S_MIN), int(PAUSE_S_MAX)):
+        found += [second + 0.5, second + 1 - DELAY_S * divisor]
+    return [pause_s / divisor for pause_s in found if abs(pause_s - IDLE_S) > front_s]
 
 
 def missing_s(keep_alive_s: float) -> list[float]:

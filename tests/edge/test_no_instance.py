@@ -53,6 +53,11 @@ async def test_calls_that_nobody_was_given_are_counted_however_they_ended(fleet:
     fleet.route("a")
     await fleet.connected(1)
     assert isinstance(await outcome(fleet.call()), Answer)
+    fleet["a"].on_call = fleet["a"].break_
+    broken = fleet.call()  # a worker had it
+    await fleet.until(lambda: fleet.pool.waiting() == {"m/1": 1})
+    broken.cancel()
+    assert isinstance(await outcome(broken), ClientGone)
     assert fleet.pool.unserved() == {"m/1": 2}
 
 
@@ -75,12 +80,11 @@ async def test_edge_stays_ready_while_all_machines_rest_by_design(fleet: Fleet) 
     await fleet.up("a")
     fleet.route("a", workers="a")
     await fleet.connected(1)
-    fleet.pool.reach.look(0.0)  # somebody was there once, long ago
     await fleet["a"].down()
     tell(fleet, ASLEEP)
+    fleet.pool.reach._last_s = -OUT_OF_REACH_S  # somebody was there once, long ago
     assert fleet.pool.reach.has_anybody()
     tell(fleet, ASLEEP, far=0)
-    fleet.pool.reach._last_s = -OUT_OF_REACH_S
     assert not fleet.pool.reach.has_anybody()
 
 
@@ -112,6 +116,16 @@ async def test_fallback_worker_out_of_reach_is_no_worker(fleet: Fleet) -> None:
         tell(fleet, engine, "a")
         fleet.pool._conns["a"].heard_s = -math.inf
         assert state_of(fleet.pool.route_in_reach(REF)) == "no_worker"
+
+
+async def test_version_sleeps_where_its_copy_is_out_of_reach_and_another_can_wake_it(
+    fleet: Fleet,
+) -> None:
+    await fleet.up("b")
+    tell(fleet, EngineRoute(*REF, ("a",), ("a", "b"), "fallback"), "ab")
+    await fleet.connected(1)
+    fleet.pool._conns["a"].heard_s = -math.inf
+    assert state_of(fleet.pool.route_in_reach(REF)) == "asleep"
 
 
 async def test_answers_of_fallback_workers_are_counted_and_are_no_evidence(fleet: Fleet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import msgspec
 import pytest
 
 from pool.placement import Demand, Load, Ref, WorkerView, plan, wake_order
@@ -303,3 +304,18 @@ def test_shadowed_candidate_is_loaded_beside_its_baseline() -> None:
     look(needs, views, wish=spec(shadow=Shadow()))
     beside = plan(needs.demands({OLD: Demand(1), NEW: Demand(1)}), views)
     assert beside == [Load("w7", NEW)]
+
+
+def test_copy_on_a_fallback_worker_is_neither_a_warm_candidate_nor_a_place_for_one() -> None:
+    needs = Needs()
+    helper = msgspec.structs.replace(worker("f", engine(OLD), engine(NEW)), is_fallback=True)
+    assert look(needs, [helper, worker("w", engine(OLD))], state(0)) == {OLD: 1, NEW: 1}
+    warmth = needs.warmth("e")
+    assert (warmth.warm, warmth.wanted) == (0, 1)
+    assert "0 of 1 replicas of m version 2 are warm" in warmth.waits_for
+    # That it cannot be loaded there says nothing of the others.
+    helper = msgspec.structs.replace(worker("f", engine(NEW, "failed")), is_fallback=True)
+    look(needs, [helper, worker("w", engine(OLD))], state(0), 1.0)
+    assert needs.warmth("e").failed == ""
+    look(needs, [helper], state(0), 2.0)
+    assert "no worker has room for it" in needs.warmth("e").waits_for

@@ -6,6 +6,8 @@ import asyncio
 
 from edge.errors import RETRY_AFTER_S_MAX
 from edge.readiness import state_of
+from registry_sync import endpoints, rollout_orders
+from tests.simulation.documents import put_model
 from tests.simulation.engine import ledger
 from tests.simulation.far import far_node
 from tests.simulation.fleet import Edge, Fleet, fleet_of
@@ -192,3 +194,46 @@ def test_instance_that_is_told_to_go_hands_over_to_the_fallback_without_a_slow_c
             fleet.check()
 
     simulate(main)
+
+
+def test_dedicated_endpoint_is_helped_too_and_gets_an_instance_of_its_own() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            edge = await helped(fleet, dedicated=True, idle_s=5)
+            far = far_node(fleet, places=2, start_s=30.0, rest_s=5.0)
+            await until(lambda: state(edge) == "no_instance")
+            assert (await edge.ask("m")).status == 200
+            await until(lambda: state(edge) == "warm", 60.0)
+            assert len(far.starts) == 1
+            fleet.check()
+
+    simulate(main)
+
+
+def test_rollout_waits_for_an_instance_and_moves_no_call_to_a_fallback_copy_before() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            edge = await helped(fleet, idle_s=5)
+            far = far_node(fleet, start_s=60.0, rest_s=5.0)
+            await until(lambda: state(edge) == "no_instance")
+            put_model(fleet.store.behind, "m", version="2")
+            rollout_orders.start(fleet.store.behind, "m", "2", steps=(50.0,), hold_s=3.0)
+            traffic = world.go(fleet.traffic([edge], "m", per_s=5, for_s=80.0))
+            await asyncio.sleep(50.0)  # both arms are wanted warm, and there is nothing yet
+            assert far.starts == ["far-0"]
+            assert weights(fleet) == (100.0, 0.0)
+            assert state(edge) == "fallback"
+            await until(lambda: weights(fleet) == (50.0, 50.0), 30.0)
+            assert {model for _, worker, model in ledger.loads if worker == "far-0"} == {"m"}
+            done = await traffic
+            assert {one.status for one in done} == {200}, [o for o in done if o.status != 200]
+            fleet.check()
+
+    simulate(main)
+
+
+def weights(fleet: Fleet) -> tuple[float, float]:
+    """Return by which weights the arms of the rollout go."""
+    found = endpoints.read_state(fleet.store.behind, "m")
+    arms = {"stable": 100.0, "canary": 0.0} if found is None else found[0].weights
+    return arms["stable"], arms["canary"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.doctor import devices, machine, packages, ports, proofs, running
-from infra.doctor.aws import account, bucket, instances, queue
+from infra.doctor.aws import account, bucket, instances, messages
 from infra.doctor.aws.session import Aws
 from infra.doctor.findings import Finding, is_well, wrong
 from infra.stack import Node
@@ -73,7 +73,7 @@ def amazon(patient: Patient) -> Iterator[Finding]:
     if parts.scheme == "s3":
         yield from _without_end(lambda: bucket.examine(aws, parts.netloc, prefix, patient.tier))
     if patient.notifications:
-        look = lambda: queue.examine(aws, patient.notifications, parts.netloc, prefix)  # noqa: E731
+        look = lambda: messages.examine(aws, patient.notifications, parts.netloc, prefix)  # noqa: E731
         yield from _without_end(look)
     if patient.instance_types:
         yield from instances.examine(aws, patient.instance_types, patient.zones)

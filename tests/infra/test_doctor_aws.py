@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.doctor.aws import account, bucket, instances, permissions, queue
+from infra.doctor.aws import account, bucket, instances, messages, permissions
 from infra.doctor.aws.bucket import clock, deletes
 from infra.doctor.aws.needs import NEEDS
 from infra.doctor.aws.session import Aws
@@ -373,6 +373,23 @@ def test_machines_are_judged_by_zone_kind_and_quota(aws: AwsServer, name: str) -
     assert good.found == "on demand: 8 vCPUs, and one g6.xlarge has 4: up to 2 at once"
 
 
+@pytest.mark.parametrize(
+    ("name", "codes"),
+    [
+        ("g6.xlarge", ("L-DB2E81BA", "L-3819A6DF")),
+        ("g6e.48xlarge", ("L-DB2E81BA", "L-3819A6DF")),
+        ("gr6.4xlarge", ("L-DB2E81BA", "L-3819A6DF")),
+        ("p4de.24xlarge", ("L-417A185B", "L-7212CCBC")),
+        ("p5en.48xlarge", ("L-417A185B", "L-C4BD4855")),
+        ("p6-b200.48xlarge", ("L-417A185B",)),
+        ("m7i.large", ()),
+        ("", ()),
+    ],
+)
+def test_quotas_are_those_of_the_family(name: str, codes: tuple[str, ...]) -> None:
+    assert instances.quotas_of(name) == codes
+
+
 def test_machines_that_may_not_be_looked_at_are_a_warning(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,7 +403,7 @@ def test_machines_that_may_not_be_looked_at_are_a_warning(
 
 def test_queue_is_held_against_what_the_bucket_tells(aws: AwsServer) -> None:
     name, url = told_bucket(aws)
-    assert {one.state for one in queue.examine(Aws(), url, name, "fleet/")} == {"ok"}
+    assert {one.state for one in messages.examine(Aws(), url, name, "fleet/")} == {"ok"}
     arn = f"arn:aws:sqs:{REGION}:123456789012:{name}"
     rule = {
         "QueueArn": arn,
@@ -396,14 +413,14 @@ def test_queue_is_held_against_what_the_bucket_tells(aws: AwsServer) -> None:
     aws.client("s3").put_bucket_notification_configuration(
         Bucket=name, NotificationConfiguration={"QueueConfigurations": [rule]}
     )
-    found = only_wrong(queue.examine(Aws(), url, name, "fleet/"))
+    found = only_wrong(messages.examine(Aws(), url, name, "fleet/"))
     assert "does not tell it of fleet/keys.json, fleet/builds/, fleet/models/" in found.found
     assert arn in found.do
 
 
 def test_queue_that_is_not_there_is_wrong(aws: AwsServer, name: str) -> None:
     url = f"{aws.endpoint}/123456789012/nobody"
-    assert "nobody" in only_wrong(queue.examine(Aws(), url, name, "")).found
+    assert "nobody" in only_wrong(messages.examine(Aws(), url, name, "")).found
 
 
 def test_bucket_is_not_looked_into_where_it_is_not(aws: AwsServer) -> None:

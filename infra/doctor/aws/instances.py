@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,12 +12,16 @@ from infra.doctor.aws.refusals import code_of, refusal
 from infra.doctor.aws.session import Aws
 from infra.doctor.findings import Finding, ok, warning, wrong
 
-# Service Quotas' codes of EC2, in vCPUs: on demand, spot.  By the letters a type begins with.
-QUOTAS: Final = {
-    "g": ("L-DB2E81BA", "L-3819A6DF"),
-    "vt": ("L-DB2E81BA", "L-3819A6DF"),
-    "p": ("L-417A185B", "L-7212CCBC"),
+# Service Quotas' codes of EC2, counted in vCPUs; a new account has 0 of each.
+_G: Final = ("L-DB2E81BA", "L-3819A6DF")  # on demand, spot: all G and VT
+_P_ON_DEMAND, _P4_SPOT, _P5_SPOT = "L-417A185B", "L-7212CCBC", "L-C4BD4855"
+QUOTAS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("g", "gr", "vt"), _G),
+    "p5": (_P_ON_DEMAND, _P5_SPOT),
+    **dict.fromkeys(("p2", "p3", "p4"), (_P_ON_DEMAND, _P4_SPOT)),
+    "p": (_P_ON_DEMAND,),  # newer ones: which quota of spot counts them is not known here
 }
+_FAMILY: Final = re.compile(r"(([a-z]+)\d+)")
 
 
 def examine(aws: Aws, types: Sequence[str], zones: Sequence[str]) -> list[Finding]:
@@ -90,8 +95,10 @@ def quotas_of(name: str) -> tuple[str, ...]:
     >>> quotas_of("m7i.large")
     ()
     """
-    family = name.partition(".")[0].rstrip("abcdefghijklmnopqrstuvwxyz-").rstrip("0123456789")
-    return QUOTAS.get(family, ())
+    family = _FAMILY.match(name)
+    if family is None:
+        return ()
+    return QUOTAS.get(family[1], QUOTAS.get(family[2], ()))
 
 
 def _quota(aws: Aws, code: str, kind: str, name: str, cpus: int) -> list[Finding]:

@@ -35,25 +35,38 @@ _BLOCK = re.compile(r'^variable "(\w+)" \{\n(.*?)^\}', re.MULTILINE | re.DOTALL)
 
 @dataclass
 class _Outcome:
-    status: str = "it was not run"
+    status: str = ""  # empty: it was not run
+    said: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Outcomes:
+    """How every run ended, and what was said of none of them."""
+
+    by_case: dict[str, _Outcome] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, _Outcome]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> _Outcomes:
     """How every run ended."""
     root = Root(terraform.copied(tmp_path_factory.mktemp("modules")) / "tests")
     root.init("-test-directory=.")
     done = root.run("test", "-test-directory=.", "-json")
-    outcomes: dict[str, _Outcome] = {}
+    outcomes = _Outcomes()
     for line in done.out.splitlines():
+        if not line.startswith("{"):
+            outcomes.said.append(line)
+            continue
         event = json.loads(line)
         case = f"{event.get('@testfile', '').removesuffix('.tftest.hcl')}: {event.get('@testrun')}"
-        outcome = outcomes.setdefault(case, _Outcome())
         if event["type"] == "test_run" and event["test_run"]["progress"] == "complete":
-            outcome.status = event["test_run"]["status"]
+            outcomes.by_case.setdefault(case, _Outcome()).status = event["test_run"]["status"]
+        elif event["type"] == "diagnostic" and "@testrun" in event:
+            said = outcomes.by_case.setdefault(case, _Outcome()).said
+            said.append(_text_of(event["diagnostic"]))
         elif event["type"] == "diagnostic":
-            outcome.said.append(_text_of(event["diagnostic"]))
+            outcomes.said.append(_text_of(event["diagnostic"]))
     return outcomes
 
 
@@ -65,9 +78,9 @@ def _text_of(diagnostic: dict[str, object]) -> str:
 
 @pytest.mark.terraform
 @pytest.mark.parametrize("case", _CASES)
-def test_case(case: str, outcomes: dict[str, _Outcome]) -> None:
-    outcome = outcomes.get(case, _Outcome())
-    assert outcome.status == "pass", "\n".join(outcome.said)
+def test_case(case: str, outcomes: _Outcomes) -> None:
+    outcome = outcomes.by_case.get(case, _Outcome())
+    assert outcome.status == "pass", "\n".join(outcome.said or outcomes.said)
 
 
 def test_there_are_enough_cases() -> None:

@@ -35,8 +35,8 @@ _RANKS: Final = {"loading": 0, "failed": 2}
 def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Load | Unload]:
     """Return the steps of fallback workers; empty when there is nothing to do.
 
-    A copy drains once another worker has the version warm.  It is loaded ahead of a call only
-    where the last worker that has it warm is about to go.
+    A copy drains once another worker has the version warm.  One is loaded ahead of a call only
+    where calls queue at the others, or the last worker that has it warm is about to go.
 
     Args:
         wanted: what is wanted of each version.
@@ -55,11 +55,17 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
                 steps.append(Unload(worker.id, ref))
     is_up = any(not worker.draining and not worker.is_cold for worker in others)
     for ref, demand in wanted.items():
-        if is_up or not helpers or demand.fallback_idle_s is None or not demand.replicas:
+        if demand.fallback_idle_s is None or not demand.replicas or _is_warm(ref, others):
             continue
-        is_going = any(_state(worker, ref) == "warm" for worker in others)
-        if is_going and not any(_state(w, ref) in ("warm", "loading") for w in helpers):
-            steps.append(Load(_order(ref, helpers)[0], ref))
+        states = {worker.id: _state(worker, ref) for worker in helpers}
+        free = [name for name in _order(ref, helpers) if states[name] in ("", "failed")]
+        if not free or "loading" in states.values():
+            continue
+        warm = [worker for worker in helpers if states[worker.id] == "warm"]
+        has_queue = any(worker.engines[ref].waiting for worker in warm)
+        is_going = not is_up and any(_state(worker, ref) == "warm" for worker in others)
+        if has_queue or (is_going and not warm):
+            steps.append(Load(free[0], ref))
     return steps
 
 

@@ -92,6 +92,21 @@ def test_last_warm_worker_that_drains_has_its_versions_loaded_on_a_fallback_work
     assert fallback.plan({M: Demand(1)}, [drains, view("f")]) == []
 
 
+def test_calls_that_queue_at_one_fallback_worker_have_the_version_loaded_on_the_next_one() -> None:
+    busy = replace(engine(calls=3), waiting=2)
+    first, second = placement.wake_order(M, ["f2", "f3"])
+    workers = [view("f", busy), view("f2"), view("f3"), far("w")]
+    assert fallback.plan({M: HELPED}, workers) == [Load(first, M)]
+    workers[1 + (first == "f3")] = view(first, engine("loading"))
+    assert fallback.plan({M: HELPED}, workers) == []  # one after the other
+    workers[1 + (first == "f3")] = view(first, engine("failed"))
+    assert fallback.plan({M: HELPED}, workers) == [Load(second, M)]
+    calm = [view("f", engine(calls=1)), view("f2"), far("w")]
+    assert fallback.plan({M: HELPED}, calm) == []
+    assert fallback.plan({M: HELPED}, [view("f", busy), far("w")]) == []
+    assert Load(first, M) not in fallback.plan({M: HELPED}, [*workers, view("v", engine())])
+
+
 def test_what_was_let_go_leaves_a_fallback_worker_too_and_may_wake_there() -> None:
     wanted = demands([M], {M: HELPED})
     assert fallback.plan(wanted, [view("f", engine())]) == [Unload("f", M)]

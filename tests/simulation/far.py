@@ -46,7 +46,7 @@ class FarLauncher:
             found.append(Place(name, "", "cuda:0", state))
         return tuple(found)
 
-    def counts(self) -> dict[str, float]:
+    def counts(self) -> dict[str, int]:
         """Return nothing: nobody is asked for machines here."""
         return {}
 

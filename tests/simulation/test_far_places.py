@@ -8,12 +8,12 @@ from edge.errors import RETRY_AFTER_S_MAX
 from edge.readiness import state_of
 from registry_sync import endpoints, rollout_orders
 from tests.simulation.documents import put_model
-from tests.simulation.engine import ledger
+from tests.simulation.engine import Costs, ledger
 from tests.simulation.far import far_node
 from tests.simulation.fleet import Edge, Fleet, fleet_of
 from tests.simulation.world import World, simulate, until
 
-START_S = 180.0
+START_S = 60.0
 
 
 def state(edge: Edge) -> str:
@@ -83,7 +83,7 @@ def test_start_that_was_seen_once_is_what_the_next_refusal_goes_by() -> None:
         with fleet_of(world) as fleet:
             fleet.put("m", idle_s=5)
             fleet.controller()
-            far_node(fleet, start_s=60.0, rest_s=5.0, guess_s=500.0)
+            far_node(fleet, start_s=30.0, rest_s=5.0, guess_s=500.0)
             edge = fleet.edge()
             await until(lambda: edge.knows("m") and state(edge) == "no_instance")
             assert (await edge.ask("m", deadline_s=120.0)).status == 503
@@ -91,11 +91,11 @@ def test_start_that_was_seen_once_is_what_the_next_refusal_goes_by() -> None:
             await until(lambda: state(edge) == "no_instance", 600.0)
             assert (await edge.ask("m", deadline_s=120.0)).status == 200
             await until(lambda: state(edge) == "no_instance", 600.0)
-            refused = edge.ask("m", deadline_s=30.0)
+            refused = edge.ask("m", deadline_s=15.0)
             assert (await refused).status == 503
             await until(lambda: state(edge) == "starting")
-            await asyncio.sleep(40.0)
-            assert (await edge.ask("m", deadline_s=40.0)).status == 200  # what is left is shorter
+            await asyncio.sleep(20.0)
+            assert (await edge.ask("m", deadline_s=20.0)).status == 200  # what is left is shorter
             fleet.check()
 
     simulate(main)
@@ -237,3 +237,23 @@ def weights(fleet: Fleet) -> tuple[float, float]:
     found = endpoints.read_state(fleet.store.behind, "m")
     arms = {"stable": 100.0, "canary": 0.0} if found is None else found[0].weights
     return arms["stable"], arms["canary"]
+
+
+def test_second_fallback_worker_takes_its_part_when_one_is_not_enough() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", Costs(run_s=0.1, row_s=0.05), fallback="cpu", idle_s=5)
+            fleet.controller()
+            fleet.sync("near")
+            for name in ("near-0", "near-1"):
+                fleet.worker(name, "near", is_fallback=True)
+            edge = fleet.edge()
+            await fleet.ready(edge, workers=2)
+            far_node(fleet, start_s=START_S)
+            await until(lambda: state(edge) == "no_instance")
+            done = await fleet.traffic([edge], "m", per_s=25, for_s=10.0)
+            assert {one.status for one in done} == {200}
+            assert {*served_by()} == {"near-0", "near-1"}
+            fleet.check()
+
+    simulate(main)

@@ -339,7 +339,13 @@ def _places(
                 warm_at.setdefault(ref, []).append(worker.id)
 
     def view(
-        name: str, node: str, device: str, *, is_up: bool, is_starting: bool = False
+        name: str,
+        node: str,
+        device: str,
+        *,
+        is_up: bool,
+        is_starting: bool = False,
+        is_far: bool = False,
     ) -> PlaceView:
         worker = workers.get(name)
         engines = {} if worker is None or not is_up else worker.engines
@@ -351,6 +357,7 @@ def _places(
             owner=whose.get(name, ""),
             is_up=is_up,
             is_starting=is_starting and worker is None,
+            is_far=is_far,
             engines=len(loaded),
             calls=sum(engine.calls for engine in engines.values()),
             is_sole=any(ref in wanted and not set(warm_at.get(ref, ())) - {name} for ref in loaded),
@@ -363,10 +370,12 @@ def _places(
             seen = workers.get(place.worker)
             is_up = place.state in ("starting", "up")
             is_up |= seen is not None and not seen.draining and place.state != "draining"
-            is_starting = place.state == "starting"
-            found.append(
-                view(place.worker, name, place.device, is_up=is_up, is_starting=is_starting)
-            )
+            flags = {
+                "is_up": is_up,
+                "is_starting": place.state == "starting",
+                "is_far": not place.address,
+            }
+            found.append(view(place.worker, name, place.device, **flags))
     known = {place.worker for place in found}
     return found + [
         view(worker.id, "", "", is_up=True)

@@ -170,8 +170,11 @@ class AwsLauncher:
         except CloudBusy:
             raise
         except CloudError:  # nobody knows whether it was done; the next looks will show
-            if isinstance(action, Run):
-                self._memory = memory.unheard(self._memory, action, _now_s())
+            match action:
+                case Run():
+                    self._memory = memory.unheard(self._memory, action, _now_s())
+                case Stop():
+                    self._memory = memory.done(self._memory, action, _now_s())
             return
         _log.info("aws", action=type(action).__name__, **_shown(action))
         match action, outcome:

@@ -25,7 +25,7 @@ from pool.aws.memory import AGAIN_S, Memory, Wanted, alive
 from pool.aws.observed import Group, Instance, Observed, Task, token
 from pool.aws.steps import Action, End, Raise, Run, Stop, Tag
 
-JOIN_S_MAX: Final = 600.0  # for an instance to join the cluster, or its agent to come back
+JOIN_S_MAX: Final = 420.0  # for an instance to join the cluster, or its agent to come back
 
 
 class Plan(msgspec.Struct, frozen=True):

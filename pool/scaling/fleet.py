@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -32,6 +33,7 @@ class PlaceView(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""  # the endpoint whose own it is; empty: of all that share
     is_up: bool = False  # a process runs or starts, and does not drain
     is_starting: bool = False  # and has not said yet that it is there
+    is_far: bool = False  # nobody can dial it: it starts because it was to be up, and only then
     engines: int = 0  # loaded, or being loaded
     calls: int = 0
     is_sole: bool = False  # it alone has an engine warm that is wanted
@@ -135,8 +137,8 @@ def _plan(
     used_s = {
         place.worker: (
             now_s
-            if place.worker in up or place.is_starting
-            else state.used_s.get(place.worker, now_s)
+            if place.worker in up or (place.is_starting and not place.is_far)
+            else state.used_s.get(place.worker, _since_s(place, now_s))
         )
         for place in places
         if place.is_up or place.worker in up
@@ -150,6 +152,15 @@ def _plan(
     names = {place.worker for place in places if place.node}
     fleet = Fleet({w: why for w, why in up.items() if w in names}, frozenset(leaving_s) & names)
     return fleet, FleetState(used_s, crowded_s, leaving_s)
+
+
+def _since_s(place: PlaceView, now_s: float) -> float:
+    """Return when a place was of use of which nothing is remembered.
+
+    One that starts where nobody can dial it starts by our own word, and was of no use yet.  Were it
+    kept for that, word and report could chase each other.
+    """
+    return -math.inf if place.is_far and place.is_starting else now_s
 
 
 def _see_off(

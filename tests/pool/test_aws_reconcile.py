@@ -161,9 +161,9 @@ def test_instance_that_could_serve_at_once_is_kept_before_one_that_boots() -> No
 def test_instance_that_never_joins_the_cluster_is_a_leak() -> None:
     there = (instance("i-1", is_joined=False),)
     found = seen(desired=1, instances=there)
-    memory = Memory(absent_s={"i-1": 400.1})
+    memory = Memory(absent_s={"i-1": 580.1})
     assert steps(found, "gpu-0", memory=memory) == []
-    memory = Memory(absent_s={"i-1": 400.0})
+    memory = Memory(absent_s={"i-1": 580.0})
     ended, asked = steps(found, "gpu-0", memory=memory)[::-1]
     assert isinstance(ended, End)
     assert ended.is_leak

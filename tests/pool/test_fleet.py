@@ -257,3 +257,21 @@ def test_one_that_is_silent_again_has_its_time_again() -> None:
     world.at(SILENT_S_MAX)
     world.put(place("a0", is_silent=True))
     assert world.at(SILENT_S_MAX + 1.0).up == {"a0": "silent"}
+
+
+def test_place_that_starts_where_nobody_can_dial_it_is_not_of_use_by_that_alone() -> None:
+    """Its launcher starts it by our word: were it kept for starting, neither would ever give in."""
+    near, far = (place("a0", is_up=True, is_starting=True, is_far=is_far) for is_far in (0, 1))
+    assert World(near).at(0.0).up == {"a0": "just used"}
+    assert World(far).at(0.0).up == {}
+
+
+def test_place_that_starts_elsewhere_is_kept_for_a_while_after_it_was_needed() -> None:
+    world = World(place("a0", is_far=True), a=NodeLimits(rest_s=REST_S))
+    assert world.at(0.0, 1).up == {"a0": "demand"}
+    world.put(place("a0", is_far=True, is_up=True, is_starting=True))
+    assert world.at(1.0, 1).up == {"a0": "demand"}
+    assert world.at(REST_S, 0).up == {"a0": "just used"}
+    assert world.at(REST_S + 1.0, 0).up == {}
+    world.put(place("a0", is_far=True, is_up=True))  # its worker has come after all
+    assert world.at(REST_S + 2.0, 0).up == {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pool.aws.client import Cloud, Started, connect
 from pool.aws.config import decode
@@ -81,6 +82,7 @@ class Life:
     outputs: Mapping[str, Any]
     differences: Mapping[str, set[str]]  # of the second plan: type of resource → attributes
     launched: Launched
+    collector: Mapping[str, Any]  # what the collector of metrics is told
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def _live(root: Root, aws: AwsServer) -> Life:
     assert planned.code in (0, 2), planned.out
     plan = json.loads(root.run("show", "-json", "second").ok())
     launched = _launch(aws)
+    collector = _environment(aws.client("ecs"), "tidepool-collector")["AOT_CONFIG_CONTENT"]
     # Without a look at everything again: the plan has just had it.
     root.run("destroy", "-auto-approve", "-refresh=false", _IN_PARALLEL, timeout_s=400).ok()
     return Life(
@@ -134,6 +137,7 @@ def _live(root: Root, aws: AwsServer) -> Life:
         outputs=outputs,
         differences=_differences(plan),
         launched=launched,
+        collector=yaml.safe_load(collector),
     )
 
 
@@ -277,3 +281,10 @@ def test_launcher_starts_and_ends_a_worker_in_what_was_applied(life: Life) -> No
 def test_controller_may_do_what_its_launcher_does(life: Life) -> None:
     assert life.launched.calls
     assert life.launched.calls <= life.launched.allowed
+
+
+def test_collector_scrapes_as_prometheus_would(life: Life) -> None:
+    scraped = life.collector["receivers"]["prometheus"]["config"]
+    written = yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text())
+    assert scraped["scrape_configs"] == written["scrape_configs"]
+    assert scraped["global"]["scrape_interval"] == written["global"]["scrape_interval"]

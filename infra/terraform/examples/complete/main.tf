@@ -83,16 +83,18 @@ module "registry" {
 module "edge" {
   source = "../../modules/edge"
 
-  name                       = var.name
-  vpc_id                     = module.network.vpc_id
-  public_subnet_ids          = module.network.public_subnet_ids
-  private_subnet_ids         = module.network.private_subnet_ids
-  certificate_arn            = aws_acm_certificate_validation.domain.certificate_arn
-  registry                   = module.registry
-  image                      = var.images.edge
-  log_group_names            = module.monitoring.log_group_names
-  admin_cidrs                = var.admin_cidrs
-  pools                      = [for pool in module.pool : pool.config]
+  name               = var.name
+  vpc_id             = module.network.vpc_id
+  public_subnet_ids  = module.network.public_subnet_ids
+  private_subnet_ids = module.network.private_subnet_ids
+  certificate_arn    = aws_acm_certificate_validation.domain.certificate_arn
+  registry           = module.registry
+  image              = var.images.edge
+  log_group_names    = module.monitoring.log_group_names
+  admin_cidrs        = var.admin_cidrs
+  pools              = [for pool in module.pool : pool.config]
+  # Prices on demand; other sizes and spot cost otherwise. Other regions: in USD, such as l4=0.9.
+  device_price_usd_per_h     = var.region == "us-east-1" ? "l4=g6.xlarge,l40s=g6e.2xlarge,cpu=fargate-2-4" : ""
   scraper_security_group_ids = var.collector_image == null ? [] : [module.monitoring.scraper_security_group_id]
 }
 

@@ -2,8 +2,14 @@
 
 locals {
   has_prometheus = var.prometheus == null ? 0 : 1
-  # Each edge answers for itself, and any of them for the whole pool as the controller knows it.
-  scrapes = { tidepool = {}, tidepool-pool = { view = ["pool"] } }
+
+  # As in infra/monitoring/prometheus/prometheus.yml: each edge answers for itself, and any of them
+  # for the whole pool as the controller knows it.
+  edges = [{ names = [try(var.prometheus.edge_discovery_name, "")], type = "A", port = 8002, refresh_interval = "15s" }]
+  scrapes = [
+    { job_name = "tidepool", dns_sd_configs = local.edges },
+    { job_name = "tidepool-pool", params = { view = ["pool"] }, scrape_timeout = "5s", dns_sd_configs = local.edges },
+  ]
 
   repositories = [
     for found in regexall("^(?P<account>[0-9]{12})\\.dkr\\.ecr\\.(?P<region>[a-z0-9-]+)\\.amazonaws\\.com(?:\\.cn)?/(?P<name>[^:@]+)", try(var.prometheus.collector_image, "")) :
@@ -167,12 +173,8 @@ resource "aws_ecs_task_definition" "collector" {
           sigv4auth    = { service = "aps", region = data.aws_region.current.name }
         }
         receivers = { prometheus = { config = {
-          global = { scrape_interval = "15s", scrape_timeout = "10s" }
-          scrape_configs = [for job, parameters in local.scrapes : {
-            job_name       = job
-            params         = parameters
-            dns_sd_configs = [{ names = [var.prometheus.edge_discovery_name], type = "A", port = 8002, refresh_interval = "15s" }]
-          }]
+          global         = { scrape_interval = "15s" }
+          scrape_configs = local.scrapes
         } } }
         processors = { batch = { timeout = "10s" } }
         exporters = { prometheusremotewrite = {

@@ -32,6 +32,7 @@ UNHURRIED = (
     "tests/infra/test_simulate_traces_real.py",
     "tests/infra/test_terraform_apply.py",
     "tests/infra/test_terraform_checkov.py",
+    "tests/infra/test_terraform_secret.py",
     "tests/pool/test_batching_optimum.py",
     "tests/pool/test_batching_simulation.py",
     "tests/pool/test_build_desk_simulation.py",

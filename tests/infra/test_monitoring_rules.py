@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.estimate.prices import load_prices
 from tests.support.prometheus import FOLDER, RULES, promtool, rules
 
 UNITS = sorted((FOLDER / "tests").glob("*.yml"))
@@ -65,3 +66,9 @@ def test_every_unit_test_goes_by_the_rules_that_are_shipped() -> None:
     for path in UNITS:
         named = yaml.safe_load(path.read_text())["rule_files"]
         assert [(path.parent / name).resolve() for name in named] == list(RULES), path
+
+
+def test_price_of_an_instance_is_the_one_of_the_list() -> None:
+    (rule,) = [rule for rule in rules() if rule.get("record", "").startswith("tidepool:price:")]
+    listed = load_prices("us-east-1").device_usd_per_h("g6.xlarge")
+    assert (rule["labels"], rule["expr"]) == ({"pool": "gpu"}, f"vector({listed})")

@@ -15,6 +15,7 @@ import contextlib
 import json
 import re
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -151,7 +152,9 @@ class Edges:
         with (
             toxic_proxy(("127.0.0.1", port)) as network,
             balancer(
-                self.folder / f"nginx-{port}", IDLE_S / self.divisor, [network.port] * len(pauses_s)
+                self.folder / f"nginx-{uuid.uuid4().hex}",
+                IDLE_S / self.divisor,
+                [network.port] * len(pauses_s),
             ) as at,
         ):
             network.toxics.delay_s = DELAY_S

@@ -62,7 +62,7 @@ def pauses_s(divisor: float) -> list[float]:
     Every other one would miss the end of its connection if that came after a whole second.
     """
     front_s = max(FRONT_S, 0.15 * divisor)
-    found = []
+    found = [PAUSE_S_MIN, PAUSE_S_MAX]
     for second in range(int(PAUSE_S_MIN), int(PAUSE_S_MAX)):
         found += [second + 0.5, second + 1 - DELAY_S * divisor]
     return [pause_s / divisor for pause_s in found if abs(pause_s - IDLE_S) > front_s]

@@ -22,7 +22,7 @@ PACKAGE_READMES = sorted(found for name in MAY_IMPORT for found in (ROOT / name)
 DECIDING_READMES = [
     path for path in PACKAGE_READMES if path.parent.parent.name not in ("modules", "examples")
 ]
-DOCUMENTS = [README, *PACKAGE_READMES, ROOT / "CHANGELOG.md"]
+DOCUMENTS = [README, ROOT / "edge" / "HTTP.md", *PACKAGE_READMES, ROOT / "CHANGELOG.md"]
 README_LINES_MAX, PACKAGE_LINES_MAX, DECISION_LINES_MAX = 150, 160, 15
 
 _LINK = re.compile(r"\]\(([^)\s#]+)")

@@ -310,8 +310,8 @@ def test_memory_is_back_after_close(images: tuple[Path, Manifest]) -> None:
         del session
         left.append((torch.cuda.memory_allocated(0), torch.cuda.memory_reserved(0)))
         assert left[-1][1] < held
-    # What libraries keep for a stream, they have taken by the second time.
-    assert all(last <= before for last, before in zip(left[-1], left[1], strict=True)), left
+    # What libraries keep for a stream, they have taken by the third time: 5 MiB each, one by one.
+    assert all(last <= before for last, before in zip(left[-1], left[2], strict=True)), left
 
 
 def _alone(code: str) -> str:

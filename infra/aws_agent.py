@@ -40,7 +40,7 @@ class AwsAgent:
 
     def __init__(self, config: AwsAgentConfig, cloud: Cloud) -> None:
         self._config = config
-        self.launcher = AwsLauncher(config.pools, cloud, self.leader)
+        self.launcher = AwsLauncher(config.pools, cloud, self.leader, self._redial)
         secrets = load_secrets(Path(config.data))
         self._agents = [
             NodeAgent(one.pool.name, one, self._finder(one.pool), secrets, _limits(one.pool))
@@ -52,6 +52,10 @@ class AwsAgent:
         epochs = {agent.leader for agent in self._agents}
         return epochs.pop() if len(epochs) == 1 else None
 
+    def _redial(self) -> None:
+        for agent in self._agents:
+            agent.link.redial()
+
     def _finder(self, pool: PoolConfig) -> Callable[[], Awaitable[str | None]]:
         async def find() -> str | None:
             address = self._config.controller
@@ -59,10 +63,8 @@ class AwsAgent:
                 await ask(address, Path(self._config.data), control.HERE)
             except NoController:
                 return None  # it does not lead, or starts
-            try:
-                await self.launcher.begin(pool.name)
-            except CloudError as error:
-                raise ConnectionError(f"it cannot be seen what there is: {error}") from None
+            # Whatever came of the look: a controller that knows of no pool tells nobody of it.
+            await self.launcher.begin(pool.name)
             return address
 
         return find

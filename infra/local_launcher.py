@@ -51,3 +51,7 @@ class LocalLauncher:
     def counts(self) -> Mapping[str, int]:
         """Return nothing: a machine's processes are all in its places."""
         return {}
+
+    def trouble(self) -> str:
+        """Return nothing: why a process does not start, its own log says."""
+        return ""

@@ -27,6 +27,7 @@ from pool.wire.handshake import Secrets
 from pool.wire.link import ControlLink
 
 REPORT_S = 1.0
+_TROUBLE_MAX = 1000  # characters
 
 _log = structlog.get_logger()
 
@@ -132,7 +133,8 @@ class NodeAgent:
                 if link.done():
                     link.result()  # it never ends but by a bug
                 launcher = self._launcher
-                self.link.send(control.NodeReport(launcher.places(), dict(launcher.counts())))
+                counts, trouble = dict(launcher.counts()), launcher.trouble()[:_TROUBLE_MAX]
+                self.link.send(control.NodeReport(launcher.places(), counts, trouble))
         finally:
             link.cancel()
 

@@ -43,7 +43,8 @@ def lines(status: Document) -> list[str]:
             found.append(text.rstrip())
             if engine.get("phases_ms"):
                 found.append(f"    woke in {shown_phases(engine['phases_ms'])}")
-    found += [_node_line(node) for node in status.get("nodes", ())]
+    for node in status.get("nodes", ()):
+        found += [_node_line(node), *(f"  {line}" for line in _troubles(node))]
     for edge in status["edges"]:
         text = f"edge {edge['id']}  pid {edge['pid']}  {edge.get('in_flight', UNKNOWN)} in flight"
         found += [text, *(f"  {line}" for line in _away(edge))]
@@ -80,6 +81,11 @@ def tables(status: Document) -> RenderableType:
     """Return `status` as tables for a terminal."""
     status = printable(status)
     parts: list[RenderableType] = [Text(line, "red") for line in _controller(status)]
+    parts += [
+        Text(f"node {node['id']}: {line}", "red")
+        for node in status.get("nodes", ())
+        for line in _troubles(node)
+    ]
     parts += [_workers(status), *_nodes(status), _edges(status), _endpoints(status)]
     parts += [
         Text(f"edge {edge['id']}: {line}", "yellow")
@@ -193,6 +199,10 @@ def _node_line(node: Document) -> str:
     text = f"node {node['id']}  pid {node['pid']}  {len(node['places'])} places  {states['up']} up"
     others = (f"{states[state]} {state}" for state in ("starting", "silent", "draining", "cold"))
     return "  ".join([text, *(other for other in others if not other.startswith("0 "))])
+
+
+def _troubles(node: Document) -> list[str]:
+    return [f"trouble: {node['trouble']}"] if node.get("trouble") else []
 
 
 def _edges(status: Document) -> Table:

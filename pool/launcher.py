@@ -34,3 +34,6 @@ class Launcher(Protocol):
 
     def counts(self) -> Mapping[str, int]:
         """Return what else there is to show, by its name."""
+
+    def trouble(self) -> str:
+        """Return what keeps it from its work, for people; empty: nothing."""

@@ -45,6 +45,7 @@ class Node:
     heard_s: float
     places: tuple[control.Place, ...]
     counts: Mapping[str, int] = field(default_factory=dict)
+    trouble: str = ""
     is_connected: bool = True
     told: tuple[Collection[str], Collection[str]] | None = None  # see `Places`
     told_s: float = -float("inf")
@@ -104,7 +105,7 @@ class NodeDesk:
         if not isinstance(message, control.NodeReport):
             raise WireError(f"a node does not send {type(message).__name__}")
         node.heard_s = asyncio.get_running_loop().time()
-        node.counts = message.counts
+        node.counts, node.trouble = message.counts, message.trouble
         if message.places != node.places:
             node.places = message.places
             self._on_change()
@@ -249,6 +250,7 @@ class NodeDesk:
                 "parked": node.limits.parked,
                 "rest_s": node.limits.rest_s,
                 "counts": dict(node.counts),
+                "trouble": node.trouble,
                 "places": [
                     {
                         "worker": place.worker,

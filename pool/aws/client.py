@@ -200,7 +200,14 @@ class Cloud:
         missing = {*names} - {group["AutoScalingGroupName"] for group in found}
         if missing:
             self._note("missing", f"there is no auto scaling group {', '.join(sorted(missing))}")
+        else:
+            self._troubles.pop("missing", None)
         return found
+
+    @property
+    def trouble(self) -> str:
+        """What is known to fail, and what AWS says to that; empty: nothing is."""
+        return "; ".join(list(self._troubles.values()))
 
     def _pages(
         self, name: str, call: Callable[..., Any], field: str, token: str, **arguments: Any

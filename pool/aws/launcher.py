@@ -41,19 +41,30 @@ class AwsLauncher:
         config: the pools.
         cloud: makes the calls.
         leader: returns the epoch of the controller beside this, while it leads and is connected.
+        redial: has every connection to that controller made anew.
     """
 
-    def __init__(self, config: PoolsConfig, cloud: Cloud, leader: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        config: PoolsConfig,
+        cloud: Cloud,
+        leader: Callable[[], int | None],
+        redial: Callable[[], None],
+    ) -> None:
         self._config = config
         self._cloud = cloud
         self._leader = leader
+        self._redial = redial
         self._news = asyncio.Event()
         self._looking = asyncio.Lock()
         # The whole mutable state: what is to be up by pool, as the present connections say; what
-        # was seen last, and when; what the policy remembers; and leaks that were found.
+        # was seen last, and when; when that was tried first, and whether a controller was told of
+        # places that could not be looked at; what the policy remembers; and leaks that were found.
         self._wanted: dict[str, frozenset[str] | None] = dict.fromkeys(p.name for p in config.pools)
         self._seen = Observed({})
         self._seen_s: float | None = None
+        self._tried_s: float | None = None
+        self._is_blind = False
         self._memory = Memory()
         self._leaks = Counter[str]()  # found and ended
         self.pools = tuple(PoolLauncher(self, pool) for pool in config.pools)
@@ -63,13 +74,17 @@ class AwsLauncher:
     async def begin(self, pool: str) -> None:
         """Be ready for a new word on a pool: a controller is about to be told of its places.
 
-        Raises:
-            CloudError: it cannot be seen what there is.
+        If it cannot be seen what there is, it is told what was seen last.  Its word is no good
+        then, and waits until AWS answers.
         """
         self._wanted[pool] = None
         async with self._looking:
             if self._seen_s is None or _now_s() - self._seen_s > FRESH_S:
-                await self._look()
+                try:
+                    await self._look()
+                except CloudError as error:
+                    self._is_blind = True
+                    _log.warning("aws_cannot_be_seen", pool=pool, error=str(error)[:500])
 
     def places_of(self, pool: PoolConfig) -> tuple[Place, ...]:
         """Return a pool's places; see `places.places_of`."""
@@ -78,6 +93,8 @@ class AwsLauncher:
 
     def hold_up(self, pool: PoolConfig, workers: Collection[str]) -> None:
         """Take note of which of a pool's workers are to be up."""
+        if self._is_blind:
+            return
         names = frozenset(name for name in pool.node_ids() if worker_id(name) in workers)
         if names != self._wanted[pool.name]:
             self._wanted[pool.name] = names
@@ -89,18 +106,24 @@ class AwsLauncher:
         group = self._seen.groups.get(pool.group)
         members = [] if group is None else [i for i in group.instances if not i.is_ending]
         found = {
-            "instances_desired": 0 if group is None else group.desired,
-            "instances": len(members),
-            "instances_joined": sum(one.is_joined for one in members),
             "instances_max": pool.instances_max,
             "leaks_task": self._leaks["task"],
             "leaks_instance": self._leaks["instance"],
         }
         if self._seen_s is not None:
-            found["look_age_ms"] = round((_now_s() - self._seen_s) * 1000)
+            found["instances_desired"] = 0 if group is None else group.desired
+            found["instances"] = len(members)
+            found["instances_joined"] = sum(one.is_joined for one in members)
+        since_s = self._tried_s if self._seen_s is None else self._seen_s
+        if since_s is not None:
+            found["look_age_ms"] = round((_now_s() - since_s) * 1000)
         for (name, outcome), count in list(self._cloud.calls.items()):
             found[f"calls/{name}/{outcome}"] = count
         return found
+
+    def trouble(self) -> str:
+        """Return which calls fail, and what AWS says to them; empty: none."""
+        return self._cloud.trouble
 
     # rounds
 
@@ -109,13 +132,19 @@ class AwsLauncher:
         failures = 0
         while True:
             epoch = self._leader()
-            if epoch is None or all(names is None for names in self._wanted.values()):
+            has_word = any(names is not None for names in self._wanted.values())
+            if epoch is None or not (has_word or self._is_blind):
                 await asyncio.sleep(LEADS_S)
                 continue
             self._news.clear()
             try:
                 async with self._looking:
                     await self._look()
+                    was_blind, self._is_blind = self._is_blind, False
+                if was_blind:
+                    self._redial()  # so that the word is on what there is
+                    failures = 0
+                    continue
                 wait_s = await self._act(epoch)
                 failures = 0
             except CloudError:  # the log says which, and why
@@ -128,6 +157,8 @@ class AwsLauncher:
                     await self._news.wait()
 
     async def _look(self) -> None:
+        if self._tried_s is None:
+            self._tried_s = _now_s()
         known = tuple(self._memory.live)
         seen = await asyncio.to_thread(self._cloud.observe, known)
         now_s = _now_s()
@@ -215,6 +246,10 @@ class PoolLauncher:
     def counts(self) -> Mapping[str, int]:
         """Return what is shown of the pool."""
         return self._launcher.counts_of(self.pool)
+
+    def trouble(self) -> str:
+        """Return what is wrong with the pools."""
+        return self._launcher.trouble()
 
     def hold_up(self, workers: Collection[str]) -> None:
         """Let these have a task, and no others."""

@@ -390,6 +390,7 @@ class NodeReport(msgspec.Struct, array_like=True, frozen=True, tag=22):
     places: Annotated[tuple[Place, ...], _Many] = ()
     # What else it has to show, where its places are on machines that come and go.
     counts: Annotated[dict[_Short, _Count], msgspec.Meta(max_length=256)] = {}
+    trouble: _Text = ""  # what keeps it from its work, for people
 
 
 class Places(msgspec.Struct, array_like=True, frozen=True, tag=23):

@@ -66,6 +66,11 @@ class ControlLink:
         peer.send(control.encode(message))
         return True
 
+    def redial(self) -> None:
+        """Have the connection made anew, with what there is to register then."""
+        if self._peer is not None:
+            self._peer.close()
+
     def stay_lost(self) -> None:
         """Dial no more once the connection is lost: a successor takes our place."""
         self._is_last = True

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from infra.node_agent import NodeAgent, UpLimits
+from infra.status_view import lines
 from pool.wire import control
 from pool.wire.control import Place
 from pool.wire.listening import serve
@@ -32,6 +33,9 @@ class Launcher:
 
     def counts(self) -> dict[str, int]:
         return {"starts": len(self.orders)}
+
+    def trouble(self) -> str:
+        return "no AMI" * 1000
 
     def hold_up(self, workers: Collection[str]) -> None:
         self.orders.append(set(workers))
@@ -87,7 +91,11 @@ async def test_agent_obeys_and_says_at_once_what_came_of_it(stack: Stack) -> Non
     follow(stack, launcher, UpLimits(up_min=1, parked=2))
     await launcher.told("n-0", "n-1")
     await until_shown(stack, "up", "up", "cold")
-    assert stack.status()["nodes"][0]["counts"] == {"starts": len(launcher.orders)}
+    (node,) = stack.status()["nodes"]
+    assert node["counts"] == {"starts": len(launcher.orders)}
+    assert node["trouble"].startswith("no AMI")
+    assert len(node["trouble"]) == 1000
+    assert any(line.startswith("  trouble: no AMI") for line in lines(stack.status()))
 
 
 async def test_agent_says_at_once_that_somebody_has_dialled_a_place(stack: Stack) -> None:

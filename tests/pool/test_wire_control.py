@@ -208,7 +208,7 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
         [21, 1, "node", "a1b2", 4710, [PLACE_ARRAY], 1, 2, 2.5, 240.0],
         4,
     ),
-    (NodeReport((PLACE, PLACE), {"a": 1}), [22, [PLACE_ARRAY] * 2, {"a": 1}], 0),
+    (NodeReport((PLACE, PLACE), {"a": 1}, "no"), [22, [PLACE_ARRAY] * 2, {"a": 1}, "no"], 0),
     (Places(5, 9, ("worker-0",), ("worker-1",)), [23, 5, 9, ["worker-0"], ["worker-1"]], 3),
     (Evidence("inc-1", (ARM_EVIDENCE,)), [24, "inc-1", [ARM_EVIDENCE_ARRAY]], 1),
     (ShadowReport((SHADOW_COUNT,)), [25, [SHADOW_COUNT_ARRAY]], 0),
@@ -272,7 +272,7 @@ FIELDS = {
     EngineRoute: "model version warm wake_at state detail wake_ms",
     Place: "worker address device state pid",
     RegisterNode: "wire id incarnation pid places up_min parked rest_s start_s",
-    NodeReport: "places counts",
+    NodeReport: "places counts trouble",
     Places: "epoch seq up silent",
     UnitSeen: "hash calls errors slow",
     ArmEvidence: "endpoint rollout segment variant requests assigned calls lone_calls units errors "

@@ -35,6 +35,7 @@ class Weather:
     lag_s: tuple[float, float] = (0.0, 8.0)  # by which a description is late
     throttled: float = 0.0  # the part of calls that are
     failing: float = 0.0  # the part of calls that end in a 500, or in nothing at all
+    is_denied: bool = False  # whether every call is refused
     capacity: int = 100  # instances that EC2 has
     dead_on_arrival: float = 0.0  # the part of instances that never join
     failing_tasks: float = 0.0  # the part of tasks whose container ends at once
@@ -244,6 +245,8 @@ class Region:
         weather, dice = self.weather, self._loop.dice
         self.calls.append((self._loop.time(), name))
         time.sleep(self._dice(CALL_S))
+        if weather.is_denied:
+            raise _error(name, "AccessDeniedException", "not authorized", 403)
         if dice.random() < weather.throttled:
             raise _error(name, "ThrottlingException", "Rate exceeded", 400)
         is_failing = dice.random() < weather.failing

@@ -50,6 +50,10 @@ class FarLauncher:
         """Return nothing: nobody is asked for machines here."""
         return {}
 
+    def trouble(self) -> str:
+        """Return nothing: none is made here."""
+        return ""
+
     def hold_up(self, workers: Collection[str]) -> None:
         """Start machines for these, end the workers of the others."""
         loop = asyncio.get_running_loop()

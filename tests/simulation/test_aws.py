@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 
 from infra import aws_agent, local, stack
+from infra.client import ask
 from pool.aws import client
 from pool.aws.config import AwsAgentConfig, PoolConfig, PoolsConfig
 from tests.simulation.aws import Region, Weather
@@ -74,6 +77,12 @@ def launcher(fleet: Fleet, config: PoolsConfig) -> Process:
         data=str(fleet.folder / "c1"), controller=fleet.control(), pools=config
     )
     return fleet.world.start("launcher", lambda: aws_agent.run(settings))
+
+
+async def nodes(fleet: Fleet) -> list[dict[str, Any]]:
+    answer = await ask(fleet.control(), fleet.folder / "c1", "status")
+    found: list[dict[str, Any]] = msgspec.json.decode(answer.data)["nodes"]
+    return found
 
 
 async def ready(edge: Edge, *names: str) -> None:
@@ -158,6 +167,42 @@ def test_launcher_that_is_killed_and_starts_anew_takes_over_what_runs() -> None:
             await asyncio.sleep(100)
             assert edge.pool.workers_up == 2
             assert (len(region.jobs), region.launched) == (2, 2), "something was started twice"
+
+    simulate(main)
+
+
+def test_launcher_that_is_refused_from_its_start_is_seen_and_harms_nothing() -> None:
+    async def main(world: World) -> None:
+        weather = Weather()
+        with fleet_of(world) as fleet, region_of(fleet, pools(), weather) as region:
+            fleet.put("m", SLOW, idle_s=10, replicas_min=1)
+            fleet.controller()
+            first = launcher(fleet, pools())
+            edge = fleet.edge()
+            await ready(edge, "m")
+            await until(lambda: edge.pool.workers_up == 1, 900.0, 0.5)
+            first.kill()
+            weather.is_denied = True
+            await asyncio.sleep(20)
+            launcher(fleet, pools())
+            await asyncio.sleep(60)
+            (node,) = await nodes(fleet)
+            assert "DescribeAutoScalingGroups: AccessDenied" in node["trouble"]
+            assert node["counts"]["look_age_ms"] > 30_000
+            assert node["counts"]["calls/DescribeAutoScalingGroups/failed"] >= 2, "it gave up"
+            assert "instances" not in node["counts"], "nobody knows how many there are"
+            fleet.change("m", idle_s=10, replicas_min=2)
+            await asyncio.sleep(60)
+            (node,) = await nodes(fleet)
+            assert {place["state"] for place in node["places"]} == {"cold"}, "nothing can start"
+            weather.is_denied = False
+            await until(lambda: edge.pool.workers_up == 2, 900.0, 0.5)
+            (node,) = await nodes(fleet)
+            assert (node["trouble"], node["counts"]["instances"]) == ("", 2)
+            assert node["counts"]["look_age_ms"] < 30_000
+            assert (len(region.jobs), region.launched) == (2, 2), "what ran was ended"
+            fleet.change("m", idle_s=10)
+            await until(region.is_empty, 900.0, 0.5)
 
     simulate(main)
 

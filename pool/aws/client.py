@@ -100,7 +100,7 @@ def connect() -> Apis:
             session.client("ec2", config=config),
         )
     except (BotoCoreError, ValueError) as error:
-        raise CloudError(f"AWS: {error}; set AWS_REGION and credentials") from None
+        raise CloudError(f"AWS: {error}; set AWS_DEFAULT_REGION and credentials") from None
 
 
 class Started(msgspec.Struct, frozen=True):

@@ -146,5 +146,5 @@ def test_region_that_nobody_has_said_is_asked_for(
 ) -> None:
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(CloudError, match="set AWS_REGION"):
+    with pytest.raises(CloudError, match="set AWS_DEFAULT_REGION"):
         connect()

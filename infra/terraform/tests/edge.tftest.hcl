@@ -60,6 +60,11 @@ run "private_and_least_privilege" {
   }
 
   assert {
+    condition     = aws_lb.edge.idle_timeout == 60 && one(aws_ecs_cluster.fleet.setting).value == "disabled"
+    error_message = "a minute of silence; nothing is paid that nobody reads"
+  }
+
+  assert {
     condition     = keys(aws_ecs_task_definition.tier) == ["controller", "edge", "fallback"]
     error_message = "three tiers"
   }
@@ -171,7 +176,13 @@ run "admin_and_metrics_for_some" {
   variables {
     admin_cidrs                = ["203.0.113.0/24"]
     scraper_security_group_ids = ["sg-0123456789abcdef1"]
-    tasks                      = { min = 3, max = 5 }
+    tasks                      = { min = 3, max = 5, cpu = 4096, memory_mib = 30720 }
+    balancer                   = { idle_s = 600 }
+  }
+
+  assert {
+    condition     = aws_lb.edge.idle_timeout == 600 && strcontains(join(" ", jsondecode(aws_ecs_task_definition.tier["edge"].container_definitions)[0].command), "--keep-alive-s 615 ")
+    error_message = "calls may wait as long as is said, and edges keep connections for longer"
   }
 
   assert {
@@ -246,6 +257,41 @@ run "refuses_what_cannot_be" {
   expect_failures = [var.certificate_arn, var.public_subnet_ids, var.image, var.tasks, var.fallback]
 }
 
+# Each size is between two that Fargate has; 4096 CPU units end at 30720 MiB.
+run "refuses_what_aws_or_the_controller_would" {
+  command = plan
+
+  module {
+    source = "../modules/edge"
+  }
+
+  variables {
+    tasks    = { cpu = 4096, memory_mib = 32768 }
+    fallback = { cpu = 2048, memory_mib = 5000 }
+    balancer = { idle_s = 4001 }
+    pools = [for name in ["a", "b"] : merge(jsondecode(file("pools.json")).pools[0], {
+      name = name, group = name, instances_max = 100, workers_per_instance = 8
+    })]
+  }
+
+  expect_failures = [var.tasks, var.fallback, var.balancer, var.pools]
+}
+
+run "warns_of_more_edges_than_a_scrape_sees" {
+  command = plan
+
+  module {
+    source = "../modules/edge"
+  }
+
+  variables {
+    scraper_security_group_ids = ["sg-0123456789abcdef1"]
+    tasks                      = { max = 9 }
+  }
+
+  expect_failures = [check.every_edge_is_scraped]
+}
+
 run "refuses_the_whole_internet_as_admin" {
   command = plan
 
@@ -256,10 +302,10 @@ run "refuses_the_whole_internet_as_admin" {
   variables {
     private_subnet_ids = ["subnet-0a"]
     admin_cidrs        = ["0.0.0.0/0"]
-    ingress_cidrs      = ["everybody"]
+    balancer           = { ingress_cidrs = ["everybody"] }
   }
 
-  expect_failures = [var.private_subnet_ids, var.admin_cidrs, var.ingress_cidrs]
+  expect_failures = [var.private_subnet_ids, var.admin_cidrs, var.balancer]
 }
 
 run "refuses_a_certificate_of_another_region" {

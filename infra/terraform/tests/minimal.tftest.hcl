@@ -42,6 +42,40 @@ run "three_variables_are_enough" {
   }
 }
 
+# Instances are offered in local zones too, whose names come before those of others.
+run "local_zones_are_no_zones_of_a_fleet" {
+  command = plan
+
+  module {
+    source = "../examples/minimal"
+  }
+
+  override_data {
+    target          = data.aws_ec2_instance_type_offerings.gpu
+    override_during = plan
+    values          = { locations = ["us-east-1-atl-2a", "us-east-1b", "us-east-1c"] }
+  }
+
+  assert {
+    condition     = output.zones == tolist(["us-east-1b", "us-east-1c"])
+    error_message = "zones that a load balancer takes"
+  }
+}
+
+run "refuses_zones_without_the_type" {
+  command = plan
+
+  module {
+    source = "../examples/minimal"
+  }
+
+  variables {
+    zones = ["us-east-1e", "us-east-1f"]
+  }
+
+  expect_failures = [data.aws_ec2_instance_type_offerings.gpu]
+}
+
 run "refuses_a_region_that_is_none" {
   command = plan
 

@@ -261,10 +261,11 @@ run "refuses_a_mix_that_cannot_be" {
   }
 
   variables {
-    spot = { on_demand_base = 5, on_demand_percent = 101 }
+    spot   = { on_demand_base = 5, on_demand_percent = 101 }
+    worker = { rest_s = 172800 } # the controller takes a day
   }
 
-  expect_failures = [var.spot]
+  expect_failures = [var.spot, var.worker]
 }
 
 run "refuses_instances_without_a_gpu" {

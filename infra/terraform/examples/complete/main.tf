@@ -27,7 +27,12 @@ data "aws_availability_zones" "open" {
 
   filter {
     name   = "opt-in-status"
-    values = ["opt-in-not-required"] # no local zones
+    values = ["opt-in-not-required"]
+  }
+
+  filter {
+    name   = "zone-type"
+    values = ["availability-zone"] # no local zones
   }
 
   lifecycle {

@@ -9,7 +9,8 @@ locals {
     "us-east-2", "us-west-2",
   ]
 
-  zones_with_gpu = sort(distinct(data.aws_ec2_instance_type_offerings.gpu.locations))
+  # Offers are of local zones too, which take no load balancer of this kind.
+  zones_with_gpu = sort(setintersection(data.aws_ec2_instance_type_offerings.gpu.locations, data.aws_availability_zones.open.names))
 
   # A load balancer needs two; the pool is in those with the GPU.
   zones = coalesce(var.zones, slice(distinct(concat(local.zones_with_gpu, sort(data.aws_availability_zones.open.names))), 0, 2))
@@ -21,7 +22,12 @@ data "aws_availability_zones" "open" {
 
   filter {
     name   = "opt-in-status"
-    values = ["opt-in-not-required"] # no local zones
+    values = ["opt-in-not-required"]
+  }
+
+  filter {
+    name   = "zone-type"
+    values = ["availability-zone"] # no local zones
   }
 }
 
@@ -35,8 +41,13 @@ data "aws_ec2_instance_type_offerings" "gpu" {
 
   lifecycle {
     postcondition {
-      condition     = length(self.locations) > 0
+      condition     = length(setintersection(self.locations, data.aws_availability_zones.open.names)) > 0
       error_message = "instance_type: ${var.region} has no ${var.instance_type}; choose another type, or another region."
+    }
+
+    postcondition {
+      condition     = var.zones == null || length(setintersection(self.locations, coalesce(var.zones, []))) > 0
+      error_message = "zones: none of ${join(", ", coalesce(var.zones, []))} has ${var.instance_type}; of ${var.region} these do: ${join(", ", sort(distinct(self.locations)))}."
     }
   }
 }

@@ -1,9 +1,5 @@
 # The load balancer: HTTPS in front of the edges, HTTP only as a redirect.
 
-locals {
-  idle_s = 60 # of a client's connection
-}
-
 resource "aws_lb" "edge" {
   # checkov:skip=CKV_AWS_91:who called is in the edges' own access log; the balancer's would need a bucket of its own
   # checkov:skip=CKV_AWS_150:`terraform destroy` of this module is meant to end it
@@ -12,7 +8,7 @@ resource "aws_lb" "edge" {
   load_balancer_type         = "application"
   security_groups            = [aws_security_group.tier["balancer"].id]
   subnets                    = var.public_subnet_ids
-  idle_timeout               = local.idle_s
+  idle_timeout               = var.balancer.idle_s
   drop_invalid_header_fields = true
   desync_mitigation_mode     = "defensive"
 

@@ -69,7 +69,7 @@ resource "aws_vpc_security_group_egress_rule" "aws" {
 
 resource "aws_vpc_security_group_ingress_rule" "public" {
   # checkov:skip=CKV_AWS_260:port 80 only answers with a redirect to HTTPS
-  for_each = { for pair in setproduct(["80", "443"], var.ingress_cidrs) : "${pair[0]} ${pair[1]}" => pair }
+  for_each = { for pair in setproduct(["80", "443"], var.balancer.ingress_cidrs) : "${pair[0]} ${pair[1]}" => pair }
 
   security_group_id = aws_security_group.tier["balancer"].id
   description       = "Callers"

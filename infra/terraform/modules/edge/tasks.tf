@@ -17,7 +17,7 @@ locals {
         "edge", "--registry", var.registry.url, "--data", "/data",
         "--host", "0.0.0.0", "--port", tostring(local.port),
         "--admin-host", "ecs-task", "--admin-port", tostring(local.admin_port),
-        "--keep-alive-s", tostring(local.idle_s + 15),
+        "--keep-alive-s", tostring(var.balancer.idle_s + 15),
         "--lame-duck-s", "15", # two failed checks, 5 s apart, and a third of that again
       ]
     }

@@ -104,10 +104,15 @@ variable "pools" {
     condition     = length(distinct([for pool in var.pools : pool.name])) == length(var.pools)
     error_message = "pools: two of one name."
   }
+
+  validation {
+    condition     = length(var.pools) <= 50 && sum(concat([0], [for pool in var.pools : pool.instances_max * pool.workers_per_instance])) <= 1000
+    error_message = "pools: at most 50, with room for 1000 workers in all (instances_max x workers_per_instance): the controller refuses more."
+  }
 }
 
 variable "tasks" {
-  description = "Edge tasks: how many, their size in CPU units (1024: one core) and MiB, and when there are more of them."
+  description = "Edge tasks: how many, their size in CPU units (1024: one core) and MiB, and when there are more of them. Metrics are scraped of 8 at most: their name gives no more."
   type = object({
     min                       = optional(number, 2)
     max                       = optional(number, 8)
@@ -124,8 +129,8 @@ variable "tasks" {
   }
 
   validation {
-    condition     = contains([256, 512, 1024, 2048, 4096, 8192, 16384], var.tasks.cpu) && var.tasks.memory_mib >= 2 * var.tasks.cpu && var.tasks.memory_mib <= 8 * var.tasks.cpu
-    error_message = "tasks: Fargate has 256, 512, 1024, 2048, 4096, 8192 or 16384 CPU units, with 2 to 8 MiB for each unit."
+    condition     = contains(lookup(local.fargate_mib, tostring(var.tasks.cpu), []), var.tasks.memory_mib)
+    error_message = "tasks: Fargate has no ${var.tasks.cpu} CPU units with ${var.tasks.memory_mib} MiB; ${local.fargate_sizes}."
   }
 
   validation {
@@ -149,19 +154,27 @@ variable "fallback" {
   }
 
   validation {
-    condition     = contains([256, 512, 1024, 2048, 4096, 8192, 16384], var.fallback.cpu) && var.fallback.memory_mib >= 2 * var.fallback.cpu && var.fallback.memory_mib <= 8 * var.fallback.cpu
-    error_message = "fallback: Fargate has 256, 512, 1024, 2048, 4096, 8192 or 16384 CPU units, with 2 to 8 MiB for each unit."
+    condition     = contains(lookup(local.fargate_mib, tostring(var.fallback.cpu), []), var.fallback.memory_mib)
+    error_message = "fallback: Fargate has no ${var.fallback.cpu} CPU units with ${var.fallback.memory_mib} MiB; ${local.fargate_sizes}."
   }
 }
 
-variable "ingress_cidrs" {
-  description = "Who may reach the load balancer; calls need a key in any case."
-  type        = list(string)
-  default     = ["0.0.0.0/0"]
+variable "balancer" {
+  description = "The load balancer: who may reach it (calls need a key in any case), and after how many seconds without a byte it gives up a call, with 504. No call waits longer for its first byte, whatever its deadline_ms; edges keep connections for 15 s more."
+  type = object({
+    ingress_cidrs = optional(list(string), ["0.0.0.0/0"])
+    idle_s        = optional(number, 60)
+  })
+  default = {}
 
   validation {
-    condition     = alltrue([for cidr in var.ingress_cidrs : can(cidrnetmask(cidr))])
-    error_message = "ingress_cidrs: IPv4 networks such as 203.0.113.0/24."
+    condition     = alltrue([for cidr in var.balancer.ingress_cidrs : can(cidrnetmask(cidr))])
+    error_message = "balancer: ingress_cidrs are IPv4 networks such as 203.0.113.0/24."
+  }
+
+  validation {
+    condition     = var.balancer.idle_s >= 1 && var.balancer.idle_s <= 4000 && floor(var.balancer.idle_s) == var.balancer.idle_s
+    error_message = "balancer: idle_s is a whole number, 1 to 4000, as AWS has it; at least the longest deadline_ms of an endpoint, or its calls end with 504."
   }
 }
 

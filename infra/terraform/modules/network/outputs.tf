@@ -8,9 +8,11 @@ output "vpc_cidr" {
   value       = aws_vpc.this.cidr_block
 }
 
+# AWS refuses a load balancer of the internet in a network without a gateway: it waits for it.
 output "public_subnet_ids" {
   description = "Subnets for the load balancer, one in each zone."
   value       = [for zone in var.availability_zones : aws_subnet.public[zone].id]
+  depends_on  = [aws_route.internet, aws_route_table_association.public]
 }
 
 # Tasks that start must be able to pull their image: whoever takes these ids waits for the way out.

@@ -85,13 +85,13 @@ variable "instance_types" {
 }
 
 variable "instances_min" {
-  description = "Instances that run whatever the demand. Null: 0 where CPU workers answer meanwhile; without them 0 has to be said, as the first call after a rest then waits for minutes, or is refused."
+  description = "Instances that run whatever the demand. Null: 0 where CPU workers answer meanwhile; without them 0 has to be said, as calls after a rest are then refused for minutes, or wait that long."
   type        = number
   default     = null
 
   validation {
     condition     = var.instances_min != null || var.edge.has_fallback
-    error_message = "instances_min: there are no CPU workers (edge.fallback.tasks is 0), so say it: 0 means that the first call after a rest waits minutes for an instance or is refused with 503; 1 that an instance is always paid for."
+    error_message = "instances_min: there are no CPU workers (edge.fallback.tasks is 0), so say it: 0 means that calls after a rest are refused with 503 and a Retry-After until an instance is there, which takes minutes, unless their deadline_ms (and the load balancer's idle_s) is longer than that; 1 that an instance is always paid for."
   }
 
   validation {
@@ -145,8 +145,8 @@ variable "worker" {
   }
 
   validation {
-    condition     = var.worker.memory_mib >= 2048 && var.worker.rest_s >= 60
-    error_message = "worker: memory_mib is at least 2048, rest_s at least 60 (an instance takes minutes to start)."
+    condition     = var.worker.memory_mib >= 2048 && floor(var.worker.memory_mib) == var.worker.memory_mib && var.worker.rest_s >= 60 && var.worker.rest_s <= 86400
+    error_message = "worker: memory_mib is a whole number of at least 2048, rest_s 60 (an instance takes minutes to start) to 86400 (for longer, say instances_min)."
   }
 }
 

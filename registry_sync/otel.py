@@ -7,6 +7,7 @@ OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_BSP_….  What cannot be 
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Sequence
 
@@ -99,7 +100,10 @@ class OtelTracing:
 
     def close(self, s_max: float) -> None:
         """Send what is not sent yet; blocks."""
-        self._provider.force_flush(int(s_max * 1000))
+        # It keeps no time of its own while a collector hangs; who waits for us must not.
+        flush = threading.Thread(target=self._provider.force_flush, daemon=True)
+        flush.start()
+        flush.join(s_max)
 
 
 def _context_of(traceparent: str) -> SpanContext | None:

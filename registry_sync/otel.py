@@ -59,7 +59,8 @@ class OtelTracing:
         resource = Resource.create({SERVICE_INSTANCE_ID: instance})
         if str(resource.attributes[SERVICE_NAME]).startswith(UNNAMED):
             resource = resource.merge(Resource({SERVICE_NAME: service}))
-        self._provider = TracerProvider(resource=resource)
+        # Our processes end by themselves, and `close` comes before.
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("tidepool")
 

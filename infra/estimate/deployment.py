@@ -21,7 +21,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 _Some = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 _More = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 _Hours = Annotated[float, msgspec.Meta(gt=0, le=24)]
 _Times = Annotated[float, msgspec.Meta(ge=1, le=1000)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
@@ -69,8 +69,9 @@ class Pool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     instances_min: _Count = 0
     instances_max: _Some = 2
     workers_per_instance: _Some = 1
-    spot_share: _Share = 0.0  # of the instances
-    start_s: _Seconds = 180.0  # from the wish for an instance to a warm worker: paid for, and idle
+    on_demand_base: _Count = 0  # so many first ones are on demand, and
+    on_demand_percent: _Percent = 100.0  # of the rest; the others are spot
+    start_s: _Seconds = 240.0  # from the wish for an instance to a warm worker: paid for, and idle
     rest_s: _Seconds = 600.0  # that an instance nobody needs stays
     utilisation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.6  # of a busy worker, at the most
     volume_gb: _Amount = 100.0

@@ -6,7 +6,7 @@ A month has 730 hours, as AWS counts it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -32,6 +32,7 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_s: float  # mean of the hours in which they come
     active_hours: float  # of the month
     instance_hours: float
+    on_demand_hours: float  # of these; the others are spot
     instances_peak: int  # as the busiest minute needs; who is always on has so many
 
 
@@ -47,16 +48,23 @@ def use_by_load(pool: Pool, scale: float) -> Use:
     busy = requests_per_day / active_s * load.gpu_s_per_request
     needed = _instances(pool, busy) if requests_per_day else 0
     mean = max(needed, pool.instances_min)
-    hours = mean * load.active_hours_per_day
-    hours += pool.instances_min * (24 - load.active_hours_per_day)
-    if needed > pool.instances_min:
-        hours += load.wakes_per_day * (pool.start_s + pool.rest_s) / 3600
+    wakes = load.wakes_per_day if needed > pool.instances_min else 0.0
+
+    def hours_of(count: Callable[[int], int]) -> float:
+        """Return hours a day of those instances of so many that `count` counts."""
+        hours = count(mean) * load.active_hours_per_day
+        hours += count(pool.instances_min) * (24 - load.active_hours_per_day)
+        woken = count(pool.instances_min + 1) - count(pool.instances_min)
+        hours += wakes * (pool.start_s + pool.rest_s) / 3600 * woken
+        return min(hours, 24 * count(max(mean, 1)))
+
     return Use(
         pool=pool.name,
         requests=requests_per_day * DAYS,
         requests_per_s=requests_per_day / active_s,
         active_hours=load.active_hours_per_day * DAYS,
-        instance_hours=min(hours, 24 * max(mean, 1)) * DAYS,
+        instance_hours=hours_of(lambda instances: instances) * DAYS,
+        on_demand_hours=hours_of(lambda instances: on_demand(pool, instances)) * DAYS,
         instances_peak=max(_instances(pool, busy * load.peak_to_mean), pool.instances_min),
     )
 
@@ -75,12 +83,16 @@ def use_by_trace(pool: Pool, loads: Sequence[Load], outcome: Outcome, span_s: fl
     per_month = HOURS * 3600 / span_s
     replica_s = outcome.gpu_s + outcome.wakes * pool.rest_s
     hours = replica_s / 3600 / pool.workers_per_instance * per_month
+    hours = max(hours, pool.instances_min * HOURS)
+    # How many there are at a time is not told: all that the first ones could be is on demand.
+    base_hours = min(hours, pool.on_demand_base * HOURS)
     return Use(
         pool=pool.name,
         requests=outcome.calls * per_month,
         requests_per_s=outcome.calls / span_s,
         active_hours=HOURS,
-        instance_hours=max(hours, pool.instances_min * HOURS),
+        instance_hours=hours,
+        on_demand_hours=hours - (hours - base_hours) * (1 - pool.on_demand_percent / 100),
         instances_peak=max(_instances(pool, busiest(loads)), pool.instances_min),
     )
 
@@ -108,6 +120,12 @@ def _scaled(load: Load, scale: int, draw: np.random.RandomState) -> Load:
     arrivals_s = np.clip(arrivals_s, 0.0, last_s)
     order = np.argsort(arrivals_s, kind="stable")
     return Load(load.model, arrivals_s[order], np.repeat(load.exec_s, scale)[order])
+
+
+def on_demand(pool: Pool, instances: int) -> int:
+    """Return how many of so many instances are on demand; a fraction of one is one, as on AWS."""
+    base = min(instances, pool.on_demand_base)
+    return base + math.ceil(round((instances - base) * pool.on_demand_percent / 100, 9))
 
 
 def _instances(pool: Pool, busy: float) -> int:

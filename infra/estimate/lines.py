@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import msgspec
 
-from infra.estimate.deployment import Deployment, Pool
-from infra.estimate.hours import HOURS, Use
+from infra.estimate.deployment import BadDeployment, Deployment, Pool
+from infra.estimate.hours import HOURS, Use, on_demand
 from infra.estimate.prices import NoPrice, Price, Prices
+
+# Of a volume, as module pool has it: 500, of which 125 are free.
+_MB_PER_S: Final = 375
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,10 +65,11 @@ def bill_of(deployment: Deployment, uses: Sequence[Use], prices: Prices) -> Bill
 
     Raises:
         NoPrice: an instance type has none, so that no sum would mean anything.
+        BadDeployment: an instance has fewer GPUs than workers.
     """
     found = [*_tiers(deployment, uses, prices), *_network(deployment, uses, prices)]
     for pool, use in zip(deployment.pools, uses, strict=True):
-        found += _instances(pool, use.instance_hours, prices)
+        found += _instances(pool, use, prices)
     return Bill(tuple(line for line in found if line.quantity))
 
 
@@ -75,8 +80,12 @@ def always_on_of(deployment: Deployment, uses: Sequence[Use], prices: Prices) ->
     """
     awake = msgspec.structs.replace(deployment, fallback=None)
     peaks = [
-        msgspec.structs.replace(use, instance_hours=max(use.instances_peak, 1) * HOURS)
-        for use in uses
+        msgspec.structs.replace(
+            use,
+            instance_hours=max(use.instances_peak, 1) * HOURS,
+            on_demand_hours=on_demand(pool, max(use.instances_peak, 1)) * HOURS,
+        )
+        for pool, use in zip(deployment.pools, uses, strict=True)
     ]
     return bill_of(awake, peaks, prices)
 
@@ -87,13 +96,15 @@ def unpriced_of(deployment: Deployment, uses: Sequence[Use]) -> tuple[Unpriced, 
         pool.volume_gb * use.instance_hours / HOURS
         for pool, use in zip(deployment.pools, uses, strict=True)
     )
+    volumes_count = sum(use.instance_hours for use in uses) / HOURS
     return (
         Unpriced("EBS volumes (gp3)", volumes, "GB-month"),
+        Unpriced("their throughput beyond 125 MB/s", volumes_count * _MB_PER_S, "MB/s-month"),
         Unpriced("egress to the internet", _gb(deployment, uses), "GB at the most"),
         Unpriced("S3 requests"),
         Unpriced("Secrets Manager"),
         Unpriced("SQS"),
-        Unpriced("CloudWatch alarms, metrics and Container Insights"),
+        Unpriced("CloudWatch alarms and metrics"),
         Unpriced("Cloud Map"),
         Unpriced("traffic between zones"),
     )
@@ -161,17 +172,23 @@ def _network(deployment: Deployment, uses: Sequence[Use], prices: Prices) -> Ite
     yield _line(prices, "registry", "S3, stored", deployment.registry_gb, "s3.gb")
 
 
-def _instances(pool: Pool, hours: float, prices: Prices) -> Iterator[Line]:
+def _instances(pool: Pool, use: Use, prices: Prices) -> Iterator[Line]:
     """Yield the instances of a pool, those on demand and those on spot apart."""
     prices.device_usd_per_h(pool.instance_type)  # says which types there are
     component, what = f"pool {pool.name}", f"{pool.instance_type} on demand"
-    on_demand = f"ec2.{pool.instance_type}"
-    yield _line(prices, component, what, hours * (1 - pool.spot_share), on_demand)
-    if pool.spot_share:
+    line = _line(prices, component, what, use.on_demand_hours, f"ec2.{pool.instance_type}")
+    gpus = line.price.gpus or 0
+    if pool.workers_per_instance > gpus:
+        raise BadDeployment(
+            f"pools: {pool.name}: workers_per_instance is {pool.workers_per_instance}, but"
+            f" {pool.instance_type} has {gpus} GPUs; each worker takes one"
+        )
+    yield line
+    if spot_hours := use.instance_hours - use.on_demand_hours:
         spot, what = _spot(pool, prices), f"{pool.instance_type} on spot"
         if spot is None:
             raise NoPrice(f"{component}: no spot price of {pool.instance_type} is known")
-        yield _line(prices, component, what, hours * pool.spot_share, spot.id, spot)
+        yield _line(prices, component, what, spot_hours, spot.id, spot)
 
 
 def _spot(pool: Pool, prices: Prices) -> Price | None:

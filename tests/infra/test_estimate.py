@@ -18,10 +18,11 @@ from infra.cli import make_app
 from infra.commands.estimate import SCALES
 from infra.estimate.deployment import BadDeployment, Deployment, checked, read_deployment
 from infra.estimate.hours import DAYS, HOURS, busiest, scaled, use_by_load
-from infra.estimate.lines import Bill, bill_of
+from infra.estimate.lines import Bill, always_on_of, bill_of
 from infra.estimate.prices import NoPrice, load_prices
 from infra.simulate.engine import Load
 from infra.stack import CannotStart
+from pool.aws.config import PoolConfig
 from tests.support.stack import REPOSITORY
 
 TERRAFORM = REPOSITORY / "infra" / "terraform"
@@ -63,8 +64,8 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "pools.0.instance_type": ("g6e.2xlarge", GPU | {("pool gpu", "g6e.2xlarge on demand")}),
     "pools.0.instances_min": (1, GPU),
     "pools.0.instances_max": (3, set()),
-    "pools.0.workers_per_instance": (2, GPU),
-    "pools.0.spot_share": (0.5, GPU | {("pool gpu", "g6.xlarge on spot")}),
+    "pools.0.on_demand_base": (1, set()),  # all are on demand
+    "pools.0.on_demand_percent": (50, GPU | {("pool gpu", "g6.xlarge on spot")}),
     "pools.0.start_s": (400, GPU),
     "pools.0.rest_s": (60, GPU),
     "pools.0.utilisation": (0.1, GPU),
@@ -75,7 +76,8 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "pools.0.load.wakes_per_day": (9, GPU),
     "pools.0.load.peak_to_mean": (9, set()),  # of who is always on
 }
-ELSEWHERE = {"region"}  # there is one price list
+# There is one price list; g6.xlarge has one GPU.
+ELSEWHERE = {"region", "pools.0.workers_per_instance"}
 
 
 def minimal() -> dict[str, Any]:
@@ -194,22 +196,62 @@ def test_example_prices_what_its_terraform_makes_by_default() -> None:
         default("modules/pool", "worker", "rest_s"),
         default("modules/pool", "volume_gb"),
     )
+    launcher = {field.name: field.default for field in msgspec.structs.fields(PoolConfig)}
+    assert pool.start_s == launcher["start_s"]
     variables = (TERRAFORM / "examples" / "minimal" / "variables.tf").read_text()
     assert f'default     = "{pool.instance_type}"' in variables
 
 
 def test_spot_is_a_range_and_so_is_the_total() -> None:
-    found = bill(changed("pools.0.spot_share", 1.0))
+    found = bill(changed("pools.0.on_demand_percent", 0))
     (line,) = [line for line in found.lines if line.component == "pool gpu"]
     assert (line.price.usd, line.price.usd_high) == (0.349, 0.4011)
     assert found.cents_high - found.cents == line.cents_high - line.cents > 0
 
 
 @pytest.mark.parametrize(
+    ("scale", "base", "percent", "on_demand", "always"),
+    [
+        (1, 1, 25, 1.0, 730),  # one instance, and that is the base
+        (100, 1, 25, (8 * 7 + 0.7) / (8 * 24 + 0.7), 730 * 13),  # 24: 1 + 5.75; 47: 1 + 11.5
+        (100, 0, 0, 0.0, 0),
+        (100, 30, 0, 1.0, 730 * 30),
+    ],
+)
+def test_the_first_instances_are_on_demand_and_a_part_of_the_rest(
+    scale: int, base: int, percent: float, on_demand: float, always: float
+) -> None:
+    content = minimal()
+    content["pools"][0].update(on_demand_base=base, on_demand_percent=percent)
+    deployment = checked(content)
+    (use,) = uses = [use_by_load(deployment.pools[0], scale)]
+    assert use.on_demand_hours == pytest.approx(on_demand * use.instance_hours)
+    hours = {line.what: line.quantity for line in always_on_of(deployment, uses, PRICES).lines}
+    assert hours.get("g6.xlarge on demand", 0) == pytest.approx(always)
+
+
+def test_an_instance_has_a_gpu_for_each_worker() -> None:
+    content = minimal()
+    content["pools"][0]["workers_per_instance"] = 8
+    with pytest.raises(BadDeployment, match=r"gpu: workers_per_instance is 8, but g6.xlarge has 1"):
+        bill(checked(content))
+    content["pools"][0]["instance_type"] = "g6e.48xlarge"
+    one, eight = (
+        use_by_load(changed("pools.0.workers_per_instance", workers).pools[0], 100)
+        for workers in (1, 8)
+    )
+    assert ("pool gpu", "g6e.48xlarge on demand") in amounts(bill(checked(content)))
+    assert (one.instances_peak, eight.instances_peak) == (47, 6)
+
+
+@pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"instance_type": "p5.48xlarge"}, "p5.48xlarge: no price of it is known .*g6.xlarge"),
-        ({"instance_type": "g5.xlarge", "spot_share": 0.5}, "no spot price of g5.xlarge is known"),
+        (
+            {"instance_type": "g5.xlarge", "on_demand_percent": 0},
+            "no spot price of g5.xlarge is known",
+        ),
     ],
 )
 def test_what_has_no_price_is_not_guessed(changes: dict[str, Any], why: str) -> None:
@@ -222,11 +264,11 @@ def test_what_has_no_price_is_not_guessed(changes: dict[str, Any], why: str) -> 
 def test_hours_of_a_load_are_what_its_mean_needs_and_each_wake_costs_its_start_and_rest() -> None:
     pool = checked(minimal()).pools[0]
     use = use_by_load(pool, 1)
-    # 200,000 calls of 20 ms in 8 h keep 0.139 of a GPU busy, and 3 wakes take 13 minutes each.
-    assert use.instance_hours == pytest.approx((8 + 3 * 780 / 3600) * DAYS)
+    # 200,000 calls of 20 ms in 8 h keep 0.139 of a GPU busy, and 3 wakes take 14 minutes each.
+    assert use.instance_hours == pytest.approx((8 + 3 * 840 / 3600) * DAYS)
     assert use.instances_peak == 1
     assert use_by_load(pool, 0).instance_hours == 0
-    assert use_by_load(pool, 100).instance_hours == pytest.approx((24 * 8 + 3 * 780 / 3600) * DAYS)
+    assert use_by_load(pool, 100).instance_hours == pytest.approx((24 * 8 + 3 * 840 / 3600) * DAYS)
     assert use_by_load(pool, 100).instances_peak == 47
 
 
@@ -247,7 +289,7 @@ def test_there_are_never_more_hours_than_the_day_has() -> None:
             {"pools": [{**minimal()["pools"][0], "instances_min": 5}]},
             "instances_min 5 is more than",
         ),
-        ({"pools": [{**minimal()["pools"][0], "spot_share": 1.5}]}, "spot_share"),
+        ({"pools": [{**minimal()["pools"][0], "on_demand_percent": 150}]}, "on_demand_percent"),
         ({"pools": [minimal()["pools"][0]] * 2}, "two named gpu"),
         ({**minimal(), "edge": {"tasks_min": 9, "tasks_max": 2}}, "tasks_min 9 is more than"),
         ({**minimal(), "edge": {"cpus": 9}}, "cpus"),
@@ -338,6 +380,7 @@ def test_table_names_sources_what_is_not_priced_and_what_does_not_fit() -> None:
     assert "GPU hours by the load of FILE" in text
     assert "[1] fargate.vcpu: 0.04048 USD/vCPU-hour (https://www.factualminds.com/" in text
     assert "not priced: EBS volumes (gp3) (" in text
+    assert "Container Insights" not in text, "it is off"
     assert "warning: at 100x gpu: the busiest minute needs 47 instances, more than" in text
     only = tidepool("--config", str(MINIMAL), "--scale", "1x")
     assert "warning" not in only

@@ -1,13 +1,17 @@
-"""All of infra/terraform is formatted, and the example that uses every module is valid."""
+"""All of infra/terraform is formatted; the example of every module is valid, and whole."""
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import shutil
 from collections import defaultdict
 
 import pytest
+import yaml
 
+from infra.estimate.prices import load_prices
 from tests.support.terraform import MODULES, Root, copied
 
 pytestmark = pytest.mark.terraform
@@ -25,7 +29,12 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Root:
     shutil.copytree(
         MODULES.parent / "monitoring" / "prometheus", folder / "monitoring" / "prometheus"
     )
-    root = Root(copied(folder) / "examples" / "complete")
+    variables = {
+        "TF_VAR_region": "us-east-1",
+        "TF_VAR_domain": "example.com",
+        "TF_VAR_images": '{edge = "tidepool-edge:1", pool = "tidepool-pool:1"}',
+    }
+    root = Root(copied(folder) / "examples" / "complete", variables)
     root.init()
     return root
 
@@ -71,3 +80,27 @@ def needs(example: Root) -> dict[str, set[str]]:
         if edge := _EDGE.search(line):
             found[edge[1]].add(edge[2])
     return found
+
+
+def test_each_pool_has_its_price_among_the_rules(example: Root) -> None:
+    expression = (
+        "base64encode(jsonencode({pools = local.pools, recording = local.rules.recording}))"
+    )
+    said = example.run("console", told=expression).ok()
+    found = json.loads(base64.b64decode(said.strip().splitlines()[-1].strip('"')))
+    groups = yaml.safe_load(found["recording"])["groups"]
+    list_of = load_prices("us-east-1")
+    expected = {}
+    for name, pool in found["pools"].items():
+        prices = [list_of.find(f"ec2.{one}") for one in pool["instance_types"]]
+        assert pool["usd_per_hour"] in [price.usd for price in prices if price is not None]
+        expected[name] = f"vector({pool['usd_per_hour']})"
+    record = "tidepool:price:instance_usd_per_hour"
+    prices_told = [rule for group in groups for rule in group["rules"] if rule["record"] == record]
+    assert {rule["labels"]["pool"]: rule["expr"] for rule in prices_told} == expected
+
+    path = MODULES.parent / "monitoring" / "prometheus" / "recording.yml"
+    shipped = yaml.safe_load(path.read_text())["groups"]
+    for group in shipped:
+        group["rules"] = [rule for rule in group["rules"] if rule["record"] != record]
+    assert groups[1:] == shipped, "all else is as it is shipped"

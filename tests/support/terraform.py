@@ -87,8 +87,8 @@ class Root:
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def run(self, *words: str, timeout_s: float = 240.0) -> Done:
-        """Run one command, without colours and questions."""
+    def run(self, *words: str, told: str = "", timeout_s: float = 240.0) -> Done:
+        """Run one command, without colours and questions; `told` is its input."""
         path = binary()
         assert path is not None, "terraform is not on PATH; such a test is to be deselected"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "AWS_"))}
@@ -104,6 +104,7 @@ class Root:
                 "GOGC": "400",  # a third less of the CPU for a twentieth more of the memory
                 **self.environment,
             },
+            input=told,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -2,6 +2,9 @@
 #
 #   small  L4, up to eight; one of them on demand, three quarters of the rest at the price of spot
 #   large  L40S, up to two, on demand: for models that do not fit into 24 GB
+#
+# usd_per_hour is what alerts and dashboards count an instance with: on demand, in us-east-1
+# (infra/prices). Spot costs less, and other sizes and regions something else: change it with them.
 
 locals {
   pools = {
@@ -9,16 +12,32 @@ locals {
       instance_types = ["g6.xlarge", "g6.2xlarge"] # two sizes of one GPU: spot finds one more often
       instances_max  = 8
       spot           = { on_demand_base = 1, on_demand_percent = 25 }
+      usd_per_hour   = 0.8048 # g6.xlarge
     }
     large = {
       instance_types = ["g6e.xlarge", "g6e.2xlarge"]
       instances_max  = 2
       spot           = { on_demand_base = 0, on_demand_percent = 100 }
+      usd_per_hour   = 2.24208 # g6e.2xlarge
     }
   }
 
   zones = slice(sort(data.aws_availability_zones.open.names), 0, var.zones)
-  rules = "${path.module}/../../../monitoring/prometheus"
+
+  # The fleet's own rules, but with the prices of these pools instead of the one that is there.
+  prometheus = "${path.module}/../../../monitoring/prometheus"
+  price      = "tidepool:price:instance_usd_per_hour"
+  groups = concat(
+    [{
+      name  = "prices"
+      rules = [for name, pool in local.pools : { record = local.price, labels = { pool = name }, expr = "vector(${pool.usd_per_hour})" }]
+    }],
+    [
+      for group in yamldecode(file("${local.prometheus}/recording.yml")).groups :
+      merge(group, { rules = [for rule in group.rules : rule if try(rule.record, "") != local.price] })
+    ],
+  )
+  rules = { recording = yamlencode({ groups = local.groups }), alerts = file("${local.prometheus}/alerts.yml") }
 }
 
 data "aws_availability_zones" "open" {
@@ -154,7 +173,7 @@ module "monitoring" {
     edge_security_group_id = module.edge.edge_security_group_id
     edge_discovery_name    = module.edge.discovery_name
     collector_image        = var.collector_image
-    rules                  = { for name in ["recording", "alerts"] : name => file("${local.rules}/${name}.yml") }
+    rules                  = local.rules
   }
 
   grafana = var.grafana ? {} : null

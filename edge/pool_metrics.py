@@ -100,6 +100,7 @@ class _Phase(msgspec.Struct):
 
 class _Place(msgspec.Struct):
     state: str
+    worker: str = ""
 
 
 class _Node(msgspec.Struct):
@@ -164,11 +165,19 @@ def _families(status: _Status) -> Iterator[Metric]:
         "Room for worker processes, with or without one.",
         labels=("node", "state"),
     )
+    pending = GaugeMetricFamily(
+        "tidepool_place_pending",
+        "Places whose worker is to be there and is not: starting or silent.",
+        labels=("node", "worker", "state"),
+    )
     for node in status.nodes:
         found = Counter(place.state for place in node.places)
         for name in ("cold", "starting", "up", "silent", "draining"):
             places.add_metric((node.id, name), found[name])
-    yield places
+        for place in node.places:
+            if place.state in ("starting", "silent"):
+                pending.add_metric((node.id, place.worker, place.state), 1)
+    yield from (places, pending)
     yield from _engines(status)
     in_flight = GaugeMetricFamily(
         "tidepool_edge_in_flight", "Requests under way in an edge process.", labels=("edge",)

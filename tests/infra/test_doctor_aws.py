@@ -364,11 +364,12 @@ def test_machines_are_judged_by_zone_kind_and_quota(aws: AwsServer, name: str) -
     found = instances.examine(Aws(), ["g6.xlarge", "g9.huge", "m5.large"], ["us-east-1e"])
     assert [one.found.split(":")[0] for one in found if one.state == "wrong"] == [
         "g6.xlarge is not offered in us-east-1e",
-        "spot",  # 0 vCPUs, as in a new account
         "g9.huge is not offered in us-east-1, or there is no such type",
         "m5.large is not offered in us-east-1e",
         "m5.large has no NVIDIA GPU",
     ]
+    (spot,) = of(found, "quota", "warning")  # 0 vCPUs, as in a new account
+    assert "spot: 0 vCPUs, and one g6.xlarge has 4: no spot instance can start" in spot.found
     (good,) = of(found, "quota", "ok")
     assert good.found == "on demand: 8 vCPUs, and one g6.xlarge has 4: up to 2 at once"
 
@@ -388,6 +389,11 @@ def test_machines_are_judged_by_zone_kind_and_quota(aws: AwsServer, name: str) -
 )
 def test_quotas_are_those_of_the_family(name: str, codes: tuple[str, ...]) -> None:
     assert instances.quotas_of(name) == codes
+
+
+def test_quota_on_demand_that_starts_nothing_is_wrong() -> None:
+    found = instances.quota("on demand", "g6.xlarge", 4, 0, "L-DB2E81BA")
+    assert (found.state, "--quota-code L-DB2E81BA" in found.do) == ("wrong", True)
 
 
 def test_machines_that_may_not_be_looked_at_are_a_warning(

@@ -32,6 +32,7 @@ RARE = (
     "tidepool_fallback_answers_total",
     "tidepool_instance_start_seconds",
     "tidepool_no_instance_refusals_total",
+    "tidepool_place_pending",
     "tidepool_quarantined",
     "tidepool_worker_away",
 )

@@ -294,6 +294,11 @@ def test_places_with_and_without_a_process_are_shown() -> None:
     assert 'tidepool_places{node="n",state="cold"} 2.0' in text
     assert 'tidepool_places{node="n",state="silent"} 1.0' in text
     assert 'tidepool_places{node="n",state="draining"} 0.0' in text
+    pending = [one for one in text.splitlines() if one.startswith("tidepool_place_pending{")]
+    assert pending == [
+        'tidepool_place_pending{node="n",state="starting",worker="n-1"} 1.0',
+        'tidepool_place_pending{node="n",state="silent",worker="n-4"} 1.0',
+    ]
 
 
 def test_fallback_workers_and_versions_that_sleep_without_a_machine_are_shown() -> None:

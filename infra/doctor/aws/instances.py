@@ -112,13 +112,14 @@ def _quota(aws: Aws, code: str, kind: str, name: str, cpus: int) -> list[Finding
 
 
 def quota(kind: str, name: str, cpus: int, allowed: int, code: str) -> Finding:
-    """Judge a quota, in vCPUs, by what one instance takes."""
+    """Judge a quota, in vCPUs, by what one instance takes; a pool can do without spot."""
     text = f"{kind}: {allowed} vCPUs, and one {name} has {cpus}"
     if allowed < cpus:
-        return wrong(
-            "quota",
-            f"{text}: none can start",
+        do = (
             f"`aws service-quotas request-service-quota-increase --service-code ec2 "
-            f"--quota-code {code} --desired-value {cpus}` (it takes hours to days)",
+            f"--quota-code {code} --desired-value {cpus}` (it takes hours to days)"
         )
+        if kind == "spot":  # which a pool has only where it says so
+            return warning("quota", f"{text}: no spot instance can start", f"for spot: {do}")
+        return wrong("quota", f"{text}: none can start", do)
     return ok("quota", f"{text}: up to {allowed // cpus} at once")

@@ -9,11 +9,12 @@ instances: it is what loads boto3.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -23,6 +24,7 @@ import msgspec
 import structlog
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from pool.aws import described
 from pool.aws.config import PoolsConfig
@@ -34,7 +36,7 @@ from pool.aws.observed import (
     Observed,
     started_by,
 )
-from pool.aws.steps import Action, End, Raise, Run, Stop, Tag
+from pool.aws.steps import Action, End, Lower, Raise, Run, Stop, Tag
 from pool.config import NODE_ID
 
 if TYPE_CHECKING:
@@ -143,23 +145,32 @@ class Cloud:
 
     # looking
 
-    def observe(self, known: Collection[str]) -> Observed:
+    def observe(self, known: Collection[str], *, is_wide: bool = False) -> Observed:
         """Look at everything.
 
         Args:
-            known: tasks that are looked at even if no list names them.
+            known: tasks that are looked at even if no list names them: ECS's plain list leaves out
+                those that were told to end.
+            is_wide: list those too, whoever told them.
 
         Raises:
             CloudError: some call did not come through.
         """
+        with self._understood("the descriptions"):
+            return self._observe(known, is_wide=is_wide)
+
+    def _observe(self, known: Collection[str], *, is_wide: bool) -> Observed:
         config = self._config
         groups = self._groups()
-        listed = self._pages(
-            *("ListTasks", self._apis.ecs.list_tasks, "taskArns", "nextToken"),
-            cluster=config.cluster,
-            startedBy=started_by(config.fleet),
-            maxResults=PAGE,
-        )
+        listed: list[str] = []
+        for status in ("RUNNING", "STOPPED") if is_wide else ("RUNNING",):
+            listed += self._pages(
+                *("ListTasks", self._apis.ecs.list_tasks, "taskArns", "nextToken"),
+                cluster=config.cluster,
+                startedBy=started_by(config.fleet),
+                desiredStatus=status,
+                maxResults=PAGE,
+            )
         found = self._describe(
             "DescribeTasks",
             self._apis.ecs.describe_tasks,
@@ -184,9 +195,10 @@ class Cloud:
             )
         at = {one["containerInstanceArn"]: one.get("ec2InstanceId", "") for one in joined}
         by_id = {one.get("ec2InstanceId", ""): one for one in joined}
+        tasks = (described.task_of(one, at) for one in found)
         return Observed(
             {group["AutoScalingGroupName"]: described.group_of(group, by_id) for group in groups},
-            tuple(described.task_of(one, at) for one in found),
+            tuple(task for task in tasks if not task.is_stopped or task.id in known),
         )
 
     def _groups(self) -> list[Mapping[str, Any]]:
@@ -251,7 +263,7 @@ class Cloud:
         """
         apis, cluster = self._apis, self._config.cluster
         match action:
-            case Raise(group, desired):
+            case Raise(group, desired) | Lower(group, desired):
                 self._call(
                     "SetDesiredCapacity",
                     lambda: apis.autoscaling.set_desired_capacity(
@@ -266,11 +278,11 @@ class Cloud:
                     "StopTask",
                     lambda: apis.ecs.stop_task(cluster=cluster, task=task, reason=reason),
                 )
-            case End(_, instance):
+            case End(_, instance, lowers=lowers):
                 self._call(
                     "TerminateInstanceInAutoScalingGroup",
                     lambda: apis.autoscaling.terminate_instance_in_auto_scaling_group(
-                        InstanceId=instance, ShouldDecrementDesiredCapacity=True
+                        InstanceId=instance, ShouldDecrementDesiredCapacity=lowers
                     ),
                 )
             case Tag(instances):
@@ -320,10 +332,11 @@ class Cloud:
         except _Conflict as error:
             # The same token with another instance: somebody has started it there.
             return Started(error.task)
-        for task in answer.get("tasks", ()):
-            is_over = task.get("lastStatus") == "STOPPED"
-            return Over(task["taskArn"]) if is_over else Started(task["taskArn"])
-        reasons = [f"{one.get('reason', '?')}" for one in answer.get("failures", ())]
+        with self._understood("RunTask"):
+            for task in answer.get("tasks", ()):
+                is_over = task.get("lastStatus") == "STOPPED"
+                return Over(task["taskArn"]) if is_over else Started(task["taskArn"])
+            reasons = [f"{one.get('reason', '?')}" for one in answer.get("failures", ())]
         raise CloudRefused(f"RunTask: {', '.join(reasons) or 'no task was started'}")
 
     # every call
@@ -361,7 +374,8 @@ class Cloud:
             if is_throttled:
                 raise CloudBusy(text) from None
             raise (CloudRefused if is_refused else CloudError)(text) from None
-        except BotoCoreError as error:  # no answer, no credentials, or an answer that is none
+        except (BotoCoreError, ResponseParserError) as error:
+            # No answer, no credentials, or an answer that is none.
             self._count(name, "failed")
             if is_last:
                 self._note(name, f"{name}: {error}")
@@ -370,6 +384,16 @@ class Cloud:
         if self._troubles.pop(name, None) is not None:
             _log.info("aws_call_works_again", call=name)
         return answer
+
+    @contextlib.contextmanager
+    def _understood(self, name: str) -> Iterator[None]:
+        """Let an answer that lacks something count as none."""
+        try:
+            yield
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            text = f"{name}: AWS's answer is not as it should be: {error!r}"
+            self._note(name, text)
+            raise CloudError(text) from error
 
     def _wait_for_turn(self) -> None:
         with self._lock:

@@ -17,7 +17,10 @@ def group_of(group: Mapping[str, Any], joined: Mapping[str, Mapping[str, Any]]) 
         if one["LifecycleState"] not in ("Terminated", "Detached", "Standby")
     )
     return Group(
-        desired=group["DesiredCapacity"], most=group["MaxSize"], instances=tuple(instances)
+        desired=group["DesiredCapacity"],
+        most=group["MaxSize"],
+        least=group["MinSize"],
+        instances=tuple(instances),
     )
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
+import msgspec
 import structlog
 
 from pool.aws import memory, places, reconcile
@@ -21,7 +22,7 @@ from pool.aws.client import Cloud, CloudBusy, CloudError, CloudRefused, Over, St
 from pool.aws.config import PoolConfig, PoolsConfig, worker_id
 from pool.aws.memory import Memory
 from pool.aws.observed import Observed
-from pool.aws.steps import Action, End, Run, Stop, Tag
+from pool.aws.steps import Action, End, Run, Stop
 from pool.wire.control import Place
 
 BUSY_S: Final = 6.0  # between two looks while something is under way: five calls
@@ -66,6 +67,10 @@ class AwsLauncher:
         self._tried_s: float | None = None
         self._is_blind = False
         self._memory = Memory()
+        # Since when this reign looks, and whether all that drains from before it is known.
+        self._epoch: int | None = None
+        self._reign_s: float | None = None
+        self._is_new = True
         self._leaks = Counter[str]()  # found and ended
         self.pools = tuple(PoolLauncher(self, pool) for pool in config.pools)
 
@@ -137,6 +142,9 @@ class AwsLauncher:
                 await asyncio.sleep(LEADS_S)
                 continue
             self._news.clear()
+            if epoch != self._epoch:
+                self._epoch, self._reign_s, self._is_new = epoch, None, True
+                self._memory = msgspec.structs.replace(self._memory, absent_s={})
             try:
                 async with self._looking:
                     await self._look()
@@ -160,7 +168,11 @@ class AwsLauncher:
         if self._tried_s is None:
             self._tried_s = _now_s()
         known = tuple(self._memory.live)
-        seen = await asyncio.to_thread(self._cloud.observe, known)
+        is_wide, now_s = self._is_new, _now_s()
+        seen = await asyncio.to_thread(self._cloud.observe, known, is_wide=is_wide)
+        if is_wide:  # what was told to end just before shows after a while
+            self._reign_s = now_s if self._reign_s is None else self._reign_s
+            self._is_new = now_s - self._reign_s < memory.LAG_S
         now_s = _now_s()
         for task in seen.tasks:
             if task.is_stopped and task.id in self._memory.live:
@@ -178,6 +190,7 @@ class AwsLauncher:
             self._memory,
             now_s=_now_s(),
             hour=int(time.time() // 3600),
+            may_end=not self._is_new,
         )
         for action in plan.actions:
             if self._leader() != epoch or self._news.is_set():
@@ -195,8 +208,7 @@ class AwsLauncher:
             outcome = await asyncio.to_thread(self._cloud.carry_out, action, epoch)
         except CloudRefused as error:
             _log.warning("aws_refused", error=str(error)[:500])
-            if isinstance(action, Run):
-                self._memory = memory.refused(self._memory, action, _now_s())
+            self._memory = memory.refused(self._memory, action, _now_s())
             return
         except CloudBusy:
             raise
@@ -214,8 +226,8 @@ class AwsLauncher:
             case Run(), Over(task):
                 self._memory = memory.passed(self._memory, action, task)
                 self._news.set()  # the next one can be started now
-            case ((Stop() | End() | Tag()), _):
-                if not isinstance(action, Tag) and action.is_leak:
+            case _:
+                if isinstance(action, Stop | End) and action.is_leak:
                     self._leaks["task" if isinstance(action, Stop) else "instance"] += 1
                 self._memory = memory.done(self._memory, action, _now_s())
 

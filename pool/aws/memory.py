@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from pool.aws.observed import Observed, Task
-from pool.aws.steps import End, Run, Stop, Tag
+from pool.aws.steps import Action, End, Lower, Raise, Run, Stop, Tag, subject
 
 LAG_S: Final = 60.0  # what was started may be missing in descriptions for so long
 AGAIN_S: Final = 60.0  # what was told to end, and does not, is told again
@@ -31,10 +31,17 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class Failing(msgspec.Struct, frozen=True):
-    """A place whose tasks end by themselves, or cannot be started."""
+    """A place whose tasks end by themselves, or cannot be started; or what AWS refused."""
 
     count: int
     until_s: float
+
+
+class Sized(msgspec.Struct, frozen=True):
+    """A group's desired capacity as it was set last, less what ended since."""
+
+    desired: int
+    at_s: float
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -48,8 +55,10 @@ class Memory(msgspec.Struct, frozen=True):
     stopped_s: Mapping[str, float] = {}  # task → when it was told to end
     unheard_s: Mapping[str, float] = {}  # instance → when a task was to start there, unheard of
     ended_s: Mapping[str, float] = {}  # instance → when it was ended
+    sized: Mapping[str, Sized] = {}  # group → what was asked for last
     absent_s: Mapping[str, float] = {}  # instance → since when its agent is not connected
     failing: Mapping[str, Failing] = {}  # node id → …
+    refusals: Mapping[str, Failing] = {}  # of other steps: `subject` → …
     tagged: frozenset[str] = frozenset()  # instances
 
 
@@ -103,12 +112,16 @@ def learn(wanted: Wanted, seen: Observed, memory: Memory, now_s: float) -> Memor
             for name, at_s in memory.ended_s.items()
             if name in members and now_s - at_s < AGAIN_S
         },
+        sized={name: one for name, one in memory.sized.items() if now_s - one.at_s < LAG_S},
         absent_s={
             name: memory.absent_s.get(name, now_s)
             for name, one in members.items()
             if not one.is_joined
         },
         failing={node_id: one for node_id, one in failing.items() if node_id in wants},
+        refusals={
+            name: one for name, one in memory.refusals.items() if now_s < one.until_s + BACKOFF_S[1]
+        },
         tagged=memory.tagged & members.keys(),
     )
 
@@ -138,10 +151,20 @@ def unheard(memory: Memory, action: Run, now_s: float) -> Memory:
     return msgspec.structs.replace(memory, unheard_s={**memory.unheard_s, action.instance: now_s})
 
 
-def refused(memory: Memory, action: Run, now_s: float) -> Memory:
-    """Remember that a task could not be started."""
-    failed = _failed(memory.failing.get(action.node_id), now_s)
-    return msgspec.structs.replace(memory, failing={**memory.failing, action.node_id: failed})
+def refused(memory: Memory, action: Action, now_s: float) -> Memory:
+    """Remember that a task could not be started, or that AWS would not take a step."""
+    name = subject(action)
+    before = memory.failing if isinstance(action, Run) else memory.refusals
+    after = {**before, name: _failed(before.get(name), now_s)}
+    if isinstance(action, Run):
+        return msgspec.structs.replace(memory, failing=after)
+    return msgspec.structs.replace(memory, refusals=after)
+
+
+def is_held(memory: Memory, action: Action, now_s: float) -> bool:
+    """Tell whether a step like this was refused a while ago, and is not to be tried again yet."""
+    refusal = memory.refusals.get(subject(action))
+    return refusal is not None and now_s < refusal.until_s
 
 
 def passed(memory: Memory, action: Run, before: str) -> Memory:
@@ -150,17 +173,26 @@ def passed(memory: Memory, action: Run, before: str) -> Memory:
     return msgspec.structs.replace(memory, generations=generations)
 
 
-def done(memory: Memory, action: Stop | End | Tag, now_s: float) -> Memory:
-    """Remember that something was told to end, or noted."""
+def done(memory: Memory, action: Action, now_s: float) -> Memory:
+    """Remember that a step was taken, and what was told to end, or noted."""
+    refusals = {name: one for name, one in memory.refusals.items() if name != subject(action)}
+    memory = msgspec.structs.replace(memory, refusals=refusals)
     match action:
         case Stop():
             stopped_s = {**memory.stopped_s, action.task: now_s}
             return msgspec.structs.replace(memory, stopped_s=stopped_s)
-        case End():
-            ended_s = {**memory.ended_s, action.instance: now_s}
-            return msgspec.structs.replace(memory, ended_s=ended_s)
+        case Raise(group, desired) | Lower(group, desired):
+            sized = {**memory.sized, group: Sized(desired, now_s)}
+            return msgspec.structs.replace(memory, sized=sized)
+        case End(group):
+            ended_s, sized = {**memory.ended_s, action.instance: now_s}, dict(memory.sized)
+            if action.lowers and group in sized:
+                sized[group] = Sized(sized[group].desired - 1, sized[group].at_s)
+            return msgspec.structs.replace(memory, ended_s=ended_s, sized=sized)
         case Tag():
             return msgspec.structs.replace(memory, tagged=memory.tagged | {*action.instances})
+        case Run():
+            return memory
 
 
 def _failed(before: Failing | None, now_s: float) -> Failing:

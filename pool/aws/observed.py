@@ -37,7 +37,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     is_ending: bool = False
     is_leaving: bool = False  # takes nothing new: a spot notice, or it is not healthy
     is_joined: bool = False  # its ECS agent is connected to the cluster
-    tasks: int = 0  # that run or begin on it, as ECS counts, whosever they are
+    # That run or begin on it, whosever they are; as ECS counts: without those that are told to end.
+    tasks: int = 0
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     desired: int
     most: int
+    least: int = 0  # AWS refuses what goes below it, and replaces what ends
     instances: tuple[Instance, ...] = ()
 
 

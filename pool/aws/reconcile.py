@@ -7,8 +7,9 @@ follows from what is seen now.  What the descriptions do not show yet is remembe
                         an instance has room    Run a task there, for this place
     place is not        its task runs           Stop it: SIGTERM, and it drains
     instance is empty   nobody needs it         End this very instance, and lower the capacity by it
+    launch is owed      nobody needs it         Lower the desired capacity to what is there
 
-The desired capacity is never lowered by itself, for then AWS would choose who ends.
+The desired capacity is never lowered below what is there, for then AWS would choose who ends.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Final
 import msgspec
 
 from pool.aws.config import PoolConfig, PoolsConfig
-from pool.aws.memory import AGAIN_S, Memory, Wanted, alive
+from pool.aws.memory import AGAIN_S, Memory, Wanted, alive, is_held
 from pool.aws.observed import Group, Instance, Observed, Task, token
-from pool.aws.steps import Action, End, Raise, Run, Stop, Tag
+from pool.aws.steps import Action, End, Lower, Raise, Run, Stop, Tag
 
 JOIN_S_MAX: Final = 420.0  # for an instance to join the cluster, or its agent to come back
 
@@ -43,6 +44,7 @@ def plan(
     *,
     now_s: float,
     hour: int,
+    may_end: bool = True,
 ) -> Plan:
     """Decide what is to be done.
 
@@ -55,11 +57,15 @@ def plan(
         now_s: monotonic.
         hour: of the wall clock; stands for the task before the first that is known, so that two
             agents that know nothing of a place start one task for it.
+        may_end: it is known of every task that drains, and what a controller wants that has just
+            begun to lead; until then no instance counts as empty, and no launch is taken back.
     """
     pool_of = {node_id: pool.name for pool in config.pools for node_id in pool.node_ids()}
     tasks: dict[str, list[Task]] = {pool.name: [] for pool in config.pools}
     actions: list[Action] = []
+    on = Counter[str]()
     for task in alive(seen, memory):
+        on[task.instance] += 1
         if task.node_id in pool_of:
             tasks[pool_of[task.node_id]].append(task)
         elif _is_due(task, memory, now_s):
@@ -69,14 +75,16 @@ def plan(
         names, group = wanted.get(pool.name), seen.groups.get(pool.group)
         if names is None or group is None:
             continue
-        one = _Pool(config.fleet, pool, set(names), group, tasks[pool.name], memory, now_s, hour)
+        known = tasks[pool.name]
+        one = _Pool(config.fleet, pool, set(names), group, known, on, memory, now_s, hour, may_end)
         actions += one.actions()
         is_settled &= one.is_settled()
     members = [i.id for g in seen.groups.values() for i in g.instances if not i.is_ending]
     untagged = tuple(name for name in members if name not in memory.tagged)
     if untagged:
         actions.append(Tag(untagged))
-    return Plan(tuple(actions), is_settled and not actions)
+    due = tuple(action for action in actions if not is_held(memory, action, now_s))
+    return Plan(due, is_settled and not due)
 
 
 def _is_due(task: Task, memory: Memory, now_s: float) -> bool:
@@ -96,12 +104,16 @@ class _Pool:
         wanted: set[str],
         group: Group,
         tasks: Sequence[Task],
+        on: Counter[str],
         memory: Memory,
         now_s: float,
         hour: int,
+        may_end: bool,
     ) -> None:
         self._fleet, self._pool, self._wanted, self._group = fleet, pool, wanted, group
         self._tasks, self._memory, self._now_s, self._hour = tasks, memory, now_s, hour
+        self._may_end = may_end
+        self._least = max(pool.instances_min, group.least)
         ended = memory.ended_s
         self._members = [i for i in group.instances if not i.is_ending and i.id not in ended]
         leaving = {i.id for i in self._members if i.is_leaving}
@@ -111,7 +123,7 @@ class _Pool:
         self._kept_on = Counter(
             task.instance for node_id, task in self._keepers.items() if node_id in wanted
         )
-        self._on = Counter(task.instance for task in tasks)  # also those that drain
+        self._on = on  # also those that drain, and those that have no place
         self._given = Counter[str]()  # what `_runs` puts there
         self._waiting = sorted(
             (name for name in wanted if name not in self._keepers), key=pool.node_ids().index
@@ -161,12 +173,9 @@ class _Pool:
             ),
         ]
         due = {task.id for task in self._tasks if _is_due(task, self._memory, self._now_s)}
-        return [
-            *(stop for stop in stops if stop.task in due),
-            *self._raise(),
-            *self._runs(),
-            *self._ends(),
-        ]
+        runs = self._runs()
+        ends = [end for end in self._ends() if not is_held(self._memory, end, self._now_s)]
+        return [*(stop for stop in stops if stop.task in due), *self._sized(runs, ends)]
 
     def is_settled(self) -> bool:
         """Tell whether every wanted worker runs, and nothing else is there."""
@@ -174,29 +183,61 @@ class _Pool:
             not self._waiting
             and all(task.is_running for task in self._keepers.values())
             and len(self._keepers) == len(self._tasks)
-            and len(self._members) == len(self._group.instances) == self._group.desired
-            and all(one.is_joined for one in self._members)
+            and (self._is_refused() or self._is_sized())
+        )
+
+    def _is_sized(self) -> bool:
+        return len(self._members) == len(self._group.instances) == self._group.desired and all(
+            one.is_joined for one in self._members
+        )
+
+    def _is_refused(self) -> bool:
+        """Tell whether AWS will not change the group, for now."""
+        names = {self._pool.group, *(one.id for one in self._members)}
+        return any(
+            self._now_s < one.until_s
+            for name, one in self._memory.refusals.items()
+            if name in names
         )
 
     def _room(self, instance: Instance) -> int:
         """Return how many workers fit beside those that stay on an instance."""
         return max(0, self._pool.workers_per_instance - self._kept_on[instance.id])
 
-    def _raise(self) -> list[Action]:
-        group, per = self._group, self._pool.workers_per_instance
-        # AWS still owes what is desired beyond what is there.
-        alive = sum(not one.is_ending for one in group.instances)
-        owed = max(0, group.desired - alive)
-        room = sum(self._room(one) for one in self._staying) + owed * per
-        missing = math.ceil(max(0, len(self._waiting) - room) / per)
-        least = self._pool.instances_min - len(self._staying) - owed
-        desired = group.desired + max(missing, least)
-        desired = min(desired, group.most)
-        return [Raise(self._pool.group, desired)] if desired > group.desired else []
+    def _sized(self, runs: Sequence[Run], ends: Sequence[End]) -> list[Action]:
+        """Return runs and ends with how large the group is to be beside them.
 
-    def _runs(self) -> list[Action]:
-        """Start what waits where there is room now, on the fullest instance first."""
+        More is asked for before anything ends.  An instance that ends takes its part of the desired
+        capacity along as long as there is more of that than will be needed: AWS refuses to go below
+        the group's minimum, and puts another instance in the place of one whose part stays.
+        """
+        group, name = self._group, self._pool.group
+        there = sum(not one.is_ending for one in group.instances)
+        room = sum(self._room(one) for one in self._staying)
+        missing = math.ceil(max(0, len(self._waiting) - room) / self._pool.workers_per_instance)
+        missing = max(missing, self._least - len(self._staying), 0)
+        enough = len(self._members) - len(ends) + missing
         found: list[Action] = []
+        known = group.desired
+        if name in self._memory.sized:  # it may not show yet, and setting less would lower it
+            known = max(known, self._memory.sized[name].desired)
+        desired = max(known, min(enough, group.most))
+        owed_for = max(there + missing, group.least)
+        if desired > known:
+            found.append(Raise(name, desired))
+        elif desired > owed_for and self._may_end:
+            desired = owed_for
+            found.append(Lower(name, desired))
+        found += runs
+        for end in ends:
+            lowers = desired > max(enough, group.least)
+            desired -= lowers
+            found.append(msgspec.structs.replace(end, lowers=lowers))
+        return found
+
+    def _runs(self) -> list[Run]:
+        """Start what waits where there is room now, on the fullest instance first."""
+        found: list[Run] = []
         on, per = Counter(self._on), self._pool.workers_per_instance
         ready = [one for one in self._staying if one.is_joined]
         for node_id in self._waiting:
@@ -214,16 +255,17 @@ class _Pool:
             found.append(Run(self._pool.name, node_id, at.id, name))
         return found
 
-    def _ends(self) -> list[Action]:
+    def _ends(self) -> list[End]:
         """End who never came, who is taken away and empty, and who is empty and not needed.
 
         Call it after `_runs`.
         """
-        found: list[Action] = []
+        found: list[End] = []
         group, on = self._pool.group, self._on + self._given
 
         def is_empty(one: Instance) -> bool:
-            return not one.tasks and not on[one.id] and one.id not in self._memory.unheard_s
+            is_free = not one.tasks and not on[one.id] and one.id not in self._memory.unheard_s
+            return is_free and self._may_end
 
         for one in self._members:
             if self._is_late(one):
@@ -235,7 +277,7 @@ class _Pool:
         others = [one for one in self._staying if one not in empty]
         waiting = len(self._waiting) - sum(self._room(one) for one in others)
         needed = math.ceil(max(0, waiting) / self._pool.workers_per_instance)
-        needed = max(needed, self._pool.instances_min - len(others))
+        needed = max(needed, self._least - len(others))
         empty.sort(key=lambda one: not one.is_joined)  # who could serve at once is kept
         found += [End(group, one.id, "nobody needs it") for one in empty[needed:]]
         return found

@@ -14,6 +14,13 @@ class Raise(msgspec.Struct, frozen=True):
     desired: int
 
 
+class Lower(msgspec.Struct, frozen=True):
+    """Take back launches that have not come: a group keeps all that it has."""
+
+    group: str
+    desired: int
+
+
 class Run(msgspec.Struct, frozen=True):
     """Start the task of a place on an instance."""
 
@@ -32,12 +39,13 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 class End(msgspec.Struct, frozen=True):
-    """Terminate an instance, and lower its group's desired capacity by it."""
+    """Terminate an instance."""
 
     group: str
     instance: str
     why: str
     is_leak: bool = False
+    lowers: bool = True  # the desired capacity too, so that none comes in its place
 
 
 class Tag(msgspec.Struct, frozen=True):
@@ -46,4 +54,19 @@ class Tag(msgspec.Struct, frozen=True):
     instances: tuple[str, ...]
 
 
-Action: TypeAlias = Raise | Run | Stop | End | Tag
+Action: TypeAlias = Raise | Lower | Run | Stop | End | Tag
+
+
+def subject(action: Action) -> str:
+    """Return what a step is about: after AWS refused it, the next one about that waits a while."""
+    match action:
+        case Raise(group) | Lower(group):
+            return group
+        case Run(_, node_id):
+            return node_id
+        case Stop(task):
+            return task
+        case End(_, instance):
+            return instance
+        case Tag():
+            return "tags"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from botocore.parsers import ResponseParserError
 
 from pool.aws import client
 from pool.aws.client import Apis, Cloud, CloudError, CloudRefused, Done, Started, connect
@@ -127,6 +129,43 @@ def test_nobody_who_answers_is_asked_three_times(
     with pytest.raises(CloudError, match="ListTasks: Could not connect"):
         cloud.observe(())
     assert cloud.calls["ListTasks", "failed"] == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"AutoScalingGroups": [{"AutoScalingGroupName": "g"}]}, ResponseParserError("html")],
+)
+def test_answer_that_is_none_counts_as_none(
+    pool: AwsPool, apis: Apis, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    def answers(**_: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(client, "PAUSE_S", 0.0)
+    monkeypatch.setattr(apis.autoscaling, "describe_auto_scaling_groups", answers)
+    monkeypatch.setattr(apis.ecs, "run_task", lambda **_: {"tasks": [{}]})
+    cloud = Cloud(apis, pool.config())
+    with contextlib.suppress(CloudError):
+        assert cloud.observe(()).groups == {}
+    with pytest.raises(CloudError, match="RunTask: AWS's answer is not as it should be"):
+        cloud.carry_out(Run("gpu", "gpu-0", "i-1", "token"), 1)
+
+
+def test_task_that_was_told_to_end_and_still_drains_is_seen_only_by_a_wide_look(
+    pool: AwsPool, apis: Apis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def listed(**arguments: str) -> dict[str, list[str]]:
+        asked.append(arguments["desiredStatus"])
+        return {"taskArns": []}
+
+    monkeypatch.setattr(apis.ecs, "list_tasks", listed)
+    Cloud(apis, pool.config()).observe((), is_wide=True)
+    Cloud(apis, pool.config()).observe(())
+    assert asked == ["RUNNING", "STOPPED", "RUNNING"]
 
 
 def test_no_more_than_a_call_a_second_is_made_over_time(

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pool.aws import memory as remember
 from pool.aws import reconcile
 from pool.aws.config import PoolConfig, PoolsConfig
-from pool.aws.memory import Failing, Memory, Started
+from pool.aws.memory import LAG_S, Failing, Memory, Started
 from pool.aws.observed import Group, Instance, Observed, Task, token
 from pool.aws.places import places_of
 from pool.aws.reconcile import Plan
-from pool.aws.steps import Action, End, Raise, Run, Stop, Tag
+from pool.aws.steps import Action, End, Lower, Raise, Run, Stop, Tag
 
 POOL = PoolConfig(
     name="gpu",
@@ -45,10 +45,13 @@ def task(name: str, node_id: str, at: str = "i-1", **changes: object) -> Task:
     return msgspec.structs.replace(found, **changes)
 
 
-def seen(*tasks: Task, desired: int, instances: tuple[Instance, ...] = ()) -> Observed:
-    on = Counter(t.instance for t in tasks if not t.is_stopped)
+def seen(
+    *tasks: Task, desired: int, instances: tuple[Instance, ...] = (), least: int = 0
+) -> Observed:
+    on = Counter(t.instance for t in tasks if not t.is_stopped and not t.is_stopping)
     counted = tuple(msgspec.structs.replace(i, tasks=i.tasks or on[i.id]) for i in instances)
-    return Observed({"g": Group(desired=desired, most=3, instances=counted)}, tasks)
+    group = Group(desired=desired, most=3, least=least, instances=counted)
+    return Observed({"g": group}, tasks)
 
 
 def plan(
@@ -164,10 +167,97 @@ def test_instance_that_never_joins_the_cluster_is_a_leak() -> None:
     memory = Memory(absent_s={"i-1": 580.1})
     assert steps(found, "gpu-0", memory=memory) == []
     memory = Memory(absent_s={"i-1": 580.0})
-    ended, asked = steps(found, "gpu-0", memory=memory)[::-1]
+    (ended,) = steps(found, "gpu-0", memory=memory)
     assert isinstance(ended, End)
-    assert ended.is_leak
-    assert asked == Raise("g", 2)
+    assert (ended.is_leak, ended.lowers) == (True, False), "another one comes in its place"
+    (ended,) = steps(found, memory=memory)
+    assert isinstance(ended, End)
+    assert (ended.is_leak, ended.lowers) == (True, True)
+
+
+def test_capacity_is_lowered_with_an_instance_only_where_aws_would_not_refuse_it() -> None:
+    there = (instance("i-1"), instance("i-2"))
+    somebody_set_it = seen(desired=0, instances=there)
+    assert steps(somebody_set_it) == [
+        End("g", "i-1", "nobody needs it", lowers=False),
+        End("g", "i-2", "nobody needs it", lowers=False),
+    ]
+    assert steps(seen(desired=1, instances=there)) == [
+        End("g", "i-1", "nobody needs it", lowers=True),
+        End("g", "i-2", "nobody needs it", lowers=False),
+    ]
+    least = seen(desired=2, instances=there, least=1)
+    assert steps(least) == [End("g", "i-2", "nobody needs it")]
+    leaving = (instance("i-1", is_leaving=True),)
+    assert steps(seen(desired=1, instances=leaving, least=1)) == [
+        End("g", "i-1", "it is taken away and empty", lowers=False)
+    ]
+
+
+def test_what_is_in_use_is_desired_again_where_somebody_lowered_it() -> None:
+    there = (instance("i-1"), instance("i-2"))
+    used = (task("a", "gpu-0"), task("b", "gpu-1", "i-2"))
+    found = seen(*used, desired=0, instances=there)
+    assert steps(found, "gpu-0", "gpu-1") == [Raise("g", 2)]
+    assert steps(found, *ALL) == [Raise("g", 3)]
+
+
+def test_launches_that_nobody_needs_any_more_are_taken_back_and_nothing_that_is_there() -> None:
+    assert steps(seen(desired=3)) == [Lower("g", 0)]
+    assert steps(seen(desired=3, least=1)) == [Lower("g", 1)]
+    assert steps(seen(desired=3), "gpu-0") == [Lower("g", 1)]
+    assert steps(seen(desired=3), *ALL) == []
+    boots = (instance("i-1", is_joined=False),)
+    assert steps(seen(desired=3, instances=boots)) == [
+        Lower("g", 1),
+        End("g", "i-1", "nobody needs it"),
+    ]
+    used = seen(task("a", "gpu-0"), desired=3, instances=(instance("i-1"),))
+    assert steps(used, "gpu-0") == [Lower("g", 1)]
+
+
+def test_what_was_asked_for_and_does_not_show_yet_is_not_lowered_by_asking_for_less() -> None:
+    memory = remember.done(Memory(), Raise("g", 2), 990.0)
+    assert steps(seen(desired=0), "gpu-0", memory=memory) == [Lower("g", 1)]
+    assert steps(seen(desired=0), "gpu-0", "gpu-1", memory=memory) == []
+    assert steps(seen(desired=0), *ALL, memory=memory) == [Raise("g", 3)]
+    assert steps(seen(desired=0), "gpu-0", memory=memory, now_s=1050.0) == [Raise("g", 1)]
+    # One that was ended shows for a while, with its part of what is desired.
+    memory = remember.done(Memory(), End("g", "i-1", "nobody needs it"), 999.0)
+    found = seen(desired=1, instances=(instance("i-1"),))
+    assert steps(found, "gpu-0", memory=memory) == []
+
+
+def test_no_instance_counts_as_empty_until_it_is_known_what_drains() -> None:
+    found = seen(desired=1, instances=(instance("i-1"),))
+    wants: dict[str, frozenset[str]] = {"gpu": frozenset()}
+    memory = remember.learn(wants, found, Memory(tagged=frozenset({"i-1"})), 0.0)
+    made = reconcile.plan(config(), wants, found, memory, now_s=0.0, hour=7, may_end=False)
+    assert made == Plan((), is_settled=True)
+    found = seen(desired=1)
+    made = reconcile.plan(config(), wants, found, memory, now_s=0.0, hour=7, may_end=False)
+    assert made.actions == (), "nor is a launch taken back"
+
+
+def test_instance_on_which_a_task_without_a_place_drains_is_not_ended() -> None:
+    # ECS counts it no more.
+    old = task("a", "gpu-9", is_stopping=True)
+    found = Observed({"g": Group(desired=1, most=3, instances=(instance("i-1"),))}, (old,))
+    assert steps(found) == []
+
+
+def test_step_that_aws_refuses_is_tried_again_after_pauses_that_grow() -> None:
+    found = seen(desired=1, instances=(instance("i-1"),))
+    (end,) = steps(found)
+    memory = Memory()
+    for pause_s in (10, 20, 40, 80, 160, 300, 300):
+        memory = remember.refused(memory, end, 1000.0)
+        held = plan(found, memory=memory, now_s=999.0 + pause_s)
+        assert [type(action) for action in held.actions] == [Tag]
+        tagged = msgspec.structs.replace(memory, tagged=frozenset({"i-1"}))
+        assert plan(found, memory=tagged, now_s=999.0 + pause_s).is_settled, "and no haste"
+        assert steps(found, memory=memory, now_s=1000.0 + pause_s) == [end]
+    assert not remember.done(memory, end, 1000.0).refusals
 
 
 def test_instance_whose_agent_is_away_stays_for_as_long_as_a_wanted_worker_runs_there() -> None:
@@ -292,14 +382,20 @@ class World:
     wanted: frozenset[str] = frozenset()
     last: Observed = field(default_factory=lambda: Observed({}))
     looked_s: float = -math.inf
+    floor: int = 0  # the group's own minimum
+    began_s: float | None = None  # the launcher's first look
+    is_new: bool = True
 
     def look(self) -> Observed:
-        on = Counter(t.instance for t in self.tasks.values() if not t.is_stopped)
+        """Return everything, counted as ECS does: without what is told to end."""
+        live = [t for t in self.tasks.values() if not t.is_stopped]
+        on = Counter(t.instance for t in live if not t.is_stopping)
         return Observed(
             {
                 "g": Group(
                     desired=self.desired,
                     most=3,
+                    least=self.floor,
                     instances=tuple(
                         Instance(id=name, tasks=on[name], **flags)
                         for name, flags in self.instances.items()
@@ -312,7 +408,7 @@ class World:
     def happen(self, what: int) -> None:
         """Let one thing go on, by a number that chance has drawn."""
         live = [t for t in self.tasks.values() if not t.is_stopped]
-        kind, which = what % 7, what // 7
+        kind, which = what % 9, what // 9
         if kind == 0 and len(self.instances) < self.desired:
             self.made += 1
             self.instances[f"i-{self.made}"] = {"is_joined": False, "is_leaving": False}
@@ -333,16 +429,36 @@ class World:
             self.wanted = frozenset(ALL[at] for at in range(3) if which >> at & 1)
         elif kind == 6:
             self.now_s += which
+        elif kind == 7:  # somebody else does
+            self.desired = max(self.floor, which % 4)
+        elif kind == 8:  # the launcher starts anew
+            self.memory, self.began_s, self.is_new = Memory(), None, True
+
+    def listed(self, found: Observed) -> Observed:
+        """Leave out what no list tells of and nobody knows."""
+        tasks = (
+            t
+            for t in found.tasks
+            if t.id in self.memory.live or (not t.is_stopped and (self.is_new or not t.is_stopping))
+        )
+        return Observed(found.groups, tuple(tasks))
 
     def round(self, *, is_late: bool, fails: int) -> Plan:
         """Look, decide and act; some actions are lost, or done without anybody's hearing of it."""
         is_late &= self.now_s - self.looked_s < 30.0
-        found = self.last if is_late else self.look()
+        found = self.listed(self.last if is_late else self.look())
+        self.began_s = self.now_s if self.began_s is None else self.began_s
+        self.is_new &= self.now_s - self.began_s < LAG_S
         self.last, self.looked_s = self.look(), self.now_s
         wanted = {"gpu": self.wanted}
         pools = config(workers_per_instance=self.per, instances_min=self.least)
         self.memory = remember.learn(wanted, found, self.memory, self.now_s)
-        made = reconcile.plan(pools, wanted, found, self.memory, now_s=self.now_s, hour=1)
+        made = reconcile.plan(
+            *(pools, wanted, found, self.memory),
+            now_s=self.now_s,
+            hour=1,
+            may_end=not self.is_new,
+        )
         for at, action in enumerate(made.actions):
             is_done, is_heard = not fails >> (2 * at) & 1, not fails >> (2 * at + 1) & 1
             if isinstance(action, Run) and not (is_done and is_heard):
@@ -356,17 +472,23 @@ class World:
             case Raise(_, desired):
                 assert desired <= 3
                 self.desired = max(desired, self.desired)
+            case Lower(_, desired):
+                assert desired >= self.floor
+                self.desired = min(max(desired, len(self.instances)), self.desired)
             case Run(_, node_id, at, name):
                 self._run(action, node_id, at, name, is_heard=is_heard)
             case Stop(name, _):
                 if name in self.tasks:
                     one = msgspec.structs.replace(self.tasks[name], is_stopping=True)
                     self.tasks[name] = one
-            case End(_, name):
+            case End(_, name, lowers=lowers):
+                if (lowers and self.desired <= self.floor) or name not in self.instances:
+                    self.memory = remember.refused(self.memory, action, self.now_s)
+                    return
                 running = [t for t in self.tasks.values() if t.instance == name]
-                assert all(t.is_stopped or t.is_stopping for t in running), "under a worker"
-                if self.instances.pop(name, None) is not None:
-                    self.desired -= 1
+                assert all(t.is_stopped for t in running), "under a worker"
+                del self.instances[name]
+                self.desired -= lowers
         if is_heard and isinstance(action, Stop | End | Tag):
             self.memory = remember.done(self.memory, action, self.now_s)
 
@@ -409,7 +531,7 @@ class World:
         assert sorted(t.node_id for t in live) == sorted(self.wanted), "each place, and once"
         most = math.ceil(len(self.wanted) / self.per)
         assert len(self.instances) == self.desired
-        assert len(self.instances) <= max(most, self.least) + _spread(live, self.per)
+        assert len(self.instances) <= max(most, self.least, self.floor) + _spread(live, self.per)
 
 
 def _spread(live: list[Task], per: int) -> int:
@@ -418,16 +540,16 @@ def _spread(live: list[Task], per: int) -> int:
 
 
 EVENTS = st.lists(
-    st.tuples(st.integers(0, 7 * 130), st.booleans(), st.integers(0, 255)), max_size=40
+    st.tuples(st.integers(0, 9 * 130), st.booleans(), st.integers(0, 255)), max_size=40
 )
 
 
-@given(events=EVENTS, per=st.integers(1, 2), least=st.integers(0, 2))
+@given(events=EVENTS, per=st.integers(1, 2), least=st.integers(0, 2), floor=st.integers(0, 2))
 @settings(max_examples=150, deadline=None)
 def test_whatever_happens_it_comes_to_rest_with_what_is_wanted_and_nothing_else(
-    events: list[tuple[int, bool, int]], per: int, least: int
+    events: list[tuple[int, bool, int]], per: int, least: int, floor: int
 ) -> None:
-    world = World(per=per, least=least)
+    world = World(per=per, least=least, floor=floor, desired=floor)
     for what, is_late, fails in events:
         world.happen(what)
         world.now_s += 1.0

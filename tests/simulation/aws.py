@@ -2,15 +2,18 @@
 
 What stands in the place of something else: EC2 boots nothing, ECS starts a process of the
 simulation in the place of a container, and of every call there is as much as is asked for here.
-Strict where AWS is: a group's bounds, what fits on an instance, and client tokens.
+Strict where AWS is: a group's bounds, what fits on an instance, client tokens, and that a task
+which was told to end is counted and listed no more, while it still runs.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from botocore.exceptions import ClientError, ReadTimeoutError
@@ -23,6 +26,8 @@ CALL_S: Final = (0.03, 0.2)
 GIVE_UP_S: Final = 15.0
 STOP_S_MAX: Final = 120.0  # the task's stopTimeout
 UNPROVISION_S: Final = (1.0, 8.0)
+STOPPED_S: Final = 3600.0  # for so long a task that has stopped is listed and described
+ALIVE: Final = ("Pending", "InService")
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Job:
     arguments: Mapping[str, Any]
     status: str = "PROVISIONING"
     desired: str = "RUNNING"
+    stopped_s: float = math.inf
     process: Process | None = None
 
     @property
@@ -110,6 +116,7 @@ class Region:
         self.jobs: dict[str, Job] = {}
         self.calls: list[tuple[float, str]] = []
         self.launched = 0
+        self.faults: list[str] = []  # that no launcher may commit
         self._tokens: dict[str, tuple[Any, str]] = {}
         self._next = 0
         self._past: deque[tuple[float, dict[str, Any]]] = deque()
@@ -168,7 +175,7 @@ class Region:
             machine = Machine(self._id("i"))
             group.machines[machine.id] = machine
             self.launched += 1
-            self._later(self.weather.launch_s, lambda machine=machine: self._serve(machine))
+            self._later(self.weather.launch_s, partial(self._serve, machine))
 
     def _serve(self, machine: Machine) -> None:
         if machine.lifecycle != "Pending":
@@ -190,6 +197,7 @@ class Region:
 
     def _stopped(self, job: Job) -> None:
         job.status = job.desired = "STOPPED"
+        job.stopped_s = self._loop.time()
 
     def _end(self, group: Asg, machine: Machine) -> None:
         for job in self.live:
@@ -197,6 +205,19 @@ class Region:
                 job.process.kill()
         machine.lifecycle = "Terminating"
         self._later((5.0, 30.0), lambda: group.machines.pop(machine.id, None))
+
+    def set_desired(self, group: Asg, desired: int) -> None:
+        """Let a group have so many; what serves is protected, so only launches are taken back.
+
+        By the launcher or, in a console, by somebody else.
+        """
+        group.desired = max(group.least, min(desired, group.most))
+        alive = [one for one in group.machines.values() if one.lifecycle in ALIVE]
+        pending = [one for one in alive if one.lifecycle == "Pending"]
+        for machine in pending[: max(0, len(alive) - group.desired)]:
+            self._end(group, machine)
+        self._launch(group)
+        self._note()
 
     def notice(self, machine: Machine) -> None:
         """Say that a spot instance is taken back: gone in two minutes, and replaced."""
@@ -224,7 +245,11 @@ class Region:
         view = {
             "desired": {group.name: group.desired for group in self.groups.values()},
             "machines": machines,
-            "jobs": {job.id: (job.status, job.desired) for job in self.jobs.values()},
+            "jobs": {
+                job.id: (job.status, job.desired)
+                for job in self.jobs.values()
+                if now_s - job.stopped_s < STOPPED_S
+            },
         }
         self._past.append((now_s, view))
         while len(self._past) > 1 and self._past[1][0] < now_s - self.weather.lag_s[1] - 1:
@@ -287,9 +312,9 @@ class Region:
         group = self.groups[AutoScalingGroupName]
         if not group.least <= DesiredCapacity <= group.most:
             raise _error("set", "ValidationError", "outside of the group's bounds", 400)
-        assert DesiredCapacity >= group.desired, "lowered, so that AWS chooses who ends"
-        group.desired = DesiredCapacity
-        self._launch(group)
+        served = sum(one.lifecycle == "InService" for one in group.machines.values())
+        assert DesiredCapacity >= min(served, group.desired), "AWS chooses who ends"
+        self.set_desired(group, DesiredCapacity)
         return {}
 
     def _terminate_instance_in_auto_scaling_group(
@@ -297,12 +322,15 @@ class Region:
     ) -> Any:
         for group in self.groups.values():
             machine = group.machines.get(InstanceId)
-            if machine is not None and machine.lifecycle in ("Pending", "InService"):
-                running = [j for j in self.live if j.machine == InstanceId and j.process]
-                assert not running, "an instance was ended under a worker"
-                assert ShouldDecrementDesiredCapacity
-                group.desired -= 1
+            if machine is not None and machine.lifecycle in ALIVE:
+                if ShouldDecrementDesiredCapacity and group.desired <= group.least:
+                    text = "Terminating instance without replacement will violate min size"
+                    raise _error("terminate", "ValidationError", text, 400)
+                if any(j.machine == InstanceId and j.process for j in self.live):
+                    self.faults.append(f"{InstanceId} was ended under a worker")
+                group.desired -= ShouldDecrementDesiredCapacity
                 self._end(group, machine)
+                self._launch(group)
                 return {}
         raise _error("terminate", "ValidationError", f"Instance Id {InstanceId} not found", 400)
 
@@ -317,7 +345,8 @@ class Region:
         return _page([f"arn:ci/{id}" for id in joined], "containerInstanceArns", 2, nextToken)
 
     def _describe_container_instances(self, cluster: str, containerInstances: list[str]) -> Any:
-        on = Counter(job.machine for job in self.live)
+        jobs = self._view()["jobs"].items()
+        on = Counter(self.jobs[id].machine for id, (_, desired) in jobs if desired == "RUNNING")
         return {
             "containerInstances": [
                 {
@@ -334,12 +363,17 @@ class Region:
         }
 
     def _list_tasks(
-        self, cluster: str, startedBy: str, maxResults: int, nextToken: str = ""
+        self,
+        cluster: str,
+        startedBy: str,
+        maxResults: int,
+        desiredStatus: str = "RUNNING",
+        nextToken: str = "",
     ) -> Any:
         assert startedBy == "tidepool-prod"
         jobs = self._view()["jobs"].items()
-        running = [id for id, (_, desired) in jobs if desired == "RUNNING"]
-        return _page(running, "taskArns", 2, nextToken)
+        found = [id for id, (_, desired) in jobs if desired == desiredStatus]
+        return _page(found, "taskArns", 2 if desiredStatus == "RUNNING" else 10, nextToken)
 
     def _describe_tasks(self, cluster: str, tasks: list[str], include: list[str]) -> Any:
         assert len(tasks) <= 100

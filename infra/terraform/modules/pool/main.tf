@@ -129,7 +129,7 @@ resource "aws_launch_template" "instance" {
 
 resource "aws_autoscaling_group" "pool" {
   name                  = local.full_name
-  min_size              = local.instances_min
+  min_size              = 0 # the controller keeps instances_min: at the minimum AWS would refuse to end a broken one
   max_size              = var.instances_max
   vpc_zone_identifier   = values(var.subnets)
   protect_from_scale_in = true

@@ -79,6 +79,8 @@ def install(wheel: Path, folder: Path) -> Path:
             *("--python", commands / "python", "install", "--no-deps", "--no-index"),
             *("--no-compile", wheel),
         ],
+        # A checkout on the path would count as the installed project.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         check=True,
         timeout=120,
     )

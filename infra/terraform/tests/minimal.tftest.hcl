@@ -33,32 +33,12 @@ run "three_variables_are_enough" {
 
   assert {
     condition     = output.zones == tolist(["us-east-1b", "us-east-1c"])
-    error_message = "zones with the GPU come first"
+    error_message = "zones with the GPU come first, but none that is local"
   }
 
   assert {
     condition     = output.pools[0].instances_min == 0 && output.pools[0].instances_max == 2 && length(output.pools[0].subnets) == 2
     error_message = "one pool that reaches none"
-  }
-}
-
-# Instances are offered in local zones too, whose names come before those of others.
-run "local_zones_are_no_zones_of_a_fleet" {
-  command = plan
-
-  module {
-    source = "../examples/minimal"
-  }
-
-  override_data {
-    target          = data.aws_ec2_instance_type_offerings.gpu
-    override_during = plan
-    values          = { locations = ["us-east-1-atl-2a", "us-east-1b", "us-east-1c"] }
-  }
-
-  assert {
-    condition     = output.zones == tolist(["us-east-1b", "us-east-1c"])
-    error_message = "zones that a load balancer takes"
   }
 }
 

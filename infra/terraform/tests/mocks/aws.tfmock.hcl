@@ -17,7 +17,7 @@ mock_data "aws_availability_zones" {
 }
 
 mock_data "aws_ec2_instance_type_offerings" {
-  defaults = { locations = ["us-east-1b", "us-east-1c"], instance_types = ["g6.xlarge", "g6.xlarge"] }
+  defaults = { locations = ["us-east-1-atl-2a", "us-east-1b", "us-east-1c"], instance_types = ["g6.xlarge", "g6.xlarge", "g6.xlarge"] }
 }
 
 mock_data "aws_ec2_instance_type" {

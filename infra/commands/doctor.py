@@ -9,6 +9,7 @@ import typer
 
 from infra import stack
 from infra.commands.options import DATA_DEFAULT, Data, Json, node_of, print_json, registry_url
+from infra.commands.pools_option import VARIABLE, described_pools
 from infra.doctor.aws.needs import NEEDS
 from infra.doctor.examine import Patient, examine
 from infra.doctor.findings import Finding, is_well, lines
@@ -41,6 +42,14 @@ Zones = Annotated[
     list[str] | None,
     typer.Option("--zone", help="In which it is wanted, e.g. us-east-1a; repeatable."),
 ]
+Pools = Annotated[
+    Path | None,
+    typer.Option(
+        "--pools",
+        help="A JSON file of the pools on AWS that a controller is to keep; default with --tier "
+        f"controller: what {VARIABLE} holds, if anything.",
+    ),
+]
 _COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
@@ -68,6 +77,7 @@ def doctor_command(
     tier: Tier = "operator",
     instance_type: InstanceTypes = None,
     zone: Zones = None,
+    pools: Pools = None,
     json: Json = False,
 ) -> None:
     """Look at this machine, the account and the stack; say what is wrong and what to do about it.
@@ -87,6 +97,7 @@ def doctor_command(
         tier=tier,
         instance_types=tuple(instance_type or ()),
         zones=tuple(zone or ()),
+        pools=described_pools(pools) if pools is not None or tier == "controller" else None,
     )
     findings: list[Finding] = []
     for finding in examine(patient):

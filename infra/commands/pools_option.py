@@ -30,7 +30,7 @@ def launcher_processes(node: Node, pools: Path | None, log_level: str) -> list[P
     Raises:
         CannotStart: they do not fit, or the file cannot be read.
     """
-    found = _pools(pools)
+    found = described_pools(pools)
     if found is None:
         return []
     config = AwsAgentConfig(
@@ -39,7 +39,12 @@ def launcher_processes(node: Node, pools: Path | None, log_level: str) -> list[P
     return [ProcessSpec("launcher", "infra.aws_agent", config, STAGE_WORKER)]
 
 
-def _pools(path: Path | None) -> PoolsConfig | None:
+def described_pools(path: Path | None) -> PoolsConfig | None:
+    """Return the pools that the option or the environment describes, if any.
+
+    Raises:
+        CannotStart: they do not fit, or the file cannot be read.
+    """
     if path is None:
         text, source = os.environ.get(VARIABLE, ""), VARIABLE
     else:

@@ -11,10 +11,11 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.doctor import devices, machine, packages, ports, proofs, running
-from infra.doctor.aws import account, bucket, instances, messages
+from infra.doctor.aws import account, bucket, instances, messages, pools
 from infra.doctor.aws.session import Aws
 from infra.doctor.findings import Finding, is_well, wrong
 from infra.stack import Node
+from pool.aws.config import PoolsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Patient:
     tier: str = "operator"  # whose permissions are needed
     instance_types: tuple[str, ...] = ()
     zones: tuple[str, ...] = ()
+    pools: PoolsConfig | None = None  # that a controller is to keep
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -43,7 +45,8 @@ def examine(patient: Patient) -> Iterator[Finding]:
     yield from devices.examine(patient.device)
     yield from proofs.examine(data, patient.certificates, datetime.datetime.now(datetime.UTC))
     is_reachable = True
-    if patient.registry.startswith("s3://") or patient.instance_types or patient.notifications:
+    is_on_aws = patient.registry.startswith("s3://") or patient.pools is not None
+    if is_on_aws or patient.instance_types or patient.notifications:
         found = list(amazon(patient))
         yield from found
         is_reachable = is_well(one for one in found if one.check in _OF_STORE)
@@ -77,6 +80,8 @@ def amazon(patient: Patient) -> Iterator[Finding]:
         yield from _without_end(look)
     if patient.instance_types:
         yield from instances.examine(aws, patient.instance_types, patient.zones)
+    if patient.pools is not None:
+        yield from pools.examine(aws, patient.pools)
 
 
 def _without_end(look: Callable[[], list[Finding]]) -> list[Finding]:

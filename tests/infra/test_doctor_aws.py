@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from infra.doctor.aws import account, bucket, instances, messages, permissions
+from infra.doctor.aws import account, bucket, instances, messages, permissions, pools
 from infra.doctor.aws.bucket import clock, deletes
 from infra.doctor.aws.needs import NEEDS
 from infra.doctor.aws.session import Aws
@@ -18,6 +19,7 @@ from infra.doctor.examine import Patient, amazon
 from infra.doctor.findings import Finding
 from infra.stack import Node
 from tests.support.aws import REGION, AwsServer
+from tests.support.aws_pool import AwsPool
 from tests.support.faulty_s3 import (
     BROKEN,
     DENIED,
@@ -28,6 +30,7 @@ from tests.support.faulty_s3 import (
     FaultyS3,
     faulty_s3,
 )
+from tests.support.processes import tidepool
 from tests.support.seaweed import S3Server
 from tests.support.stack import REPOSITORY
 from tests.support.told_bucket import told_bucket
@@ -431,3 +434,61 @@ def test_queue_that_is_not_there_is_wrong(aws: AwsServer, name: str) -> None:
 
 def test_bucket_is_not_looked_into_where_it_is_not(aws: AwsServer) -> None:
     assert len(bucket.examine(Aws(), "tidepool-none", "", "operator")) == 2  # it, and the clock
+
+
+# pools
+
+
+def pool_with_an_instance(aws: AwsServer) -> AwsPool:
+    """Make a pool; asked for an instance of a cluster that had none, moto has no answer."""
+    pool = AwsPool(aws)
+    pool.scaling.set_desired_capacity(AutoScalingGroupName=pool.name, DesiredCapacity=1)
+    pool.join(*pool.instances())
+    return pool
+
+
+def test_pools_of_a_controller_are_held_against_what_is_there(aws: AwsServer) -> None:
+    pool = pool_with_an_instance(aws)
+    right = pool.config()
+    (found,) = list(pools.examine(Aws(), right))
+    assert (found.check, found.state) == ("pools", "ok"), found
+    for wrong, said in (
+        (pool.config(group="gone"), "gpu: there is no auto scaling group gone"),
+        (pool.config(task_definition="gone"), "gpu: there is no task definition gone"),
+        (pool.config(container="gone"), "has no container gone"),
+        (msgspec.structs.replace(right, cluster="gone"), "there is no ECS cluster gone"),
+    ):
+        assert said in only_wrong(pools.examine(Aws(), wrong)).found
+    (found, _) = pools.examine(Aws(), pool.config(instances_max=3))
+    assert (found.state, "the group" in found.found) == ("warning", True)
+
+
+def test_rights_of_a_launcher_that_are_missing_are_named(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pool_with_an_instance(aws).config()
+    looks = {
+        *("ecs:ListTasks", "ecs:DescribeTasks", "ecs:ListContainerInstances"),
+        *("ecs:DescribeContainerInstances", "autoscaling:DescribeAutoScalingGroups"),
+    }
+    nobody, looker = _user(aws, []), _user(aws, [(action, ["*"]) for action in looks])
+    with aws.enforced():
+        for variable, value in nobody.items():
+            monkeypatch.setenv(variable, value)
+        found = pools.examine(Aws(), config)
+        assert {one.do.split()[1] for one in found if one.state == "wrong"} == looks
+        for variable, value in looker.items():
+            monkeypatch.setenv(variable, value)
+        found = pools.examine(Aws(), config)
+    assert [one.state for one in found] == ["warning", "ok"], found  # it need not see what it runs
+    assert "ecs:DescribeTaskDefinition" in found[0].do
+
+
+def test_document_of_pools_is_looked_at_where_the_controller_is_asked_for(
+    aws: AwsServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "pools.json"
+    path.write_bytes(msgspec.json.encode(AwsPool(aws).config(group="gone")))
+    ended = tidepool("doctor", "--data", str(tmp_path), "--pools", str(path), "--json")
+    assert ended.code == 1, ended
+    assert "there is no auto scaling group gone" in ended.stdout

@@ -238,6 +238,7 @@ class Controller:
                 edge.in_flight, edge.waiting = in_flight, message.waiting
                 edge.away = message.away
                 self._unserved.report(name, message.unserved)
+                self._let_go = letting_go.unless_called(self._let_go, message.waiting)
             case control.Evidence(incarnation, arms):
                 self._rollouts.report(f"{edge.register.id}/{incarnation}", arms)
             case control.QuotaDemand() | control.QuotaAck():
@@ -568,7 +569,9 @@ class Controller:
         self._let_go = letting_go.still(self._let_go, views)
         waiting = [edge.waiting for edge in self._edges.values()]
         far_s, _ = self._nodes.far_s()
-        wanted = self._scale.demands(snapshot, views, waiting, self._unserved.take(), far_s)
+        unserved = self._unserved.take()
+        self._let_go = letting_go.unless_called(self._let_go, unserved)
+        wanted = self._scale.demands(snapshot, views, waiting, unserved, far_s)
         wanted.update(letting_go.demands(self._let_go, wanted))
         for step in (*placement.plan(wanted, views), *fallback.plan(wanted, views)):
             self._command(step)

@@ -46,6 +46,25 @@ def still(let_go: Mapping[Ref, bool], workers: Sequence[WorkerView]) -> dict[Ref
     }
 
 
+def unless_called(let_go: Mapping[Ref, bool], calls: Mapping[str, int]) -> dict[Ref, bool]:
+    """Return what is still let go: not what was gone, and now has calls that reach no worker.
+
+    Where no worker is there, none hears a call; edges tell of it.
+
+    Args:
+        let_go: see `still`.
+        calls: by "model/version", that wait for a worker or were refused for want of one.
+
+    >>> unless_called({("m", "1"): True, ("n", "1"): False}, {"m/1": 1, "n/1": 1})
+    {('n', '1'): False}
+    """
+    return {
+        ref: was_gone
+        for ref, was_gone in let_go.items()
+        if not (was_gone and calls.get("/".join(ref)))
+    }
+
+
 def unless_set(
     let_go: Mapping[Ref, bool],
     before: Mapping[str, EndpointSpec],

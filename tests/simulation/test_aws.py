@@ -400,3 +400,19 @@ def test_launches_that_did_not_come_are_taken_back_when_nobody_needs_them_any_mo
             assert region.count(begin_s).total() <= LAST_CALLS, "it does not rest"
 
     simulate(main)
+
+
+def test_call_for_what_was_unloaded_brings_an_instance_again() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet, region_of(fleet, pools(), GOOD) as region:
+            fleet.put("m", SLOW, idle_s=600)
+            fleet.controller()
+            launcher(fleet, pools())
+            edge = fleet.edge()
+            await ready(edge, "m")
+            assert (await edge.ask("m", deadline_s=900.0)).status == 200
+            await edge.in_process(edge.world.ask("unload", "m"))
+            await until(region.is_empty, 300.0, 0.5)
+            assert (await edge.ask("m", deadline_s=900.0)).status == 200
+
+    simulate(main)

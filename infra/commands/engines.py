@@ -37,6 +37,10 @@ from registry_sync.plan_gc import UnusedPlans, gc_plans
 from registry_sync.stores import NotFound
 
 DAYS_DEFAULT = 30
+_KEPT = (
+    "a bucket with versioning keeps what was removed as noncurrent versions, which cost as much: "
+    "a lifecycle rule with NoncurrentVersionExpiration on engines/ ends them"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -107,7 +111,8 @@ def gc_command(
 ) -> None:
     """Remove the plans that nobody has used for long from the registry.
 
-    One that is wished for or wanted again is built again.
+    One that is wished for or wanted again is built again.  A bucket with versioning keeps, and is
+    paid for, what was removed until a rule of its own for noncurrent versions takes it.
     """
     with said():
         store = store_of(data, registry, writes=False)
@@ -120,6 +125,8 @@ def gc_command(
                 lambda: gc_plans(store, today, days),
                 lambda gone: (f"{len(gone)} plans unused for {days} days", ""),
             )
+    if gone and not dry_run and store.url.startswith("s3://"):
+        typer.echo(_KEPT, err=True)
     if json:
         print_json([_gone_row(one) for one in gone])
         return

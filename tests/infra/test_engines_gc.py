@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from registry_sync.directory import DirectoryStore
+from registry_sync.open import open_store
 from tests.support.plans import identity_of, put
 from tests.support.processes import tidepool
 
@@ -74,3 +75,12 @@ def test_plans_of_today_cannot_be_removed(data: Path) -> None:
         assert tidepool("engines", "gc", "--days", days, "--data", str(data)).code == 2
     assert tidepool("engines", "gc", "--days", "1", "--data", str(data)).code == 0
     assert devices(data) == ["sm_86"]
+
+
+def test_bucket_may_keep_what_went_and_people_are_told(tmp_path: Path, s3_url: str) -> None:
+    put(open_store(s3_url), identity_of("sm_120"), used=day(40))
+    where = ("--data", str(tmp_path), "--registry", s3_url)
+    told = [tidepool("engines", "gc", *words, *where) for words in (("--dry-run",), (), ())]
+    assert [one.code for one in told] == [0, 0, 0]
+    # Only where something went.
+    assert ["noncurrent versions" in one.stderr for one in told] == [False, True, False]

@@ -28,6 +28,9 @@ from pool.wire.control import Place
 BUSY_S: Final = 6.0  # between two looks while something is under way: five calls
 UP_S: Final = 20.0  # while all is as it is to be; a spot notice leaves two minutes
 REST_S: Final = 300.0  # while there is nothing at all: two calls
+NEW_S: Final = (
+    30.0  # from a reign's first look: what drains may not show, nor what is wanted be said
+)
 FRESH_S: Final = 10.0  # a look that is older is made anew before a controller is told of it
 LEADS_S: Final = 0.5  # who does not lead looks so often whether it does
 BACKOFF_S: Final = (4.0, 60.0)  # after calls that failed; doubles
@@ -172,7 +175,7 @@ class AwsLauncher:
         seen = await asyncio.to_thread(self._cloud.observe, known, is_wide=is_wide)
         if is_wide:  # what was told to end just before shows after a while
             self._reign_s = now_s if self._reign_s is None else self._reign_s
-            self._is_new = now_s - self._reign_s < memory.LAG_S
+            self._is_new = now_s - self._reign_s < NEW_S
         now_s = _now_s()
         for task in seen.tasks:
             if task.is_stopped and task.id in self._memory.live:

@@ -126,9 +126,9 @@ class World:
         self._has_reported = True
         in_flight, waiting = self.metrics.in_flight(), self._pool.waiting()
         away = self._pool.away()
-        unserved = self._pool.unserved()
+        unserved = self._pool.unserved(), self._pool.unserved_age_s()
         self.link.send(
-            control.Counters(self.incarnation, counts, in_flight, waiting, away, unserved)
+            control.Counters(self.incarnation, counts, in_flight, waiting, away, *unserved)
         )
         for endpoint in self.snapshot.endpoints.values():
             if endpoint.watch is not None:

@@ -237,7 +237,8 @@ class Controller:
                 self._recent.report(name, counts, edge.heard_s)
                 edge.in_flight, edge.waiting = in_flight, message.waiting
                 edge.away = message.away
-                self._unserved.report(name, message.unserved)
+                ages_s = message.unserved_age_s
+                self._unserved.report(name, message.unserved, ages_s, edge.heard_s)
                 self._let_go = letting_go.unless_called(self._let_go, message.waiting)
             case control.Evidence(incarnation, arms):
                 self._rollouts.report(f"{edge.register.id}/{incarnation}", arms)
@@ -569,7 +570,8 @@ class Controller:
         self._let_go = letting_go.still(self._let_go, views)
         waiting = [edge.waiting for edge in self._edges.values()]
         far_s, _ = self._nodes.far_s()
-        unserved = self._unserved.take()
+        now_s = asyncio.get_running_loop().time()
+        unserved = self._unserved.take(now_s) if self._scale.knows(views) else {}
         self._let_go = letting_go.unless_called(self._let_go, unserved)
         wanted = self._scale.demands(snapshot, views, waiting, unserved, far_s)
         wanted.update(letting_go.demands(self._let_go, wanted))

@@ -7,6 +7,10 @@ and no call.
 A place is silent while it has a process of which the controller does not hear: it hangs, or cannot
 reach us.  Whoever dials it may wait for ever, as the kernel accepts for it, so it is not named in
 the routes until it registers again or has ended.
+
+A node that is not heard of is forgotten, as whoever dials its places would wait in vain.  Where
+they cannot be dialled, and a machine starts for each, the machines start on without it: it keeps
+them for as long as that takes.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import structlog
 from pool.far_starts import FarStarts
 from pool.placement import Ref, WorkerView
 from pool.scaling import fleet
+from pool.scaling.awaited import Inherited
 from pool.scaling.fleet import Fleet, FleetState, NodeLimits, PlaceView
 from pool.wire import control
 from pool.wire.frames import WireError
@@ -55,6 +60,11 @@ class Node:
         register = self.register
         self.limits = NodeLimits(register.up_min, register.parked, register.rest_s)
 
+    @property
+    def is_far(self) -> bool:
+        """Tell whether none of its places can be dialled."""
+        return not any(place.address for place in self.places)
+
 
 class NodeDesk:
     """All nodes that can start and end worker processes.
@@ -79,7 +89,7 @@ class NodeDesk:
         self._seq = 0
         self._pids: dict[str, int] = {}
         self._unheard_s: dict[tuple[str, int], float] = {}
-        self._far = FarStarts()
+        self._far, self._inherited = FarStarts(), Inherited()
 
     # nodes
 
@@ -117,8 +127,13 @@ class NodeDesk:
     def round(self, now_s: float) -> None:
         """Forget who has been silent for too long."""
         for name, node in list(self._nodes.items()):
-            if now_s - node.heard_s > NODE_SILENCE_S_MAX:
-                node.peer.close(WireError("it has gone silent"))
+            silent_s = now_s - node.heard_s
+            if silent_s <= NODE_SILENCE_S_MAX:
+                continue
+            node.peer.close(WireError("it has gone silent"))
+            node.is_connected = False
+            node.places = tuple(place for place in node.places if not place.address)
+            if not node.places or silent_s > self._far.start_s(self._guess_s()):
                 del self._nodes[name]
                 _log.warning("node_gone", node=name)
 
@@ -132,7 +147,7 @@ class NodeDesk:
         self._pids.clear()
         self._unheard_s.clear()
         self._state, self._fleet = FleetState(), Fleet()
-        self._far = FarStarts()
+        self._far, self._inherited = FarStarts(), Inherited()
 
     # what others go by
 
@@ -284,9 +299,22 @@ class NodeDesk:
             whose: by worker the endpoint whose own it is; none: it is shared.
             now_s: monotonic.
         """
-        nodes = {name: node for name, node in self._nodes.items() if node.is_connected}
+        stepped_s = asyncio.get_running_loop().time()
+        nodes = {name: n for name, n in self._nodes.items() if n.is_connected or n.is_far}
         silent = {p.worker for node in nodes.values() for p in node.places if self._is_silent(p)}
-        places = _places(nodes, self._workers, self._fleet.leaving, silent, set(wanted), whose)
+        far = [p for n in nodes.values() for p in n.places if not p.address]
+        awaited = self._inherited.look(
+            starting=[place.worker for place in far if place.state == "starting"],
+            asked=self._fleet.up,
+            there=self._workers,
+            far_s=self._far.start_s(self._guess_s()),
+            now_s=stepped_s,
+        )
+        leaving = self._fleet.leaving
+        places = [
+            msgspec.structs.replace(place, is_awaited=place.worker in awaited)
+            for place in _places(nodes, self._workers, leaving, silent, set(wanted), whose)
+        ]
         limits = {name: node.limits for name, node in nodes.items()}
         before = self._fleet
         self._fleet, self._state = fleet.plan(places, needed, limits, self._state, now_s)
@@ -294,12 +322,10 @@ class NodeDesk:
             _log.info("fleet", up=dict(self._fleet.up), leaving=sorted(self._fleet.leaving))
         for name in self._fleet.silent - before.silent:
             _log.warning("silent_worker_ended", worker=name)
-        stepped_s = asyncio.get_running_loop().time()
         up = {place.worker for place in places if place.is_up and place.node}
         self._resting_s = {
             name: self._resting_s.get(name, stepped_s) for name in up - self._fleet.up.keys()
         }
-        far = [p for n in nodes.values() for p in n.places if not p.address]
         asked = {
             place.worker: place.state in ("cold", "starting")
             for place in far
@@ -307,7 +333,7 @@ class NodeDesk:
         }
         self._far.look(asked, self._workers, stepped_s)
         not_yet = {n for n, s in self._resting_s.items() if stepped_s - s < ROUTES_FIRST_S}
-        for node in nodes.values():
+        for node in self.members():
             self._tell(node, self._fleet.up.keys() | not_yet, stepped_s)
 
     def _tell(self, node: Node, up: Collection[str], now_s: float) -> None:

@@ -115,6 +115,10 @@ class ScaleDesk:
 
     # what is wanted
 
+    def decides(self, now_s: float) -> bool:
+        """Tell whether policies are asked now, and not kept from it by what is not known yet."""
+        return self._is_restored and now_s >= self._held_until_s
+
     def round(
         self,
         limits: Mapping[Ref, Limits],
@@ -153,15 +157,16 @@ class ScaleDesk:
         for ref, allowed in limits.items():
             seen = self._seen.versions.setdefault(ref, Seen())
             at_edges = self._at_edges(ref, (waiting or {}).get(ref, 0), now_s)
-            if not self._is_restored or now_s < self._held_until_s:
+            if not self.decides(now_s):
                 there = seen.warm + seen.loading
                 replicas = max(allowed.replicas_least, there)
             else:
-                if far_s and unserved and unserved.get(ref):
-                    seen.arrived += unserved[ref]
+                came = (unserved or {}).get(ref, 0) if far_s else 0
+                if came:
+                    seen.arrived += came
                     seen.used_s = now_s
                 signals = self._signals(ref, at_edges, now_s, unix_s, is_up=is_up)
-                if self._awaited.look(ref, signals, far_s, now_s):
+                if self._awaited.look(ref, signals, far_s, now_s, is_unserved=came > 0):
                     allowed = msgspec.structs.replace(allowed, is_awaited=True)
                 replicas = self._ask(ref, allowed, signals, now_s)
             demands[ref] = Demand(replicas, (owners or {}).get(ref, ""), seen.size_bytes)

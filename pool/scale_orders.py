@@ -95,6 +95,11 @@ class ScaleOrders:
 
     # what is wanted
 
+    def knows(self, workers: Iterable[WorkerView]) -> bool:
+        """Tell whether `demands` can do something for a call: until then it is to be kept."""
+        decides = self._desk.decides(asyncio.get_running_loop().time())
+        return decides and any(not worker.is_fallback for worker in workers)
+
     def demands(
         self,
         snapshot: Snapshot,

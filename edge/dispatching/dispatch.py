@@ -184,7 +184,7 @@ class Pool:
 
     def cancel(self, call: Call, error: Refusal | None = None) -> None:
         """End a call that nobody waits for, all the way down."""
-        self._waiting.give_up(call)
+        self._waiting.give_up(call, time.monotonic())
         self.suspects.forget(call)
         if call.conn is not None:
             call.conn.forget(call)
@@ -268,6 +268,10 @@ class Pool:
     def unserved(self) -> dict[str, int]:
         """Return by "model/version" how many calls ended without having been given to a worker."""
         return dict(self._waiting.unserved)
+
+    def unserved_age_s(self) -> dict[str, int]:
+        """Return by "model/version" how many seconds ago the last of them ended, if few."""
+        return self._waiting.unserved_age_s(time.monotonic())
 
     def on_up(self) -> None:
         """Try the calls that wait: a worker or a route has come."""

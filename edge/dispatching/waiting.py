@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from edge.dispatching.calls import Call, Ref
+from edge.errors import RETRY_AFTER_S_MAX
 
 # As long as most calls may take.  Then one at a time waits, so that there is somebody for whom
 # workers are dialled and started, and the others are refused.
@@ -18,10 +19,11 @@ class Waiting:
 
     def __init__(self) -> None:
         # The whole mutable state: who waits, since when nobody could be reached for an engine, and
-        # how many have gone without having been sent.
+        # how many have gone without having been sent, and when the last did, by "model/version".
         self._calls: dict[Call, None] = {}
         self._since_s: dict[Ref, float] = {}
-        self.unserved: Counter[str] = Counter()  # by "model/version"
+        self.unserved: Counter[str] = Counter()
+        self._unserved_s: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[Call]:
         return iter(list(self._calls))
@@ -41,11 +43,18 @@ class Waiting:
         """Let a call wait no longer, if it does."""
         self._calls.pop(call, None)
 
-    def give_up(self, call: Call) -> None:
+    def give_up(self, call: Call, now_s: float) -> None:
         """Let a call wait no longer that nobody gets; if somebody had it, it does not count."""
         if call in self._calls:
             del self._calls[call]
-            self.unserved["/".join(call.ref)] += not call.sent
+            if not call.sent:
+                self.unserved["/".join(call.ref)] += 1
+                self._unserved_s["/".join(call.ref)] = now_s
+
+    def unserved_age_s(self, now_s: float) -> dict[str, int]:
+        """Return by "model/version" how long ago the last went unsent, where it may come back."""
+        ages_s = {name: now_s - at_s for name, at_s in self._unserved_s.items()}
+        return {name: int(age_s) for name, age_s in ages_s.items() if age_s < RETRY_AFTER_S_MAX}
 
     def reached(self, ref: Ref) -> None:
         """Take note that somebody can be reached for an engine."""

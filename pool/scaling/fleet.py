@@ -34,6 +34,7 @@ class PlaceView(msgspec.Struct, frozen=True, kw_only=True):
     is_up: bool = False  # a process runs or starts, and does not drain
     is_starting: bool = False  # and has not said yet that it is there
     is_far: bool = False  # nobody can dial it: it starts because it was to be up, and only then
+    is_awaited: bool = False  # calls began its start of which nothing is seen any more
     engines: int = 0  # loaded, or being loaded
     calls: int = 0
     is_sole: bool = False  # it alone has an engine warm that is wanted
@@ -48,7 +49,7 @@ class PlaceView(msgspec.Struct, frozen=True, kw_only=True):
 class Fleet(msgspec.Struct, frozen=True):
     """What is to be."""
 
-    # worker → why: demand, in use, minimum, parked, just used, leaving, silent
+    # worker → why: demand, in use, awaited, minimum, parked, just used, leaving, silent
     up: Mapping[str, str] = {}
     leaving: frozenset[str] = frozenset()  # get nothing new; what they have is loaded elsewhere
     silent: frozenset[str] = frozenset()  # for too long: these are ended
@@ -72,10 +73,11 @@ def plan(
 ) -> tuple[Fleet, FleetState]:
     """Decide which places have a process.
 
-    Up are: as many as are needed, whoever serves, each node's minimum, the parked ones, and for
-    `rest_s` who was of use until now.  What is up already is taken before anything is started, and
-    what is started goes to the node on which the fewest are up.  Where more serve than are needed
-    for `GATHER_S`, one after the other is emptied, unless its node keeps it up anyway.
+    Up are: as many as are needed, whoever serves or is awaited, each node's minimum, the parked
+    ones, and for `rest_s` who was of use until now.  What is up already is taken before anything
+    is started, and what is started goes to the node on which the fewest are up.  Where more serve
+    than are needed for `GATHER_S`, one after the other is emptied, unless its node keeps it up
+    anyway.
 
     One that is silent counts as none, so that others are up in its stead.  It may be heard of
     again, and has `SILENT_S_MAX` for that.
@@ -123,6 +125,7 @@ def _plan(
         chosen = _order(own, on_node, leaving_s)[: needed.get(owner, 0)]
         up.update({place.worker: "demand" for place in chosen})
         up.update({p.worker: "in use" for p in own if p.is_in_use and p.worker not in up})
+        up.update({p.worker: "awaited" for p in own if p.is_awaited and p.worker not in up})
         serving = [place for place in own if place.is_in_use]
         if not chosen or len(serving) <= len(chosen):
             continue

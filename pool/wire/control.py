@@ -164,6 +164,9 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, tag=4):
     # "model/version" → calls that were given to no worker and do not wait any more, since the
     # incarnation began: who refuses them for want of a machine must not forget that they came
     unserved: Annotated[dict[_Text, _Count], _Many] = {}
+    # likewise → seconds since the last of them, where these are few: who begins to lead has seen
+    # none of them
+    unserved_age_s: Annotated[dict[_Text, _Count], _Many] = {}
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True, tag=5):

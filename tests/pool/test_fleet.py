@@ -75,6 +75,12 @@ def test_who_serves_is_taken_before_who_is_up_and_that_before_anything_is_starte
     assert world.at(0.0, 3).up["a0"] == "demand"
 
 
+def test_who_is_awaited_is_up_and_is_the_first_that_is_taken() -> None:
+    world = World(place("a0"), place("a1", is_up=True, is_starting=True, is_awaited=True))
+    assert world.at(0.0).up == {"a1": "awaited"}
+    assert world.at(1.0, 1).up == {"a1": "demand"}
+
+
 def test_what_is_started_goes_where_the_fewest_are_up() -> None:
     world = World(serves("a0"), place("a1"), place("b0"), place("b1"), place("c0"))
     assert names(world.at(0.0, 3)) == "a0 b0 c0"

@@ -68,6 +68,20 @@ async def routes(member: Member, **states: str) -> control.Routes:
     return await member.hear(control.Routes, fits)
 
 
+async def test_places_that_can_be_dialled_go_with_a_node_that_is_lost(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_desk, "NODE_SILENCE_S_MAX", 0.3)
+    stack.put_spec(idle_s=5.0)
+    await stack.controller.poll()
+    lost = await stack.joined(node("cold", "cold"))
+    member = await stack.joined(edge())
+    stack.go(speak_forever(member))
+    await routes(member, n_0="cold", n_1="cold")
+    lost.peer.close()
+    await routes(member)
+
+
 async def test_cold_places_are_in_the_routes_and_wake_what_sleeps(stack: Stack) -> None:
     stack.put_spec(idle_s=5.0)
     await stack.controller.poll()

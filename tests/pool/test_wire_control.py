@@ -158,8 +158,19 @@ EXAMPLES: list[tuple[control.Message, list[Any], int]] = [
     ),
     (Heartbeat(1200, 3, (ENGINE, ENGINE), True, 4), [2, 1200, 3, [ENGINE_ARRAY] * 2, True, 4], 2),
     (
-        Counters("c3d4", (COUNT,), 3, {"digits/3": 2}, {"w1": "silent"}, {"digits/3": 9}),
-        [4, "c3d4", [COUNT_ARRAY], 3, {"digits/3": 2}, {"w1": "silent"}, {"digits/3": 9}],
+        Counters(
+            "c3d4", (COUNT,), 3, {"digits/3": 2}, {"w1": "silent"}, {"digits/3": 9}, {"digits/3": 7}
+        ),
+        [
+            4,
+            "c3d4",
+            [COUNT_ARRAY],
+            3,
+            {"digits/3": 2},
+            {"w1": "silent"},
+            {"digits/3": 9},
+            {"digits/3": 7},
+        ],
         1,
     ),
     (
@@ -245,7 +256,7 @@ FIELDS = {
     RegisterWorker: "wire id incarnation pid address device engines device_class builds "
     "phases is_for_call memory_bytes_max is_fallback",
     Heartbeat: "wait_us calls engines draining plans_refused",
-    Counters: "incarnation counts in_flight waiting away unserved",
+    Counters: "incarnation counts in_flight waiting away unserved unserved_age_s",
     RegisterEdge: "wire id incarnation pid parts quarantined quarantines",
     Ack: "epoch seq",
     Resolve: "model version",

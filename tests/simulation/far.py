@@ -1,12 +1,13 @@
 """A node whose places have no address: each needs a machine that takes minutes to start.
 
 What stands for something else: nobody starts a machine, that much time passes.  The agent, the
-worker and its drain are as they are.
+worker and its drain are as they are.  Machines start on while the agent is away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import signal
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -28,11 +29,32 @@ class FarLauncher:
     node: str
     count: int
     start_s: float
+    guess_s: float
+    rest_s: float
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     starts: list[str] = field(default_factory=list)
     called_off: int = 0
     workers: dict[str, Process] = field(default_factory=dict)
+    agent: Process = field(init=False)
     _starting: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+    _outside: contextvars.Context = field(default_factory=contextvars.copy_context)
+
+    def __post_init__(self) -> None:
+        self.run_agent()
+
+    def run_agent(self) -> Process:
+        """Start the node's agent, as whoever watches over it does once it has ended."""
+
+        async def main() -> None:
+            limits = UpLimits(up_min=0, rest_s=self.rest_s, start_s=self.guess_s)
+
+            async def find() -> str:
+                return self.fleet.control()
+
+            await NodeAgent(self.node, self, find, None, limits).run()
+
+        self.agent = self.fleet.world.start(self.node, main)
+        return self.agent
 
     def places(self) -> tuple[Place, ...]:
         """Return the places; none can be dialled."""
@@ -62,7 +84,9 @@ class FarLauncher:
             is_there = name in self.up()
             if name in workers and not is_there and name not in self._starting:
                 self.starts.append(name)
-                self._starting[name] = loop.call_later(self.start_s, self._start, name)
+                self._starting[name] = loop.call_later(
+                    self.start_s, self._start, name, context=self._outside
+                )
             elif name not in workers and name in self._starting:
                 self._starting.pop(name).cancel()
                 self.called_off += 1
@@ -93,16 +117,5 @@ def far_node(
     guess_s: float = 0.0,
 ) -> FarLauncher:
     """Start a node's agent, with a sync process for its workers to come."""
-    launcher = FarLauncher(fleet, node, places, start_s)
     fleet.sync(node)
-
-    async def main() -> None:
-        limits = UpLimits(up_min=0, rest_s=rest_s, start_s=guess_s)
-
-        async def find() -> str:
-            return fleet.control()
-
-        await NodeAgent(node, launcher, find, None, limits).run()
-
-    fleet.world.start(node, main)
-    return launcher
+    return FarLauncher(fleet, node, places, start_s, guess_s, rest_s)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+
+import pytest
 
 from edge.errors import RETRY_AFTER_S_MAX
 from edge.readiness import state_of
@@ -255,5 +258,112 @@ def test_second_fallback_worker_takes_its_part_when_one_is_not_enough() -> None:
             assert {one.status for one in done} == {200}
             assert {*served_by()} == {"near-0", "near-1"}
             fleet.check()
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("away_s", [2.0, 20.0])
+def test_start_goes_on_under_another_controller_that_does_not_know_for_whom(away_s: float) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            edge = await helped(fleet, idle_s=5)
+            far = far_node(fleet, start_s=START_S, rest_s=5.0)
+            await until(lambda: state(edge) == "no_instance")
+            assert (await edge.ask("m")).status == 200  # and is gone: nobody waits
+            await until(lambda: bool(far.starts))
+            await asyncio.sleep(20.0)
+            fleet.named("c1").kill()
+            await asyncio.sleep(away_s)
+            fleet.controller()
+            await until(lambda: far.up() == ["far-0"], START_S)
+            await asyncio.sleep(RETRY_AFTER_S_MAX * 0.9)
+            assert (len(far.starts), far.called_off, far.up()) == (1, 0, ["far-0"])
+            await until(lambda: not far.up(), 60.0)  # and not for ever
+            fleet.check()
+
+    simulate(main)
+
+
+def test_call_refused_while_there_is_no_controller_starts_an_instance_under_the_next() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=5)
+            controller = fleet.controller()
+            far = far_node(fleet, start_s=START_S)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            await asyncio.sleep(10.0)
+            controller.kill()
+            await asyncio.sleep(1.0)
+            assert (await edge.ask("m")).status == 503
+            await asyncio.sleep(20.0)
+            assert not far.starts
+            fleet.controller()
+            await until(lambda: state(edge) == "warm", START_S + 30.0)
+            assert (await edge.ask("m")).status == 200
+            fleet.check()
+
+    simulate(main)
+
+
+def test_call_refused_long_ago_starts_nothing_under_the_next_controller() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=5)
+            controller = fleet.controller()
+            far = far_node(fleet, start_s=START_S, rest_s=5.0)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            assert (await edge.ask("m")).status == 503
+            await until(lambda: bool(far.up()), START_S + 30.0)
+            await until(lambda: not far.up(), 300.0)
+            controller.kill()
+            fleet.controller()
+            await asyncio.sleep(60.0)
+            assert far.starts == ["far-0"]
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("how", ["lost", "silent"])
+def test_calls_still_wait_for_an_instance_while_whoever_starts_it_is_away(how: str) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=5)
+            fleet.controller()
+            far = far_node(fleet, start_s=START_S, guess_s=START_S)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            waiting = [edge.ask("m", deadline_s=300.0)]
+            await until(lambda: state(edge) == "starting")
+            far.agent.kill(signal.SIGKILL if how == "lost" else signal.SIGSTOP)
+            await asyncio.sleep(20.0)
+            assert state(edge) == "starting"
+            waiting += [edge.ask("m", deadline_s=300.0) for _ in range(3)]
+            await asyncio.sleep(5.0)
+            assert not any(one.done() for one in waiting)
+            if how == "lost":
+                far.run_agent()
+            else:
+                far.agent.kill(signal.SIGCONT)
+            assert {(await one).status for one in waiting} == {200}
+            assert (len(far.starts), far.called_off) == (1, 0)
+            fleet.check()
+
+    simulate(main)
+
+
+def test_node_of_far_places_that_stays_away_is_forgotten_after_a_start() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", idle_s=5)
+            fleet.controller()
+            far = far_node(fleet, start_s=START_S, guess_s=START_S)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            far.agent.kill()
+            await asyncio.sleep(START_S - 10.0)
+            assert state(edge) == "no_instance"
+            await until(lambda: state(edge) != "no_instance", 20.0)
 
     simulate(main)

@@ -109,7 +109,7 @@ class Pool:
             else:
                 known.follow(worker)
         self.engines.follow(routes)
-        self.reach.far = routes.far
+        self.reach.update(routes.far, time.monotonic())
         self.twins.keep([(engine.model, engine.version) for engine in routes.engines])
         self.on_up()
 
@@ -178,6 +178,8 @@ class Pool:
     def _is_coming(self, route: EngineRoute | None, now_s: float) -> bool:
         """Tell whether a worker is being started, or nobody knows yet who may be."""
         if route is None or route.state in FAR:
+            return True
+        if not self.reach.far and self.reach.may_be_far(now_s):
             return True
         named = map(self._conns.get, (*route.warm, *route.wake_at))
         return any(c is not None and c.is_cold and is_starting(c, now_s) for c in named)

@@ -15,6 +15,8 @@ import msgspec
 from pool.wire.control import EngineRoute
 
 FAR: Final = ("no_instance", "starting")  # of routes: asleep, and no machine is up to wake it on
+# Who begins to lead may hear of the nodes whose machines start only so much later.
+FAR_GONE_S: Final = 60.0
 OUT_OF_REACH_S: Final = 2.5  # so long after it was heard last a worker is out of reach
 
 
@@ -43,12 +45,23 @@ class Reach:
         # do not name any more; None: they never named one.
         self._last_s: float | None = None
         self.far = 0  # places whose machines only the controller can start, as the routes say
+        self._far_gone_s = -FAR_GONE_S  # when the routes named one last
 
     def look(self, now_s: float) -> None:
         """Note who is in reach; to be called often."""
         for worker in self._workers.values():
             at_s = now_s if worker.is_cold else worker.heard_s
             self._last_s = max(at_s, self._last_s or at_s)
+
+    def update(self, far: int, now_s: float) -> None:
+        """Take note of how many places the routes say only the controller can start."""
+        if self.far:
+            self._far_gone_s = now_s
+        self.far = far
+
+    def may_be_far(self, now_s: float) -> bool:
+        """Tell whether there are such places, or were a moment ago and may be named again."""
+        return self.far > 0 or now_s - self._far_gone_s < FAR_GONE_S
 
     def has_anybody(self) -> bool:
         """Tell whether some worker can be called or started, or could be a moment ago.

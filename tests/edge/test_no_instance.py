@@ -76,6 +76,21 @@ async def test_calls_that_wait_for_an_instance_are_not_given_up_before_it_is_due
     assert all([isinstance(await outcome(call), Answer) for call in calls])
 
 
+async def test_calls_wait_while_a_new_leader_may_not_have_heard_of_who_starts_machines(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.dispatching.waiting.IN_VAIN_S_MAX", 0.0)
+    tell(fleet, ASLEEP)
+    tell(fleet, EngineRoute(*REF, (), (), "asleep"), far=0)
+    calls = [fleet.call() for _ in range(2)]
+    await asyncio.sleep(0.02)
+    assert fleet.pool.waiting() == {"m/1": 2}
+    monkeypatch.setattr("edge.dispatching.reach.FAR_GONE_S", 0.0)
+    assert isinstance(await outcome(fleet.call()), Unavailable)  # there are none, it seems
+    for call in calls:
+        call.cancel()
+
+
 async def test_edge_stays_ready_while_all_machines_rest_by_design(fleet: Fleet) -> None:
     await fleet.up("a")
     fleet.route("a", workers="a")

@@ -12,7 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import structlog
 
+from registry_sync import logs
 from tests.support import guarding, nginx, prometheus, terraform
 from tests.support.aws import AwsServer, aws_server
 from tests.support.seaweed import BUCKET, S3Server, s3_server
@@ -160,6 +162,16 @@ def _guarded() -> Iterator[None]:
     """No process that a test started did what no process of ours may."""
     yield
     assert not guarding.caught()
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """A command that a test runs in this process sets up this process's logs: for itself alone."""
+    config, shown = structlog.get_config(), logs.shown()
+    yield
+    if structlog.get_config() != config:
+        structlog.configure(**config)
+    logs.show(shown)
 
 
 @pytest.fixture(scope="session")

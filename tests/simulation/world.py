@@ -178,7 +178,9 @@ def _logging(world: World) -> Iterator[None]:
 
     before = structlog.get_config()
     structlog.configure(
-        processors=[keep], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+        processors=[keep],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=False,  # each life has a log of its own
     )
     try:
         yield

@@ -35,7 +35,7 @@ KEEP_ALIVE_S = 75.0  # as infra/terraform tells the edge
 KEEP_ALIVE_S_DEFAULT = 5.0
 PAUSE_S_MIN, PAUSE_S_MAX = 4.0, 70.0
 DELAY_S = 0.025  # of the network, one way
-WALL_S_MAX = 75.0
+WALL_S_MAX = 150.0  # the longest pause takes half of it; the rest is for company
 CLIENTS = 120  # of an edge that is not told
 # Where client and balancer may miss each other: a client looks before it sends, but not while.
 FRONT_S = 3.0

@@ -6,7 +6,6 @@ OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_BSP_….  What cannot be 
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Sequence
@@ -19,13 +18,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
-from registry_sync.tracing import Attributes, Kind
+from registry_sync.tracing import TRACEPARENT, Attributes, Kind
 
 SAMPLED = 1
 UNNAMED = "unknown_service"  # what OpenTelemetry calls a service that nobody has named
 LINKS_MAX = 128  # of one span, as collectors take them
 
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _KINDS = {
     "server": SpanKind.SERVER,
     "client": SpanKind.CLIENT,
@@ -108,7 +106,7 @@ class OtelTracing:
 
 
 def _context_of(traceparent: str) -> SpanContext | None:
-    match = _TRACEPARENT.fullmatch(traceparent)
+    match = TRACEPARENT.fullmatch(traceparent)
     if match is None:
         return None
     context = SpanContext(

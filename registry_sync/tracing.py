@@ -7,6 +7,7 @@ over HTTP and over the wire.  OpenTelemetry is loaded only where spans are sent 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -14,6 +15,9 @@ import structlog
 
 Kind: TypeAlias = Literal["server", "client", "internal"]
 Attributes: TypeAlias = Mapping[str, str | int | float | bool]
+
+# Trace id, span id, flags: https://www.w3.org/TR/trace-context/#traceparent-header
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 
 _log = structlog.get_logger()
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.stack import Node
 from tests.support.models import identity
 from tests.support.nginx import balancer
 from tests.support.nodes import Tier
@@ -179,7 +180,7 @@ def edges(folder: Path, divisor: float) -> Iterator[Edges]:
             (
                 *("edge", "--data", str(folder / "other"), "--port", str(port)),
                 *("--admin-port", str(free_port()), "--lame-duck-s", "0"),
-                *("--controller", f"unix:{stack.data}/run/control.sock"),
+                *("--controller", Node(stack.data).control),
                 *("--keep-alive-s", str(KEEP_ALIVE_S_DEFAULT / divisor)),
             ),
             {},
@@ -225,8 +226,6 @@ def test_an_edge_that_closes_before_the_balancer_fails_requests(scaled: Edges) -
 
 
 @pytest.mark.slow
-# Its second edge was once not up within a minute: that is no figure, and may be tried again.
-@pytest.mark.flaky(reruns=1, only_rerun="the other edge answers")
 def test_no_request_fails_at_the_real_times(tmp_path: Path) -> None:
     with edges(tmp_path, 1.0) as real, ThreadPoolExecutor() as beside:
         short = beside.submit(real.seen, real.default_port, missing_s(KEEP_ALIVE_S_DEFAULT))

@@ -53,7 +53,9 @@ def trace(seed: int, *, models: int, hours: float) -> Trace:
 def habits(seed: int, *, hours: float, of_each: int = 1) -> Trace:
     """Make a trace of what a learned policy tells apart: clockwork, sittings, seldom, and always.
 
-    No two calls of a model are so close that a controller, at this speed, sees them as one.
+    No two calls of a model are so close that a controller, at this speed, sees them as one.  Nor
+    does a call of a sitting come just before the minute after which the model would sleep: of that
+    call a controller hears a heartbeat later, and who was first would be up to chance.
     """
     dice = np.random.default_rng(seed)
     found: dict[str, list[float]] = {}
@@ -63,7 +65,7 @@ def habits(seed: int, *, hours: float, of_each: int = 1) -> Trace:
         found[f"clockwork{index}"] = list(ticks_s + dice.uniform(-60.0, 60.0, len(ticks_s)))
         begin_s = np.arange(dice.uniform(600.0, 3600.0), hours * 3600 - 2400, 4 * 3600.0)
         found[f"sitting{index}"] = [
-            float(at_s + 120 * call + dice.uniform(0.0, 60.0))
+            float(at_s + 120 * call + dice.uniform(0.0, 10.0))
             for at_s in begin_s
             for call in range(12)
         ]

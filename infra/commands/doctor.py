@@ -11,6 +11,7 @@ from infra import stack
 from infra.commands.options import DATA_DEFAULT, Data, Json, node_of, print_json, registry_url
 from infra.commands.pools_option import VARIABLE, described_pools
 from infra.doctor.aws.needs import NEEDS
+from infra.doctor.aws.plan import BadPlan, read_plan
 from infra.doctor.examine import Patient, examine
 from infra.doctor.findings import Finding, is_well, lines
 from infra.stack import CannotStart
@@ -50,6 +51,14 @@ Pools = Annotated[
         f"controller: what {VARIABLE} holds, if anything.",
     ),
 ]
+Plan = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="The JSON of a plan (`terraform show -json tfplan`): may we make all that is in it?",
+    ),
+]
 _COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
@@ -78,6 +87,7 @@ def doctor_command(
     instance_type: InstanceTypes = None,
     zone: Zones = None,
     pools: Pools = None,
+    plan: Plan = None,
     json: Json = False,
 ) -> None:
     """Look at this machine, the account and the stack; say what is wrong and what to do about it.
@@ -97,6 +107,7 @@ def doctor_command(
         tier=tier,
         instance_types=tuple(instance_type or ()),
         zones=tuple(zone or ()),
+        planned=None if plan is None else _planned(plan),
         pools=described_pools(pools) if pools is not None or tier == "controller" else None,
     )
     findings: list[Finding] = []
@@ -108,6 +119,18 @@ def doctor_command(
         print_json({"ok": is_well(findings), "findings": findings})
     if not is_well(findings):
         raise typer.Exit(1)
+
+
+def _planned(path: Path) -> tuple[str, ...]:
+    """Return the types of resource of a plan.
+
+    Raises:
+        CannotStart: it is none.
+    """
+    try:
+        return tuple(read_plan(path))
+    except BadPlan as error:
+        raise CannotStart(f"--plan: {error}") from None
 
 
 def _show(finding: Finding) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.doctor import devices, machine, packages, ports, proofs, running
-from infra.doctor.aws import account, bucket, instances, messages, pools
+from infra.doctor.aws import account, bucket, instances, messages, plan, pools
 from infra.doctor.aws.session import Aws
 from infra.doctor.findings import Finding, is_well, wrong
 from infra.stack import Node
@@ -32,6 +32,7 @@ class Patient:
     instance_types: tuple[str, ...] = ()
     zones: tuple[str, ...] = ()
     pools: PoolsConfig | None = None  # that a controller is to keep
+    planned: tuple[str, ...] | None = None  # types of resource that Terraform is to make
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -45,8 +46,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
     yield from devices.examine(patient.device)
     yield from proofs.examine(data, patient.certificates, datetime.datetime.now(datetime.UTC))
     is_reachable = True
-    is_on_aws = patient.registry.startswith("s3://") or patient.pools is not None
-    if is_on_aws or patient.instance_types or patient.notifications:
+    if is_on_aws(patient):
         found = list(amazon(patient))
         yield from found
         is_reachable = is_well(one for one in found if one.check in _OF_STORE)
@@ -56,6 +56,12 @@ def examine(patient: Patient) -> Iterator[Finding]:
 
 
 _OF_STORE = ("region", "credentials", "bucket", "clock")
+
+
+def is_on_aws(patient: Patient) -> bool:
+    """Tell whether there is anything to ask AWS."""
+    asks = (patient.pools is not None, patient.planned is not None, patient.instance_types)
+    return any(asks) or patient.registry.startswith("s3://") or bool(patient.notifications)
 
 
 def amazon(patient: Patient) -> Iterator[Finding]:
@@ -82,6 +88,8 @@ def amazon(patient: Patient) -> Iterator[Finding]:
         yield from instances.examine(aws, patient.instance_types, patient.zones)
     if patient.pools is not None:
         yield from pools.examine(aws, patient.pools)
+    if patient.planned is not None:
+        yield from plan.examine(aws, patient.planned)
 
 
 def _without_end(look: Callable[[], list[Finding]]) -> list[Finding]:

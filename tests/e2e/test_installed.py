@@ -233,7 +233,8 @@ def test_wheel_has_what_is_read_at_run_time(shipped: Shipped) -> None:
     with zipfile.ZipFile(shipped.wheel) as archive:
         names = set(archive.namelist())
     prices = {f"infra/prices/{path.name}" for path in (ROOT / "infra" / "prices").glob("*.json")}
-    assert {"registry_sync/endpoint.schema.json", *prices} <= names
+    rights = "infra/doctor/aws/terraform_actions.json"
+    assert {"registry_sync/endpoint.schema.json", rights, *prices} <= names
     assert not [name for name in names if name.endswith((".tf", ".hcl", ".Containerfile"))]
     assert not [name for name in names if name.startswith("tests/")]
 

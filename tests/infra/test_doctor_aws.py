@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterator
@@ -115,7 +114,7 @@ def test_credentials_that_are_refused_are_told_apart(
 def test_unknown_key_and_wrong_secret_are_told_apart(
     aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = _user(aws, [])
+    mine = aws.environment_of_user(aws.user_who_may([]))
     with aws.enforced():
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7NOBODY0")
         assert "the access key is not known" in only_wrong(look(name)).found
@@ -243,20 +242,6 @@ def test_clock_is_judged(ahead_s: float, state: str) -> None:
 # permissions
 
 
-def _user(aws: AwsServer, allowed: list[tuple[str, list[str]]]) -> dict[str, str]:
-    """Make a user who may do this and no more; return the environment of it."""
-    iam, user = aws.client("iam"), uuid.uuid4().hex
-    iam.create_user(UserName=user)
-    if allowed:
-        statements = [
-            {"Effect": "Allow", "Action": action, "Resource": what} for action, what in allowed
-        ]
-        policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
-        iam.put_user_policy(UserName=user, PolicyName="p", PolicyDocument=policy)
-    made = iam.create_access_key(UserName=user)["AccessKey"]
-    return aws.environment_of(made["AccessKeyId"], made["SecretAccessKey"])
-
-
 def _allowed(bucket_name: str, tier: str) -> list[tuple[str, list[str]]]:
     arn = f"arn:aws:s3:::{bucket_name}"
     needs = NEEDS[tier]
@@ -271,7 +256,7 @@ def _allowed(bucket_name: str, tier: str) -> list[tuple[str, list[str]]]:
 def test_tier_that_has_what_it_needs_is_well_and_no_more_than_that(
     aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch, tier: str
 ) -> None:
-    for variable, value in _user(aws, _allowed(name, tier)).items():
+    for variable, value in aws.environment_of_user(aws.user_who_may(_allowed(name, tier))).items():
         monkeypatch.setenv(variable, value)
     with aws.enforced():
         assert not of(look(name, tier=tier), "permissions")
@@ -301,7 +286,7 @@ def test_terraform_grants_what_a_tier_needs_and_no_more(tier: str) -> None:
 def test_bucket_that_may_not_be_listed_is_named(
     aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable, value in _user(aws, []).items():
+    for variable, value in aws.environment_of_user(aws.user_who_may([])).items():
         monkeypatch.setenv(variable, value)
     with aws.enforced():
         found = only_wrong(look(name))
@@ -402,7 +387,7 @@ def test_quota_on_demand_that_starts_nothing_is_wrong() -> None:
 def test_machines_that_may_not_be_looked_at_are_a_warning(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable, value in _user(aws, []).items():
+    for variable, value in aws.environment_of_user(aws.user_who_may([])).items():
         monkeypatch.setenv(variable, value)
     with aws.enforced():
         (found,) = instances.examine(Aws(), ["g6.xlarge"], [])
@@ -471,7 +456,10 @@ def test_rights_of_a_launcher_that_are_missing_are_named(
         *("ecs:ListTasks", "ecs:DescribeTasks", "ecs:ListContainerInstances"),
         *("ecs:DescribeContainerInstances", "autoscaling:DescribeAutoScalingGroups"),
     }
-    nobody, looker = _user(aws, []), _user(aws, [(action, ["*"]) for action in looks])
+    nobody, looker = (
+        aws.environment_of_user(aws.user_who_may([])),
+        aws.environment_of_user(aws.user_who_may([(action, ["*"]) for action in looks])),
+    )
     with aws.enforced():
         for variable, value in nobody.items():
             monkeypatch.setenv(variable, value)

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.doctor.aws.plan import known_actions, read_plan
 from pool.aws.client import Cloud, Started, connect
 from pool.aws.config import decode
 from pool.aws.observed import Observed
 from pool.aws.steps import End, Raise, Run, Stop, Tag
 from tests.support import aws_census
 from tests.support.aws import REGION, AwsServer, aws_server
-from tests.support.terraform import Root, copied
+from tests.support.terraform import Root, calls_of, copied
 
 # Nothing here measures time; most of it is the provider that waits for what AWS would take.
 pytestmark = [pytest.mark.slow, pytest.mark.terraform, pytest.mark.timeout(900)]
@@ -79,6 +80,8 @@ class Life:
     applied: set[str]
     after: set[str]
     types: set[str]
+    planned: set[str]  # types, as the doctor reads them from the first plan
+    calls: Mapping[str, set[str]]  # of the AWS provider: type of resource → actions
     outputs: Mapping[str, Any]
     differences: Mapping[str, set[str]]  # of the second plan: type of resource → attributes
     launched: Launched
@@ -110,14 +113,18 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
             for name, value in aws.environment.items():
                 patch.setenv(name, value)
             aws.client("route53").create_hosted_zone(Name="example.com", CallerReference="1")
-            root = Root(example, {**aws.environment, "AWS_MAX_ATTEMPTS": "2"})
+            logged = {"TF_LOG_PROVIDER": "debug", "TF_LOG_PATH": str(folder / "provider.log")}
+            root = Root(example, {**aws.environment, "AWS_MAX_ATTEMPTS": "2", **logged})
             yield _live(root, aws)
 
 
 def _live(root: Root, aws: AwsServer) -> Life:
     before = aws_census.taken(aws.client)
     root.init()
-    root.run("apply", "-auto-approve", _IN_PARALLEL, timeout_s=400).ok()
+    root.run("plan", "-out=first", _IN_PARALLEL).ok()
+    first = root.folder / "first.json"
+    first.write_text(root.run("show", "-json", "first").ok())
+    root.run("apply", _IN_PARALLEL, "first", timeout_s=400).ok()
     applied = aws_census.taken(aws.client)
     state = json.loads(root.run("show", "-json").ok())["values"]
     outputs = {name: output["value"] for name, output in state["outputs"].items()}
@@ -134,6 +141,8 @@ def _live(root: Root, aws: AwsServer) -> Life:
         applied=applied,
         after=aws_census.taken(aws.client),
         types={*_types(state["root_module"])},
+        planned={*read_plan(first)},
+        calls=calls_of(Path(root.environment["TF_LOG_PATH"])),
         outputs=outputs,
         differences=_differences(plan),
         launched=launched,
@@ -281,6 +290,12 @@ def test_launcher_starts_and_ends_a_worker_in_what_was_applied(life: Life) -> No
 def test_controller_may_do_what_its_launcher_does(life: Life) -> None:
     assert life.launched.calls
     assert life.launched.calls <= life.launched.allowed
+
+
+def test_doctor_knows_what_the_provider_calls(life: Life) -> None:
+    assert life.planned == life.types
+    known = {kind: {*actions} for kind, actions in known_actions().calls.items()}
+    assert life.calls == known
 
 
 def test_collector_scrapes_as_prometheus_would(life: Life) -> None:

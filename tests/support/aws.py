@@ -12,13 +12,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +65,23 @@ class AwsServer:
     def client(self, service: str, region: str = REGION) -> Any:
         """Return a client of root; there is one of a kind, as making one takes long."""
         return _client(self.endpoint, service, region)
+
+    def user_who_may(self, allowed: Sequence[tuple[str | Sequence[str], Sequence[str]]]) -> str:
+        """Make a user who may do these actions to these resources and no more; return the name."""
+        iam, user = self.client("iam"), uuid.uuid4().hex
+        iam.create_user(UserName=user)
+        if allowed:
+            statements = [
+                {"Effect": "Allow", "Action": action, "Resource": what} for action, what in allowed
+            ]
+            policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+            iam.put_user_policy(UserName=user, PolicyName="p", PolicyDocument=policy)
+        return user
+
+    def environment_of_user(self, user: str) -> dict[str, str]:
+        """Make a key for a user, and return the environment of whoever has it."""
+        made = self.client("iam").create_access_key(UserName=user)["AccessKey"]
+        return self.environment_of(made["AccessKeyId"], made["SecretAccessKey"])
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:

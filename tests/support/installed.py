@@ -58,7 +58,9 @@ def built(build: subprocess.Popen[str], folder: Path) -> Path:
 def unpack(sdist: Path, folder: Path) -> Path:
     """Unpack a source distribution and return its folder."""
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        # Python 3.11 has filters from its fourth release on.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+        archive.extractall(folder)
     [found] = folder.iterdir()
     return found
 

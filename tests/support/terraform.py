@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -122,3 +123,60 @@ def copied(target: Path) -> Path:
     """Copy all modules and examples to `target`, and return where they lie."""
     ignored = shutil.ignore_patterns(".terraform", ".terraform.lock.hcl", "*.tfstate*")
     return Path(shutil.copytree(MODULES, target / "terraform", ignore=ignored))
+
+
+_RECORD = re.compile(r"^(?=\d{4}-\d\d-\d\dT)", re.MULTILINE)
+# What the provider's log calls a service, and how policies begin.
+_SERVICES = {
+    "Application Auto Scaling": "application-autoscaling",
+    "Auto Scaling": "autoscaling",
+    "CloudWatch Logs": "logs",
+    "Elastic Load Balancing v2": "elasticloadbalancing",
+    "Route 53": "route53",
+    "Secrets Manager": "secretsmanager",
+    "amp": "aps",
+}
+# Calls of S3 whose right has another name than they.
+_OF_S3 = {
+    "DeleteBucketEncryption": "PutEncryptionConfiguration",
+    "DeleteBucketLifecycle": "PutLifecycleConfiguration",
+    "DeleteBucketOwnershipControls": "PutBucketOwnershipControls",
+    "DeletePublicAccessBlock": "PutBucketPublicAccessBlock",
+    "GetBucketAccelerateConfiguration": "GetAccelerateConfiguration",
+    "GetBucketCors": "GetBucketCORS",
+    "GetBucketEncryption": "GetEncryptionConfiguration",
+    "GetBucketLifecycleConfiguration": "GetLifecycleConfiguration",
+    "GetBucketNotificationConfiguration": "GetBucketNotification",
+    "GetBucketReplication": "GetReplicationConfiguration",
+    "GetObjectLockConfiguration": "GetBucketObjectLockConfiguration",
+    "GetPublicAccessBlock": "GetBucketPublicAccessBlock",
+    "HeadBucket": "ListBucket",
+    "PutBucketEncryption": "PutEncryptionConfiguration",
+    "PutBucketLifecycleConfiguration": "PutLifecycleConfiguration",
+    "PutBucketNotificationConfiguration": "PutBucketNotification",
+    "PutPublicAccessBlock": "PutBucketPublicAccessBlock",
+}
+
+
+def calls_of(log: Path) -> dict[str, set[str]]:
+    """Return what the AWS provider called, by type of managed resource, as policies name it.
+
+    Args:
+        log: written with TF_LOG_PROVIDER=debug.  Who we are everybody may ask, so that is left out.
+    """
+    found: dict[str, set[str]] = {}
+    for record in _RECORD.split(log.read_text()):
+        if "HTTP Request Sent" not in record or "tf_resource_type=" not in record:
+            continue
+        name, service = _field(record, "rpc.method"), _field(record, "rpc.service")
+        if service == "S3":
+            name = _OF_S3.get(name, name)
+        action = f"{_SERVICES.get(service, service.lower())}:{name}"
+        found.setdefault(_field(record, "tf_resource_type"), set()).add(action)
+    return found
+
+
+def _field(record: str, name: str) -> str:
+    seen = re.search(rf'\b{re.escape(name)}=(?:"([^"]+)"|(\S+))', record)
+    assert seen is not None, (name, record)
+    return seen[1] or seen[2]

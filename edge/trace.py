@@ -147,8 +147,11 @@ def observe_spoilt(trace: Trace, now_s: float) -> None:
 
     The call has been observed already, unless it was given up for what it had answered so far.
     """
-    watch, call, refusal = trace.watch, trace.call, trace.refusal
-    if watch is None or call is None or not call.future.done() or call.future.cancelled():
+    call, refusal = trace.call, trace.refusal
+    if call is None or not call.future.done() or call.future.cancelled():
+        return
+    watch = call.judge
+    if watch is None:
         return
     if refusal is not None and not isinstance(refusal, (ModelFailed, WorkerLost)):
         return  # our own bug

@@ -199,6 +199,8 @@ class ArmWatch:
         """Count an error of a call that is counted already: its answer was none."""
         told = None if unit is None else self.told.get(hash(unit)) or self._tell(unit)
         self._fail(unit, told)
+        if told is not None:
+            told.calls = max(told.calls, told.errors)  # some ended before it was kept count of
 
     def _fail(self, unit: bytes | None, told: _Told | None) -> None:
         self.errors += 1

@@ -175,7 +175,7 @@ class Call:
         self.gave_back: tuple[Carrier, ...] = ()
         self.sent_s = 0.0
         self.shadow: tuple[data.ShadowOf, ...] = ()  # who answer it as well, for a comparison
-        self.watch: ArmWatch | None = None  # is told how it ends
+        self.watch: ArmWatch | None = None  # of its arm; see `judge`
         self.unit: bytes | None = None  # whose it is then
         self.traceparent = ""  # of its span; empty: it is not traced
 
@@ -183,6 +183,11 @@ class Call:
     def is_starting(self) -> bool:
         """Tell whether it waits for a process that is started for it."""
         return self.conn is None and self.pool is not None and self.pool.is_starting(self.ref)
+
+    @property
+    def judge(self) -> ArmWatch | None:
+        """Who is told how it ends: nobody, where a fallback worker has it."""
+        return None if self.is_helped else self.watch
 
     def cancel(self) -> None:
         """End the call because nobody waits for it any more."""
@@ -211,15 +216,17 @@ class Call:
     def succeed(self, answer: Answer) -> None:
         """End the call with its answer; it must not have ended."""
         self.future.set_result(answer)
-        if self.watch is not None and not self.is_helped:
-            self.tell(self.watch, 200, answer.outputs)
+        judge = self.judge
+        if judge is not None:
+            self.tell(judge, 200, answer.outputs)
 
     def fail(self, error: Refusal) -> None:
         """End the call with `error` unless it has ended."""
         if not self.future.done():
             self.future.set_exception(error)
-            if self.watch is not None and self.sent and not self.is_helped:
-                self.tell(self.watch, error.status)
+            judge = self.judge
+            if judge is not None and self.sent:
+                self.tell(judge, error.status)
 
     def tell(self, watch: ArmWatch, status: int, outputs: Sequence[data.TensorLike] = ()) -> None:
         """Tell a rollout's guards how the call ended."""

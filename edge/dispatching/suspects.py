@@ -193,9 +193,10 @@ class Suspects:
     def _refuse(self, call: Call, fingerprint: Fingerprint) -> None:
         self.refused += 1
         self.forget(call)
-        if call.watch is not None and call.has_begun and not call.future.done():
+        judge = call.judge
+        if judge is not None and call.has_begun and not call.future.done():
             # Whatever its caller is told: of the version that was tried, it is an error.
-            call.tell(call.watch, WorkerLost.status)
+            call.tell(judge, WorkerLost.status)
             call.watch = None
         self._sender.cancel(call, quarantined(self._known.left_s(fingerprint, self._now())))
 

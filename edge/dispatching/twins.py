@@ -80,6 +80,7 @@ class Twins:
         error = ended.exception()
         if call.future.done():
             return
+        call.is_helped |= twin.is_helped
         if isinstance(error, Unavailable):
             call.twin = None  # it has not run: the call may still have its second try
         if error is None:

@@ -167,7 +167,7 @@ class WorkerConn:
             self in call.gave_back,
             call.on_held is not None,
             # Not again: what broke the first worker may have been a copy of the call.
-            call.shadow if call.sent == 1 else (),
+            call.shadow if call.sent == 1 and not self.is_fallback else (),
             call.tenant,
             call.share,
             call.alone,

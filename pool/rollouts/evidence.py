@@ -129,14 +129,14 @@ class EvidenceBook:
         Args:
             incarnation: of the edge; no other edge has the same.
             rows: cumulative since it began; those of other rollouts, and of other segments, say
-                nothing.
+                nothing, nor do those with more errors than calls.
         """
         news = set()
         for row in rows:
             found = self._rollouts.get(row.endpoint)
             if found is None or row.rollout != found.id or row.segment != found.segment:
                 continue
-            if found.is_over:
+            if found.is_over or row.errors > row.calls or row.lone_errors > row.lone_calls:
                 continue
             found.arms.update([row.variant] if len(found.arms) < ARMS_MAX else [])
             if incarnation in found.folded or row.variant not in found.arms:

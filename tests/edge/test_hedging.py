@@ -253,7 +253,10 @@ def test_call_that_nobody_answers_ends_once_at_its_deadline() -> None:
     play(main)
 
 
-def test_guards_see_one_call_that_took_as_long_as_its_client_waited() -> None:
+@pytest.mark.parametrize("is_helped", [False, True])
+def test_guards_see_one_call_that_took_as_long_as_its_client_waited(*, is_helped: bool) -> None:
+    """And none where a fallback worker was the second replica."""
+
     async def main(scene: Scene) -> None:
         await warmed(scene)
         seen: list[tuple[int, float]] = []
@@ -271,9 +274,13 @@ def test_guards_see_one_call_that_took_as_long_as_its_client_waited() -> None:
         assert call.conn is not None
         for name in "abc":
             if name != call.conn.id:
+                scene.pool._conns[name].is_fallback = is_helped
                 scene.answer_after(name, 0.01)
         assert isinstance(await outcome(call), Answer)
         await asyncio.sleep(0.1)
+        if is_helped:
+            assert not seen
+            return
         ((status, took_s),) = seen
         assert status == 200
         assert 0.02 <= took_s < 0.03

@@ -15,6 +15,7 @@ from edge.errors import RETRY_AFTER_S_MAX, ClientGone, Unavailable
 from edge.readiness import is_ready, state_of
 from edge.watch import RolloutWatch
 from pool.wire.control import EngineRoute, Routes, WorkerRoute
+from pool.wire.data import ShadowOf
 from tests.support.edge_fleet import REF, Fleet, outcome
 
 ASLEEP = EngineRoute(*REF, (), (), "no_instance", wake_ms=240_000)
@@ -150,16 +151,18 @@ async def test_answers_of_fallback_workers_are_counted_and_are_no_evidence(fleet
     await fleet.connected(1)
 
     async def ask() -> int:
-        call = fleet.call()
+        call = fleet.call(shadow=(ShadowOf("e/r", "m", "2"),))
         call.watch = watch
         assert isinstance(await outcome(call), Answer)
         return watch.evidence().calls
 
     assert await ask() == 0
+    assert [call.shadow for call in fleet["a"].calls] == [()]  # nor is a copy of theirs
     assert counted(fleet, "tidepool_fallback_answers") == {REF: 1}
     fleet.route("b", workers="b")
     await fleet.connected(1)
     assert await ask() == 1
+    assert [call.shadow for call in fleet["b"].calls] == [(ShadowOf("e/r", "m", "2"),)]
     assert counted(fleet, "tidepool_fallback_answers") == {REF: 1}
 
 

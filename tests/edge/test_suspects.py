@@ -231,8 +231,14 @@ async def test_a_lost_device_is_as_bad_as_a_death(fleet: Fleet) -> None:
     assert await outcomes(bad_call(fleet), named(fleet, "good")) == ["quarantined", 200]
 
 
-async def test_guards_hear_of_an_error(fleet: Fleet) -> None:
-    """Whatever the caller is told: the version died of its request, twice."""
+@pytest.mark.parametrize(("is_fallback", "statuses"), [(False, [502]), (True, [])])
+async def test_guards_hear_of_an_error(
+    fleet: Fleet, statuses: list[int], *, is_fallback: bool
+) -> None:
+    """Whatever the caller is told: the version died of its request, twice.
+
+    That small fallback workers died of it says nothing of the version.
+    """
 
     class Told:
         def __init__(self) -> None:
@@ -243,11 +249,13 @@ async def test_guards_hear_of_an_error(fleet: Fleet) -> None:
 
     Life(fleet)
     await up(fleet)
+    for conn in fleet.pool._conns.values():
+        conn.is_fallback = is_fallback
     call = bad_call(fleet)
     told = Told()
     call.watch = told  # type: ignore[assignment]
     assert await outcomes(call) == ["quarantined"]
-    assert told.statuses == [502]
+    assert told.statuses == statuses
 
 
 def _fingerprint() -> bytes:

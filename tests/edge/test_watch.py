@@ -82,6 +82,15 @@ def test_answer_that_turns_out_to_be_none_is_an_error_of_a_call_that_is_counted(
     assert [(u.calls, u.errors) for u in arm.evidence().told] == [(2, 2)]
 
 
+def test_unit_has_no_more_errors_than_calls_though_both_answers_come_before_both_failures() -> None:
+    arm = canary()
+    for _ in range(2):
+        arm.observe(b"u", 200, 0.01, 1.0)
+    for _ in range(2):
+        arm.fail(b"u")
+    assert [(u.calls, u.errors) for u in arm.evidence().told] == [(2, 2)]
+
+
 def test_every_process_names_a_unit_alike_and_each_endpoint_otherwise() -> None:
     assert UnitHash("magika").hex_of(b"ada").startswith("e131559b119be")
     assert UnitHash("magika").number_of(b"ada") == 0xE131559B119BE

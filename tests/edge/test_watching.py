@@ -132,10 +132,13 @@ class Edge:
 
     async def up(self) -> None:
         await self.worker.up()
-        engines = tuple(EngineRoute("m", v, ("w",), ("w",)) for v in "12")
-        workers = (WorkerRoute("w", "i", str(self.worker.address)),)
-        self.pool.update(Routes(1, 1, workers, engines, ready=True))
+        self.route()
         await self.until(lambda: self.pool.workers_up == 1)
+
+    def route(self, *, is_fallback: bool = False) -> None:
+        engines = tuple(EngineRoute("m", v, ("w",), ("w",)) for v in "12")
+        workers = (WorkerRoute("w", "i", str(self.worker.address), is_fallback=is_fallback),)
+        self.pool.update(Routes(1, 1, workers, engines, ready=True))
 
     def follow(
         self, spec: EndpointSpec = SPEC, *, segment: int = 1, candidate: float = 50.0, **state: Any
@@ -394,14 +397,38 @@ async def test_stream_is_one_outcome(edge: Edge, content: bytes) -> None:
     await edge.until(lambda: edge.counted() == (1, content == NOT_A_NUMBER, 0))
 
 
-async def test_stream_that_is_given_up_for_a_bad_part_is_an_error(edge: Edge) -> None:
-    def say(peer: Peer, call: data.Call) -> None:
-        tensors = [Tensor("y", "FP32", (1, 2), NOT_A_NUMBER)]
-        peer.send(data.encode(data.Chunk(call.call_id, 0, data.heads(tensors)), tensors))
+def bad_part(peer: Peer, call: data.Call) -> None:
+    tensors = [Tensor("y", "FP32", (1, 2), NOT_A_NUMBER)]
+    peer.send(data.encode(data.Chunk(call.call_id, 0, data.heads(tensors)), tensors))
 
-    edge.answers = [say]
+
+async def test_stream_that_is_given_up_for_a_bad_part_is_an_error(edge: Edge) -> None:
+    edge.answers = [bad_part]
     await edge.ask("u", how="generate_stream")
     assert edge.counted() == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("say", "how"),
+    [
+        (answer(), "infer"),
+        (answer(NOT_A_NUMBER), "infer"),
+        (answer(NOT_A_NUMBER), "generate_stream"),
+        (bad_part, "generate_stream"),
+        (refuse(500), "infer"),
+        (hang_up, "infer"),
+    ],
+)
+async def test_call_of_a_fallback_worker_is_nothing_whatever_becomes_of_it(
+    edge: Edge, say: Callable[[Peer, data.Call], None], how: str
+) -> None:
+    edge.route(is_fallback=True)
+    edge.answers = [say, say]
+    await edge.ask("u", how=how)
+    await edge.ask(how=how)
+    assert edge.counted() == (0, 0, 0)
+    evidence = [edge.arm(name).evidence() for name in ("stable", "canary")]
+    assert [(arm.lone_errors, arm.told) for arm in evidence] == [(0, ())] * 2
 
 
 async def test_late_answer_counts_for_the_segment_of_its_arm(edge: Edge) -> None:

@@ -39,6 +39,14 @@ def test_edge_that_restarts_counts_nothing_twice() -> None:
     assert (seen.calls, seen.errors, seen.failed_units) == (13, 4, 3)
 
 
+def test_more_errors_than_calls_say_nothing() -> None:
+    found = book()
+    for fields in ({"errors": 11}, {"errors": 6, "lone_calls": 4, "lone_errors": 5}):
+        assert not found.report("e1/i1", [replace(row("canary", 10), **fields)])
+    assert not found.counts("e")
+    assert found.report("e1/i1", [replace(row("canary", 10), errors=10, lone_errors=10)]) == {"e"}
+
+
 def told(*units: UnitSeen) -> ArmEvidence:
     return replace(row("canary", 10), told=units)
 

@@ -569,7 +569,7 @@ class Controller:
         views = self._nodes.views(self._seen())
         self._let_go = letting_go.still(self._let_go, views)
         waiting = [edge.waiting for edge in self._edges.values()]
-        far_s, _ = self._nodes.far_s()
+        far_s = self._nodes.instance_start_s() or 0.0
         now_s = asyncio.get_running_loop().time()
         unserved = self._unserved.take(now_s) if self._scale.knows(views) else {}
         self._let_go = letting_go.unless_called(self._let_go, unserved)
@@ -615,9 +615,9 @@ class Controller:
         # A worker that breaks later must not make every edge of the fleet unready.
         there = len(self._workers) + self._nodes.at_rest
         self._was_complete |= there >= self._workers_expected
-        _, far_s = self._nodes.far_s()
         engines = routing.engine_routes(
-            sorted(snapshot.manifests), views, wanted, self._let_go, self._scale, far_s
+            *(sorted(snapshot.manifests), views, wanted, self._let_go, self._scale),
+            far_left_s=self._nodes.far_left_s,
         )
         self._state_times.look(engines, asyncio.get_running_loop().time())
         routes = control.Routes(

@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pool import placement
 from pool.placement import (
     UNWANTED_IDLE_S,
     WAKE_AT_MAX,
@@ -53,7 +54,7 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
                 steps.append(Unload(worker.id, ref, is_elsewhere=engine.state == "warm"))
             elif not engine.calls and engine.idle_s >= _kept_s(wanted.get(ref)):
                 steps.append(Unload(worker.id, ref))
-    is_up = any(not worker.draining and not worker.is_cold for worker in others)
+    whose = placement.owners(wanted, workers)
     for ref, demand in wanted.items():
         if demand.fallback_idle_s is None or not demand.replicas or _is_warm(ref, others):
             continue
@@ -63,6 +64,7 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
             continue
         warm = [worker for worker in helpers if states[worker.id] == "warm"]
         has_queue = any(worker.engines[ref].waiting for worker in warm)
+        is_up = placement.reach(placement.own(demand.owner, workers, whose)) == "up"
         is_going = not is_up and any(_state(worker, ref) == "warm" for worker in others)
         if has_queue or (is_going and not warm):
             steps.append(Load(free[0], ref))

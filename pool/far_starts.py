@@ -6,7 +6,7 @@ Pure: knows no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from statistics import median_low
 from typing import Final
 
@@ -22,8 +22,8 @@ class FarStarts:
 
     >>> starts = FarStarts()
     >>> starts.look({"w": True}, (), 10.0)
-    >>> starts.left_s(100.0, 40.0)
-    70.0
+    >>> starts.left_s(100.0, 40.0, ["v", "w"]), starts.left_s(100.0, 40.0, ["v"])
+    (70.0, 100.0)
     >>> starts.look({}, ("w",), 90.0)
     >>> starts.start_s(100.0)
     80.0
@@ -60,8 +60,9 @@ class FarStarts:
         """
         return median_low(self._took_s) if self._took_s else guess_s or GUESS_S
 
-    def left_s(self, guess_s: float, now_s: float) -> float:
-        """Return how long it takes until a worker is there that is wanted at once."""
+    def left_s(self, guess_s: float, now_s: float, workers: Collection[str]) -> float:
+        """Return how long it takes until one of these workers is there that is wanted at once."""
         start_s = self.start_s(guess_s)
-        waited_s = now_s - min(self._since_s.values(), default=now_s)
+        since_s = (self._since_s[name] for name in workers if name in self._since_s)
+        waited_s = now_s - min(since_s, default=now_s)
         return max(start_s - waited_s, start_s * OVERDUE)

@@ -233,18 +233,10 @@ class NodeDesk:
                 found[place.worker] = place.address
         return found
 
-    def far_s(self) -> tuple[float, float]:
-        """Return how long it takes to have a machine up, and how long until one is, in seconds.
-
-        Both are 0 where some worker is up, or can be had by being dialled, and where there is no
-        place at all.
-        """
-        cold = self.cold()
-        up = (w for name, w in self._workers.items() if name not in cold and not w.draining)
-        if not cold or any(cold.values()) or any(up):
-            return 0.0, 0.0
-        now_s, guess_s = asyncio.get_running_loop().time(), self._guess_s()
-        return self._far.start_s(guess_s), self._far.left_s(guess_s, now_s)
+    def far_left_s(self, workers: Collection[str]) -> float:
+        """Return how long it takes until one of these is there that have no machine, in seconds."""
+        now_s = asyncio.get_running_loop().time()
+        return self._far.left_s(self._guess_s(), now_s, workers)
 
     def instance_start_s(self) -> float | None:
         """Return how long a machine takes to start; None: no place has one of its own."""

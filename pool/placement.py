@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from pool.wire.control import UNLOADED, EngineRoute, EngineState
 
 Ref: TypeAlias = tuple[str, str]  # model, version
+
+# What has to be there before something can be loaded: nothing more, a process, or a machine too.
+Reach: TypeAlias = Literal["up", "cold", "far"]
 
 WAKE_AT_MAX = 3  # so many workers are named for a wake; a fourth would come too late anyway
 UNWANTED_IDLE_S = (
@@ -134,6 +137,26 @@ def _strangeness(worker: WorkerView, refs: Collection[Ref], others: Collection[R
     return 2 if any(ref in others for ref in running) else 1
 
 
+def own(owner: str, workers: Sequence[WorkerView], whose: Mapping[str, str]) -> list[WorkerView]:
+    """Return the workers on which an owner's versions may be.
+
+    Args:
+        owner: a dedicated endpoint; empty: all that share.
+        workers: all of them.
+        whose: what `owners` says.
+    """
+    live = [w for w in workers if not w.draining and not w.is_fallback]
+    found = [worker for worker in live if whose.get(worker.id, "") == owner]
+    return found or [worker for worker in live if not whose.get(worker.id, "")]
+
+
+def reach(own: Sequence[WorkerView]) -> Reach:
+    """Say what has to start before an owner's workers can load what sleeps: the least of it."""
+    if any(not worker.is_cold for worker in own):
+        return "up"
+    return "far" if own and all(worker.is_far for worker in own) else "cold"
+
+
 class _Place(msgspec.Struct, frozen=True):
     """Where one version is to be, and what has to happen for that."""
 
@@ -153,11 +176,9 @@ def _place(
     companions: Collection[str] = (),  # workers that are to have what it is to be beside
 ) -> _Place:
     live = [worker for worker in workers if not worker.draining]
-    own = [worker for worker in live if whose.get(worker.id, "") == demand.owner]
-    if not own:
-        own = [worker for worker in live if not whose.get(worker.id, "")]
+    at = own(demand.owner, workers, whose)
     states = {worker.id: _state(worker, ref) for worker in live}
-    up = [worker for worker in own if not worker.is_cold]
+    up = [worker for worker in at if not worker.is_cold]
     order = wake_order(ref, [worker.id for worker in up])
     if demand.beside is not None:
         there = {worker.id for worker in up if _state(worker, demand.beside) == "warm"}
@@ -189,7 +210,7 @@ def _place(
         if worker.id not in keep and states[worker.id] in ("warm", "failed")
     ]
     return _Place(
-        own,
+        at,
         keep,
         [name for name in keep if states[name] in ("", "draining", "failed")],
         [

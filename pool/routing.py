@@ -5,12 +5,11 @@ Changes nothing; who is tried for what, `placement` decides.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from pool import fallback, placement
 from pool.members import Worker
 from pool.placement import Demand, Ref, WorkerView
-from pool.scale_desk import is_anybody_up
 from pool.scale_orders import ScaleOrders
 from pool.wire.control import EngineRoute, WorkerRoute
 
@@ -21,7 +20,7 @@ def engine_routes(
     wanted: Mapping[Ref, Demand],
     let_go: Collection[Ref],
     scale: ScaleOrders,
-    far_s: float = 0.0,
+    far_left_s: Callable[[Collection[str]], float] = lambda workers: 0.0,
 ) -> tuple[EngineRoute, ...]:
     """Return where each of `refs` is, and who is to load it if it is called.
 
@@ -31,10 +30,14 @@ def engine_routes(
         wanted: what is wanted of each version.
         let_go: versions that somebody had unloaded.
         scale: says how long they sleep.
-        far_s: until a machine is up, where one has to be started first.
+        far_left_s: how long until one of these workers is there, of which none has a machine yet.
     """
     whose = placement.owners(wanted, views)
-    is_up = is_anybody_up(views)
+    reach, left_s = {}, {}
+    for owner in {"", *(demand.owner for demand in wanted.values())}:
+        own = placement.own(owner, views, whose)
+        reach[owner] = placement.reach(own)
+        left_s[owner] = far_left_s([w.id for w in own]) if reach[owner] == "far" else 0.0
 
     def route(ref: Ref) -> EngineRoute:
         demand = wanted.get(ref, placement.NOTHING)
@@ -45,7 +48,7 @@ def engine_routes(
             whose,
             is_let_go=ref in let_go,
             is_undecided=scale.is_undecided(ref),
-            wake_ms=scale.wake_ms(ref, is_up=is_up, far_s=far_s),
+            wake_ms=scale.wake_ms(ref, reach[demand.owner], left_s[demand.owner]),
         )
         return fallback.route(found, views, demand, wake_ms=scale.fallback_wake_ms(ref))
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from pool.placement import Demand, Ref, WorkerView
+from pool.placement import Demand, Reach, Ref, WorkerView
 from pool.scaling import kept
 from pool.scaling.awaited import Awaited
 from pool.scaling.gaps import GapPool
@@ -82,7 +82,6 @@ class ScaleDesk:
         self._starts_s: deque[float] = deque(maxlen=STARTS)
         self._waiting_since_s: dict[Ref, float] = {}  # at edges, for want of a worker
         self._awaited = Awaited()
-        self._far_s = 0.0  # see `round`
         self._origin: tuple[float, float] | None = None  # monotonic, unix: of the first round
         self._is_restored = False
         self._held_until_s = -math.inf
@@ -129,6 +128,7 @@ class ScaleDesk:
         waiting: Mapping[Ref, int] | None = None,
         owners: Mapping[Ref, str] | None = None,
         unserved: Mapping[Ref, int] | None = None,
+        reach: Mapping[Ref, Reach] | None = None,
         far_s: float = 0.0,
     ) -> dict[Ref, Demand]:
         """Return what is wanted of every version that has limits.
@@ -141,8 +141,8 @@ class ScaleDesk:
             waiting: calls that wait at edges, because no worker can be reached.
             owners: of the versions that have workers of their own, whose.
             unserved: calls since the last round that were given to no worker.
-            far_s: how long it takes until one is up whose machine has to be started first; 0: some
-                worker is up, or can be had sooner.
+            reach: see `placement.reach`; a version that is not named has somebody up.
+            far_s: how long it takes until one is up whose machine has to be started first.
         """
         self._seen.look(((w.engines, w.draining, w.is_fallback) for w in workers), now_s)
         self._origin = self._origin or (now_s, unix_s)
@@ -150,9 +150,7 @@ class ScaleDesk:
             self._put_away(ref, now_s)
         if len(self._seen.versions) > len(limits) + 2 * FORGOTTEN_MAX:
             self._seen.forget({**limits, **self._saved})
-        self._far_s = far_s
         self._awaited.keep(limits)
-        is_up = is_anybody_up(workers)
         demands: dict[Ref, Demand] = {}
         for ref, allowed in limits.items():
             seen = self._seen.versions.setdefault(ref, Seen())
@@ -161,12 +159,15 @@ class ScaleDesk:
                 there = seen.warm + seen.loading
                 replicas = max(allowed.replicas_least, there)
             else:
-                came = (unserved or {}).get(ref, 0) if far_s else 0
+                at = (reach or {}).get(ref, "up")
+                machine_s = far_s if at == "far" else 0.0
+                came = (unserved or {}).get(ref, 0) if at == "far" else 0
                 if came:
                     seen.arrived += came
                     seen.used_s = now_s
-                signals = self._signals(ref, at_edges, now_s, unix_s, is_up=is_up)
-                if self._awaited.look(ref, signals, far_s, now_s, is_unserved=came > 0):
+                start_s = self._until_up_s(at, far_s)
+                signals = self._signals(ref, at_edges, now_s, unix_s, start_s)
+                if self._awaited.look(ref, signals, machine_s, now_s, is_unserved=came > 0):
                     allowed = msgspec.structs.replace(allowed, is_awaited=True)
                 replicas = self._ask(ref, allowed, signals, now_s)
             demands[ref] = Demand(replicas, (owners or {}).get(ref, ""), seen.size_bytes)
@@ -177,19 +178,25 @@ class ScaleDesk:
         times_s = (desk.decision.until_s for desk in self._desks.values() if desk.decision)
         return min(times_s, default=math.inf) / self._time_scale
 
-    def wake_s(self, ref: Ref, *, is_up: bool = True, far_s: float = 0.0) -> float:
+    def wake_s(self, ref: Ref, reach: Reach = "up", far_s: float = 0.0) -> float:
         """Return how long a call waits that finds `ref` asleep; 0: not known.
 
         Args:
             ref: the version.
-            is_up: there is a process for it.
-            far_s: how long until there is one, if a machine has to be started for it.
+            reach: what has to start before.
+            far_s: how long a machine takes, where it is that.
         """
         seen = self._seen.versions.get(ref)
         wake_s = seen.wake_s if seen is not None else 0.0
-        if far_s:
+        if reach == "far":
             return wake_s + far_s
-        return wake_s + (0.0 if is_up else self._start_s) if wake_s else 0.0
+        return wake_s + self._until_up_s(reach) if wake_s else 0.0
+
+    def _until_up_s(self, reach: Reach, far_s: float = 0.0) -> float:
+        """Return how long it takes until there is a process; of a machine's start it is a part."""
+        if reach == "up":
+            return 0.0
+        return max(self._start_s, far_s) if reach == "far" else self._start_s
 
     def fallback_wake_s(self, ref: Ref) -> float:
         """Return how long a call waits for a fallback worker to wake `ref`; 0: not known."""
@@ -204,7 +211,7 @@ class ScaleDesk:
         return waiting if now_s - since_s >= AT_EDGES_S else 0
 
     def _signals(
-        self, ref: Ref, at_edges: int, now_s: float, unix_s: float, *, is_up: bool
+        self, ref: Ref, at_edges: int, now_s: float, unix_s: float, start_s: float
     ) -> Signals:
         seen, scale = self._seen.versions[ref], self._time_scale
         wake_s = seen.wake_s or WAKE_S_UNKNOWN
@@ -220,7 +227,7 @@ class ScaleDesk:
             warm=seen.warm,
             loading=seen.loading,
             calls_per_s=seen.calls_per_s / scale,
-            wake_s=(wake_s + (0.0 if is_up else max(self._start_s, self._far_s))) * scale,
+            wake_s=(wake_s + start_s) * scale,
             idle_s=self._seen.idle_s(ref, now_s) * scale,
         )
 
@@ -425,11 +432,6 @@ class ScaleDesk:
         self._waiting_since_s.pop(ref, None)
         while len(self._saved) > FORGOTTEN_MAX:
             del self._saved[next(iter(self._saved))]
-
-
-def is_anybody_up(workers: Iterable[WorkerView]) -> bool:
-    """Tell whether some worker could load what sleeps at once; not one that helps out only."""
-    return any(not w.is_cold and not w.draining and not w.is_fallback for w in workers)
 
 
 def _plain(terms: Mapping[str, float]) -> dict[str, float | None]:

@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from pool import placement
 from pool.fallback import IDLE_S as FALLBACK_IDLE_S
 from pool.learned import Learned
-from pool.placement import Demand, Ref, WorkerView
+from pool.placement import Demand, Reach, Ref, WorkerView
 from pool.registry_watch import Snapshot
 from pool.rollouts.needs import Needs, Warmth
 from pool.scale_desk import ScaleDesk
@@ -70,6 +71,7 @@ class ScaleOrders:
         self._due: dict[str, str] = {}
         self._limits: Mapping[Ref, Limits] = {}
         self._owners: Mapping[Ref, str] = {}
+        self._reach: Mapping[Ref, Reach] = {}
         self._far_s = 0.0
         self._helped: set[Ref] = set()  # fallback workers may answer for these
         self._needs = Needs()
@@ -115,14 +117,14 @@ class ScaleOrders:
             workers: all of them.
             waiting: by edge: calls that no worker can be reached for, by "model/version".
             unserved: calls since the last time that were given to no worker, likewise.
-            far_s: see `ScaleDesk.round`.
+            far_s: how long a machine takes to start, where some worker has one of its own.
         """
         loop = asyncio.get_running_loop()
         now_s, unix_s = loop.time(), time.time()
         if self._loading is None:
             self._loading = loop.create_task(self._restore())
-        self._far_s = far_s
         self._make_limits(snapshot, workers, now_s, unix_s)
+        self._reach, self._far_s = self._reached(workers), far_s
         found = self._desk.round(
             self._limits,
             workers,
@@ -131,6 +133,7 @@ class ScaleOrders:
             waiting=_summed(waiting),
             owners=self._owners,
             unserved=_summed([unserved or {}]),
+            reach=self._reach,
             far_s=far_s,
         )
         for ref in self._helped & found.keys():
@@ -143,6 +146,18 @@ class ScaleOrders:
             self._timer = loop.call_at(max(next_s, now_s + LOOK_S_MIN), self._act)
         self._wanted = self._needs.demands(found)
         return dict(self._wanted)
+
+    def _reached(self, workers: Sequence[WorkerView]) -> dict[Ref, Reach]:
+        """Say of each version what has to start before it can load, by what was wanted last."""
+        wanted = {
+            ref: self._wanted.get(ref, Demand(0, self._owners.get(ref, ""))) for ref in self._limits
+        }
+        whose = placement.owners(wanted, workers)
+        reach = {
+            owner: placement.reach(placement.own(owner, workers, whose))
+            for owner in {demand.owner for demand in wanted.values()}
+        }
+        return {ref: reach[demand.owner] for ref, demand in wanted.items()}
 
     def _make_limits(
         self, snapshot: Snapshot, workers: Sequence[WorkerView], now_s: float, unix_s: float
@@ -173,7 +188,12 @@ class ScaleOrders:
 
     def _wake_s(self, spec: EndpointSpec) -> float:
         refs = [(variant.model, variant.version) for variant in spec.variants]
-        return max(self._desk.wake_s(ref, is_up=False, far_s=self._far_s) for ref in refs)
+        reach: dict[Ref, Reach] = {ref: self._reach.get(ref, "cold") for ref in refs}
+        # A process that is up now may rest by then.
+        return max(
+            self._desk.wake_s(ref, "far" if at == "far" else "cold", self._far_s)
+            for ref, at in reach.items()
+        )
 
     def warm(self, spec: EndpointSpec) -> None:
         """Have an endpoint warm for a while from now on, by request."""
@@ -189,14 +209,14 @@ class ScaleOrders:
         """Return how far the candidate of an endpoint's rollout is loaded for its next step."""
         return self._needs.warmth(endpoint)
 
-    def wake_ms(self, ref: Ref, *, is_up: bool, far_s: float = 0.0) -> int:
+    def wake_ms(self, ref: Ref, reach: Reach, far_s: float = 0.0) -> int:
         """Return how long a call waits that finds `ref` asleep, to two digits; 0: not known.
 
         What is left of the start of a machine is told in tenths of a minute: edges get new routes
         whenever it changes.
         """
         far_s = FAR_STEP_S * math.ceil(far_s / FAR_STEP_S)
-        return _two_digits(self._desk.wake_s(ref, is_up=is_up, far_s=far_s) * 1e3)
+        return _two_digits(self._desk.wake_s(ref, reach, far_s) * 1e3)
 
     def fallback_wake_ms(self, ref: Ref) -> int:
         """Return how long a call waits for a fallback worker to wake `ref`; 0: not known."""

@@ -9,8 +9,7 @@ from pool import fallback, placement
 from pool.fallback import IDLE_S, QUICK_MS
 from pool.far_starts import GUESS_S, FarStarts
 from pool.letting_go import demands
-from pool.placement import Demand, Load, Ref, Unload, WorkerView
-from pool.scale_desk import is_anybody_up
+from pool.placement import Demand, Load, Ref, Unload, WorkerView, own, reach
 from pool.scaling.awaited import COME_BACK_S, FAR_STARTS, Awaited
 from pool.scaling.limits import helped_of
 from pool.scaling.seen import Sightings
@@ -207,8 +206,8 @@ def test_calls_at_a_fallback_worker_are_arrivals_and_say_nothing_of_replicas() -
 
 
 def test_nobody_is_up_where_only_fallback_workers_and_far_places_are() -> None:
-    assert not is_anybody_up([view("f"), far("w", is_starting=True)])
-    assert is_anybody_up([view("f"), view("w")])
+    assert reach(own("", [view("f"), far("w", is_starting=True)], {})) == "far"
+    assert reach(own("", [view("f"), view("w")], {})) == "up"
 
 
 def signals(arrived: int, *, waiting: int = 0, warm: int = 0) -> Signals:
@@ -239,11 +238,13 @@ def test_start_of_a_machine_is_guessed_then_learned_and_what_is_left_of_it_told(
     starts = FarStarts()
     assert (starts.start_s(0.0), starts.start_s(60.0)) == (GUESS_S, 60.0)
     starts.look({"a": True, "b": True}, (), 0.0)
-    assert [starts.left_s(60.0, now_s) for now_s in (0.0, 20.0, 55.0, 500.0)] == [60, 40, 15, 15]
+    left_s = [starts.left_s(60.0, now_s, ["a", "b"]) for now_s in (0.0, 20.0, 55.0, 500.0)]
+    assert left_s == [60, 40, 15, 15]
+    assert starts.left_s(60.0, 20.0, ["c"]) == 60  # whose machine nobody has asked for
     starts.look({"b": True}, ("a",), 100.0)
     assert starts.start_s(60.0) == 100.0
     starts.look({}, (), 101.0)  # called off: nothing is learned of it
-    assert (starts.start_s(60.0), starts.left_s(60.0, 200.0)) == (100.0, 100.0)
+    assert (starts.start_s(60.0), starts.left_s(60.0, 200.0, ["a", "b"])) == (100.0, 100.0)
 
 
 def test_worker_that_was_lost_for_a_moment_is_no_start_that_took_so_long() -> None:

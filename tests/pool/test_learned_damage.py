@@ -81,7 +81,7 @@ def serve(data: bytes | None) -> ScaleDesk:
             for ref, demand in rounds(desk, now_s, calls, arrived=arrived).items():
                 assert 0 <= demand.replicas <= LIMITS[ref].replicas_max
                 assert 0 <= demand.size_bytes <= 2**53
-                assert 0.0 <= desk.wake_s(ref, is_up=False) <= 2 * kept.WAKE_S_MAX
+                assert 0.0 <= desk.wake_s(ref, "cold") <= 2 * kept.WAKE_S_MAX
                 msgspec.json.encode(desk.why(ref, now_s))
             assert not math.isnan(desk.next_s())
         inherited = kept_of(desk, 5000.0, NOW_UNIX_S + 6000.0)
@@ -187,7 +187,7 @@ def test_what_is_whole_is_taken_over() -> None:
     assert damaged() == whole()
     desk = serve(whole())
     assert desk.wake_s(CLOCK) == desk.wake_s(OTHER) == 0.08
-    assert desk.wake_s(CLOCK, is_up=False) == pytest.approx(0.38)
+    assert desk.wake_s(CLOCK, "cold") == pytest.approx(0.38)
 
 
 def test_every_number_can_be_bad_without_harm() -> None:
@@ -353,7 +353,7 @@ def test_absurd_times_of_a_worker_are_not_believed(absurd: int) -> None:
     rounds(desk, 1.0, wake_us=90_000)
     desk.started({"spawn": absurd, "import": absurd})
     rounds(desk, 2.0, wake_us=absurd)
-    assert desk.wake_s(CLOCK, is_up=False) == pytest.approx(0.49)
+    assert desk.wake_s(CLOCK, "cold") == pytest.approx(0.49)
 
 
 @pytest.mark.parametrize("rows_per_s", [5e-324, 1e-300, 2.0**53])

@@ -164,9 +164,9 @@ def test_wake_takes_longer_where_a_process_has_to_start() -> None:
     made.desk.started({"spawn": 300_000, "import": 200_000})
     made.round(1.0, engine(wake_us=100_000))
     cold = [WorkerView("w", False, {}, is_cold=True)]
-    made.desk.round(made.limits, cold, now_s=2.0, unix_s=2.0)
+    made.desk.round(made.limits, cold, now_s=2.0, unix_s=2.0, reach={REF: "cold"})
     assert made.policy.asked[-1].wake_s == pytest.approx(0.6)
-    assert made.desk.wake_s(REF, is_up=False) == pytest.approx(0.6)
+    assert made.desk.wake_s(REF, "cold") == pytest.approx(0.6)
 
 
 def test_one_start_that_took_long_refuses_nobody_later() -> None:
@@ -174,14 +174,14 @@ def test_one_start_that_took_long_refuses_nobody_later() -> None:
     made.round(1.0, engine(wake_us=100_000))
     for took_s in (0.5, 33, 0.6):
         made.desk.started({"spawn": round(took_s * 1e6)})
-        assert made.desk.wake_s(REF, is_up=False) <= 0.7
+        assert made.desk.wake_s(REF, "cold") <= 0.7
     for _ in range(3):  # what takes long again and again is believed
         made.desk.started({"spawn": 4_000_000})
-    assert made.desk.wake_s(REF, is_up=False) == pytest.approx(4.1)
+    assert made.desk.wake_s(REF, "cold") == pytest.approx(4.1)
     heir = ScaleDesk()
     heir.restore(kept_of(made.desk, 2.0, 2.0), 3.0, 3.0)
     heir.started({"spawn": 33_000_000})
-    assert heir.wake_s(REF, is_up=False) == pytest.approx(4.1)
+    assert heir.wake_s(REF, "cold") == pytest.approx(4.1)
 
 
 # when a policy is asked

@@ -367,3 +367,54 @@ def test_node_of_far_places_that_stays_away_is_forgotten_after_a_start() -> None
             await until(lambda: state(edge) != "no_instance", 20.0)
 
     simulate(main)
+
+
+@pytest.mark.parametrize("awake", ["own", "m"])
+def test_whoever_has_a_machine_up_is_none_of_those_that_have_none(awake: str) -> None:
+    """One endpoint has workers of its own, the other shares: each starts a machine of its own."""
+    asleep = "m" if awake == "own" else "own"
+
+    def state_at(edge: Edge, model: str) -> str:
+        return state_of(edge.pool.route_in_reach((model, "1")))
+
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            least = {awake: 1, asleep: 0}
+            fleet.put("own", dedicated=True, replicas_min=least["own"], idle_s=5)
+            fleet.put("m", replicas_min=least["m"], idle_s=5)
+            fleet.controller()
+            far = far_node(fleet, places=4, start_s=START_S)
+            edge = fleet.edge()
+
+            await until(lambda: edge.knows(awake) and state_at(edge, awake) == "warm", 100.0)
+            await until(lambda: state_at(edge, asleep) == "no_instance")
+            assert len(far.starts) == 1
+            refused = await edge.ask(asleep, deadline_s=1.5)
+            assert (refused.status, refused.wait_s < 0.1) == (503, True)
+            assert "no instance" in refused.detail
+            await until(lambda: state_at(edge, asleep) == "warm", START_S + 30.0)
+            assert (len(far.starts), far.called_off) == (2, 0)
+            await asyncio.sleep(RETRY_AFTER_S_MAX * 0.9)
+            assert (await edge.ask(asleep)).status == 200
+            fleet.check()
+
+    simulate(main)
+
+
+def test_fallback_answers_for_who_has_no_machine_while_others_have_one() -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("own", dedicated=True, replicas_min=1)
+            edge = await helped(fleet, idle_s=5)
+            far = far_node(fleet, places=4, start_s=START_S)
+            await until(lambda: state_of(edge.pool.route_in_reach(("own", "1"))) == "warm", 100.0)
+            assert state(edge) == "no_instance"
+            for _ in range(8):  # seldom enough that the endpoint idles between them
+                assert (await edge.ask("m", deadline_s=1.5)).status == 200
+                await asyncio.sleep(START_S / 4)
+            assert state(edge) == "warm"
+            assert (len(far.starts), far.called_off) == (2, 0)
+            assert len(set(served_by())) == 2
+            fleet.check()
+
+    simulate(main)

@@ -9,7 +9,6 @@ Decides nothing itself: `placement` does, `leadership` says whether it may act.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 
 import msgspec
@@ -49,7 +48,6 @@ SETTLE_S = 3.0  # a new leader waits so long for the workers of the old one to d
 COMMAND_AGAIN_S = 2.0  # a command is repeated until a heartbeat shows it done
 COMMANDS_MAX = 256  # remembered of one worker; older ones are due again anyway
 ACKS_S_MAX = 10.0
-LEADS_S = 0.02  # who does not lead yet looks so often whether it does: edges wait for documents
 
 _log = structlog.get_logger()
 
@@ -105,6 +103,8 @@ class Controller:
         self._loads = LoadCounts()
         self._seq = 0
         self._documents: control.Documents | None = None
+        self._has_news = False  # of which nobody was told, because this process did not lead then
+        self.lapsed = asyncio.Event()  # set: its documents are gone with a reign
         self._routes: control.Routes | None = None
         self._registry_error = ""
         self._read_s: float | None = None  # the registry, in full; at first, when that was begun
@@ -435,7 +435,7 @@ class Controller:
         """Look at the registry once and tell everybody what changed.
 
         Returns:
-            Whether anything has; None: the registry did not answer.
+            Whether anything has; None: the registry did not answer, or not to all.
         """
         async with self._polling:
             known = self._watch.snapshot
@@ -459,24 +459,16 @@ class Controller:
             if self._watch.trust.is_required:
                 gone = known.manifests.keys() - self._watch.snapshot.manifests.keys()
                 self._let_go.update(dict.fromkeys(gone, False))
-            found = None if self._registry_error else changed
+            found = None if self._registry_error or not self._watch.is_whole else changed
+            self._has_news |= changed
         if not self._may_act():
             return found
         # What was never read is not empty: edges keep what they have until it is.
-        is_news = self._documents is None and self._watch.is_known
-        if changed or is_news:
+        is_first = self._documents is None and self._watch.is_known
+        if self._has_news or is_first:
             self._publish_documents()
             self.act()
         return found
-
-    async def poll_forever(self, interval_s: float) -> None:
-        """Poll every `interval_s` ± 20 %, so that many controllers never beat in time."""
-        while True:
-            if not self._may_act():
-                await asyncio.sleep(min(LEADS_S, interval_s))
-                continue
-            await self.poll()
-            await asyncio.sleep(interval_s * random.uniform(0.8, 1.2))
 
     async def tick_forever(self) -> None:
         """Notice who has gone silent, repeat what was not done, show that we live."""
@@ -542,6 +534,7 @@ class Controller:
         self._scale.reset()
         self._rollouts.reset()
         self._documents = None
+        self.lapsed.set()
         self._routes = None
         self._acting_since_s = None
         self._acked.set()
@@ -636,6 +629,7 @@ class Controller:
         self._tell_edges(self._routes)
 
     def _publish_documents(self) -> None:
+        self._has_news = False
         snapshot = self._watch.snapshot
         self._seq += 1
         self._documents = control.Documents(

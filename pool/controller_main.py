@@ -138,12 +138,9 @@ async def run(config: ControllerConfig) -> None:
     )
     ended = asyncio.Event()
     leading = loop.create_task(lead_until(ended, leader_store, leadership))
-    if queue is None:
-        looks = controller.poll_forever(interval_s)
-    else:
-        looks = RegistryNews(queue, controller.poll, may_act, interval_s).run_forever()
+    news = RegistryNews(queue, controller.poll, may_act, controller.lapsed, interval_s)
     rounds = [
-        loop.create_task(looks),
+        loop.create_task(news.run_forever()),
         loop.create_task(controller.tick_forever()),
     ]
     _log.info("controller_up", addresses=[str(server.address) for server in servers])

@@ -1,4 +1,4 @@
-"""The controller's looks at a registry that tells a queue of its changes.
+"""The controller's looks at the registry: by the clock, and when a queue tells of a change.
 
 Only the controller that leads receives, and it deletes what it received once it has looked: what a
 controller had in hand when it died, or when the registry did not answer, comes again.
@@ -7,6 +7,7 @@ controller had in hand when it died, or when the registry did not answer, comes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,25 +33,29 @@ class Queue(Protocol):
 
 
 class RegistryNews:
-    """Follows one queue for one controller.
+    """Looks at one registry for one controller.
 
     Args:
+        queue: that tells of changes; None: nothing does.
         look: looks at the registry and tells everybody what changed; returns whether anything has,
-            None: the registry did not answer.  `is_asked`: at wishes too.
+            None: the registry did not answer, or not to all.  `is_asked`: at wishes too.
         may_act: tells whether this process leads now.
-        interval_s: between two looks, plus or minus 20 %, where the queue cannot be relied on.
+        lapsed: is set when what the looks had found is forgotten, as at the end of a reign.
+        interval_s: between two looks, plus or minus 20 %, where no queue can be relied on.
     """
 
     def __init__(
         self,
-        queue: Queue,
+        queue: Queue | None,
         look: Callable[..., Awaitable[bool | None]],
         may_act: Callable[[], bool],
+        lapsed: asyncio.Event,
         interval_s: float,
     ) -> None:
         self._queue = queue
         self._look = look
         self._may_act = may_act
+        self._lapsed = lapsed
         self._interval_s = interval_s
         self._thread = ThreadPoolExecutor(1, "notifications")  # one receive may take 20 s
         # The whole mutable state.
@@ -60,13 +65,17 @@ class RegistryNews:
         """Look when it is told to, and when it is due."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._look_forever())
-            group.create_task(self._listen_forever())
+            if self._queue is not None:
+                group.create_task(self._listen_forever(self._queue))
 
     async def _look_forever(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if not self._may_act():
+            is_leading = self._may_act()
+            if not is_leading or self._lapsed.is_set():
                 self._pace = Pace()  # a new reign begins with a look
+            self._lapsed.clear()
+            if not is_leading:
                 await asyncio.sleep(min(LEADS_S, self._interval_s))
                 continue
             began_s = loop.time()
@@ -77,9 +86,12 @@ class RegistryNews:
                 if changed and could_tell:
                     _log.warning("notifications_missed", until="the next one, the plain pace")
                     self._pace = self._pace.missed()
-            await asyncio.sleep(self._interval_s * random.uniform(0.8, 1.2))
+            with contextlib.suppress(TimeoutError):
+                # A reign may end and the next one begin within one pause.
+                async with asyncio.timeout(self._interval_s * random.uniform(0.8, 1.2)):
+                    await self._lapsed.wait()
 
-    async def _listen_forever(self) -> None:
+    async def _listen_forever(self, queue: Queue) -> None:
         loop = asyncio.get_running_loop()
         is_heard = True
         while True:
@@ -88,14 +100,14 @@ class RegistryNews:
                 continue
             asked_s = loop.time()
             try:
-                news = await loop.run_in_executor(self._thread, self._queue.receive)
+                news = await loop.run_in_executor(self._thread, queue.receive)
                 began_s = loop.time()
                 self._pace = self._pace.heard(began_s, is_event=news.is_event)
                 if not is_heard:
                     _log.info("notifications_back")
                 is_heard = True
                 if await self._is_seen(news):
-                    await loop.run_in_executor(self._thread, self._queue.delete, news)
+                    await loop.run_in_executor(self._thread, queue.delete, news)
             except QueueError as error:
                 self._pace = self._pace.deaf()
                 if is_heard:

@@ -83,6 +83,7 @@ class RegistryWatch:
         # The whole mutable state: what holds, and the etags by which a change is noticed.
         self.snapshot = start or Snapshot()
         self.is_known = start is not None  # False: the registry has never been seen
+        self.is_whole = True  # False: not all could be read in the last look, which is to be soon
         self._spec_etags: dict[str, str] = {}
         self._mark_etags: dict[str, str] = {}
         self._keys_etag: str | None = None
@@ -98,8 +99,10 @@ class RegistryWatch:
 
         Raises:
             StoreError: the registry did not answer; the snapshot stays, but for what may no
-                longer be used.
+                longer be used.  Where it does not tell the keys or the wishes alone, the rest is
+                taken, and `is_whole` says that another look is due.
         """
+        self.is_whole = True
         begun = self.snapshot
         self._drop_untrusted()
         old = self.snapshot
@@ -157,6 +160,7 @@ class RegistryWatch:
         self._spec_etags, self._mark_etags = etags, marks
         self.is_known = True
         self.wishes.poll(is_asked=is_asked)
+        self.is_whole &= self.wishes.is_whole
         return changed
 
     def resolve(self, model: str, version: str) -> Manifest | None:
@@ -293,8 +297,10 @@ class RegistryWatch:
             rejected.pop("keys.json", None)
             return b""  # no keys at all: every call is refused
         except (BadDocument, StoreError) as error:
-            if isinstance(error, StoreError) and not self.is_known:
-                raise  # without a last good copy nobody may be told that there are no keys
+            if isinstance(error, StoreError):
+                if not self.is_known:
+                    raise  # without a last good copy nobody may be told that there are no keys
+                self.is_whole = False
             _reject(rejected, "keys.json", error)
             return old
 

@@ -16,7 +16,7 @@ import structlog
 from pool.build_jobs import Ref, Target
 from registry_sync import catalog, wishes
 from registry_sync.documents import BadDocument
-from registry_sync.stores import Entry, NotFound, Store, StoreError
+from registry_sync.stores import AccessDenied, Entry, NotFound, Store, StoreError
 from registry_sync.wishes import FOLDER
 
 WISHES_MAX: Final = 4096
@@ -43,6 +43,7 @@ class WishWatch:
         self.unknown: Mapping[Target, str] = {}
         self.rejected: Mapping[str, str] = {}
         self.artifacts: Mapping[Ref, str] = {}
+        self.is_whole = True  # False: the registry did not answer in the last look
         self._known: dict[str, tuple[str, Target | None]] = {}  # by key: etag, and what it says
         self._listed_s = float("-inf")
 
@@ -58,7 +59,9 @@ class WishWatch:
         self._listed_s = now_s
         try:
             self._look()
+            self.is_whole = True
         except StoreError as error:
+            self.is_whole = isinstance(error, AccessDenied)  # which a second look does not change
             if FOLDER not in self.rejected:
                 _log.warning("wishes_unreachable", error=str(error))
             self.rejected = {**self.rejected, FOLDER: str(error)}

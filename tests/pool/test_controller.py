@@ -450,12 +450,42 @@ async def test_new_reign_begins_with_nothing_of_the_old_one(
     await stack.controller.poll()
     old = await stack.joined(edge())
     await stack.joined(worker())
+    assert not stack.controller.lapsed.is_set()
     stack.epoch = 4  # lost and won again between two looks
     await old.lost()
+    assert stack.controller.lapsed.is_set(), "or the next look may be minutes away"
     await stack.controller.poll()
     again = await stack.join(edge())
     assert (await again.hear(control.Documents)).epoch == 4
     assert (await again.hear(control.Routes)).epoch == 4
+
+
+async def test_change_that_was_seen_in_a_break_of_the_reign_is_told_after_it(stack: Stack) -> None:
+    await stack.controller.poll()
+    member = await stack.joined(edge())
+    stack.leads = False
+    stack.put_spec()
+    assert await stack.controller.poll() is True
+    stack.leads = True
+    assert await stack.controller.poll() is False
+    await member.hear(control.Documents, lambda found: found.specs.keys() == {"e"})
+
+
+async def test_look_that_did_not_read_the_keys_counts_as_none(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(key: str, etag: str | None) -> None:
+        raise StoreUnavailable(f"{key}: no answer")
+
+    assert await stack.controller.poll() is False
+    member = await stack.joined(edge())
+    monkeypatch.setattr(stack.store, "get_if_changed", unread, raising=False)
+    stack.put_spec()
+    assert await stack.controller.poll() is None
+    await member.hear(control.Documents, lambda found: found.specs.keys() == {"e"})
+    monkeypatch.undo()
+    assert await stack.controller.poll() is True
+    assert await stack.controller.poll() is False
 
 
 async def test_new_leader_waits_for_the_workers_of_the_old_one(

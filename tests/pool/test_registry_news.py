@@ -1,10 +1,14 @@
-"""A controller's looks at a bucket that tells a queue of its changes; both answer over HTTP."""
+"""A controller's looks at a bucket that tells a queue of its changes; both answer over HTTP.
+
+Some are at a folder of which nobody tells.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +17,12 @@ from structlog.testing import capture_logs
 from pool import look_pace, registry_news
 from pool.registry_news import RegistryNews
 from pool.registry_watch import RegistryWatch
-from registry_sync.documents import EndpointSpec, Variant, write
+from registry_sync.directory import DirectoryStore
+from registry_sync.documents import EndpointSpec, Keys, Variant, write
+from registry_sync.keys import KEYS_KEY, make_key
 from registry_sync.notifications import Queue
 from registry_sync.open import open_store
-from registry_sync.stores import Store
+from registry_sync.stores import Object, Store, StoreUnavailable
 from tests.support.aws import AwsServer
 from tests.support.published import publish
 from tests.support.told_bucket import told_bucket
@@ -24,20 +30,39 @@ from tests.support.told_bucket import told_bucket
 NEVER_S = 3600.0
 
 
+class Secretive:
+    """A store that answers, and may keep the keys to itself."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.keeps_keys = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get_if_changed(self, key: str, etag: str | None) -> Object | None:
+        if self.keeps_keys and key == KEYS_KEY:
+            raise StoreUnavailable(f"{key}: no answer")
+        return self._store.get_if_changed(key, etag)
+
+
 class Looks:
     """Looks at a registry, and counts them."""
 
     def __init__(self, store: Store) -> None:
-        self.watch = RegistryWatch(store)
+        self.store = Secretive(store)
+        self.watch = RegistryWatch(self.store)  # type: ignore[arg-type]
         self.count = 0
         self.fails = False
         self.may_act = True
+        self.lapsed = asyncio.Event()
 
     async def look(self, *, is_asked: bool = False) -> bool | None:
         self.count += 1
         if self.fails:
             return None
-        return await asyncio.to_thread(self.watch.poll, is_asked=is_asked)
+        changed = await asyncio.to_thread(self.watch.poll, is_asked=is_asked)
+        return changed if self.watch.is_whole else None
 
 
 @pytest.fixture
@@ -58,8 +83,11 @@ def store(told: tuple[str, str]) -> Iterator[Store]:
 async def following(
     looks: Looks, url: str, registry: str, interval_s: float = NEVER_S
 ) -> AsyncIterator[None]:
-    with contextlib.closing(Queue(url, registry, wait_s=0)) as queue:
-        news = RegistryNews(queue, looks.look, lambda: looks.may_act, interval_s)
+    with contextlib.ExitStack() as stack:
+        queue = None
+        if url:
+            queue = stack.enter_context(contextlib.closing(Queue(url, registry, wait_s=0)))
+        news = RegistryNews(queue, looks.look, lambda: looks.may_act, looks.lapsed, interval_s)
         task = asyncio.get_running_loop().create_task(news.run_forever())
         yield
         task.cancel()
@@ -171,3 +199,61 @@ async def test_change_of_which_nobody_told_is_found_and_the_queue_not_relied_on(
             before = looks.count
             await until(lambda: looks.count > before + 3)
     assert "e" in looks.watch.snapshot.specs
+
+
+async def test_keys_that_could_not_be_read_are_looked_for_at_the_usual_pace(
+    aws: AwsServer, told: tuple[str, str], store: Store
+) -> None:
+    """Or a key that is revoked would be good until the next look of the slow pace."""
+    looks = Looks(store)
+    store.put_new(KEYS_KEY, write(Keys((make_key("t", ["infer:*"])[1],))))
+    revoked = write(Keys(()))
+    with capture_logs() as logs:
+        async with following(looks, told[1], store.url, interval_s=0.02):
+            await until(lambda: looks.watch.snapshot.key_bytes and not held(aws, told[1]))
+            before = looks.count
+            await asyncio.sleep(0.1)
+            assert looks.count <= before + 1
+            looks.store.keeps_keys = True
+            store.put_if(KEYS_KEY, revoked, store.get(KEYS_KEY).etag)
+            await until(lambda: looks.count > before + 4)
+            assert held(aws, told[1]) == 1
+            assert looks.watch.snapshot.key_bytes != revoked
+            looks.store.keeps_keys = False
+            await until(lambda: looks.watch.snapshot.key_bytes == revoked)
+            await asyncio.sleep(0.1)
+            before = looks.count
+            await asyncio.sleep(0.1)
+            assert looks.count == before
+    assert not [log for log in logs if log["event"].startswith("notifications")]
+
+
+async def test_reign_that_ends_and_begins_within_a_pause_begins_with_a_look(
+    told: tuple[str, str], store: Store
+) -> None:
+    looks = Looks(store)
+    async with following(looks, told[1], store.url):
+        await until(lambda: looks.count)
+        await asyncio.sleep(0.2)  # for the messages of what is there
+        before = looks.count
+        looks.lapsed.set()
+        await until(lambda: looks.count == before + 1)
+        looks.may_act = False
+        looks.lapsed.set()
+        await asyncio.sleep(0.1)
+        assert looks.count == before + 1
+        looks.may_act = True
+        await until(lambda: looks.count == before + 2)
+
+
+async def test_without_a_queue_looks_are_at_the_usual_pace_and_at_once_in_a_new_reign(
+    tmp_path: Path,
+) -> None:
+    looks = Looks(DirectoryStore(tmp_path))
+    async with following(looks, "", "", interval_s=0.02):
+        await until(lambda: looks.count > 5)
+    looks = Looks(DirectoryStore(tmp_path))
+    async with following(looks, "", ""):
+        await until(lambda: looks.count == 1)
+        looks.lapsed.set()
+        await until(lambda: looks.count == 2)

@@ -10,10 +10,11 @@ import pytest
 from pool import registry_watch
 from pool.registry_watch import RegistryWatch, Snapshot, restore
 from pool.wire.control import Documents
+from pool.wish_watch import WishWatch
 from registry_sync import endpoints, keys
 from registry_sync.directory import DirectoryStore
 from registry_sync.documents import Cache, EndpointSpec, EndpointState, Keys, Variant, write
-from registry_sync.stores import NotFound, Store, StoreUnavailable
+from registry_sync.stores import AccessDenied, NotFound, Store, StoreUnavailable
 from tests.support.artifacts import put_artifact
 
 
@@ -342,6 +343,39 @@ def test_keys_that_cannot_be_reached_leave_the_last_good_ones(store: Any, watch:
     store.down = set()
     watch.poll()
     assert not watch.snapshot.rejected
+
+
+def test_look_that_did_not_read_the_keys_or_the_wishes_is_not_whole(store: Any) -> None:
+    watch = RegistryWatch(store, None, WishWatch(store, 60.0))
+    put(store, "keys.json", some_keys())
+    assert watch.poll() is True
+    for folder in ("keys.json", "builds"):
+        assert watch.is_whole
+        store.down = {folder}
+        watch.poll(is_asked=True)
+        assert not watch.is_whole
+        watch.poll()
+        assert not watch.is_whole, "nobody has read it meanwhile"
+        store.down.clear()
+        watch.poll(is_asked=True)
+    assert watch.is_whole
+    assert not watch.wishes.rejected
+
+
+def test_wishes_that_must_not_be_listed_need_no_second_look(
+    store: Any, watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = store.list
+
+    def denied(folder: str, **options: Any) -> Any:
+        if folder == "builds":
+            raise AccessDenied(folder, "s3:ListBucket")
+        return listed(folder, **options)
+
+    monkeypatch.setattr(store, "list", denied, raising=False)
+    watch.poll()
+    assert "access denied" in watch.wishes.rejected["builds"]
+    assert watch.is_whole
 
 
 def test_keys_that_were_never_reached_are_not_taken_for_none(store: Any, watch: Any) -> None:

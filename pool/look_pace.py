@@ -2,7 +2,8 @@
 
 A message is a look at once.  Beside that there are looks at a slow pace, because messages are late
 or lost at times; at the usual pace as long as the queue cannot be relied on: it does not answer, or
-a look of the slow pace found what no message had told.
+a look of the slow pace found what no message had told.  So it is after a look that the registry did
+not answer in full, and each reign begins with one.
 """
 
 from __future__ import annotations

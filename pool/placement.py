@@ -102,7 +102,8 @@ def owners(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> dict[
     Every dedicated endpoint has one worker, also while it sleeps, and more as its versions want
     more replicas.  One worker is always left to those that share; a dedicated endpoint for which
     there is none shares as well.  One that runs the endpoint already is taken first, then one that
-    runs nothing that others want, so that a plan made twice moves nothing.
+    runs nothing that others want, so that a plan made twice moves nothing.  While it sleeps, a
+    place whose machine is down does for it: those that are up are there for who calls.
     """
     live = {w.id: w for w in workers if not w.draining and not w.is_fallback}
     wants: dict[str, int] = {}
@@ -124,7 +125,13 @@ def owners(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> dict[
         left = [name for name, taken in found.items() if not taken]
         order = wake_order((owner, ""), left)
         others = {ref for ref, one in wanted.items() if one.replicas and one.owner != owner}
-        order.sort(key=lambda name: _strangeness(live[name], refs, others))
+        sleeps = not any(wanted[ref].replicas for ref in refs)
+        order.sort(
+            key=lambda name: (
+                _strangeness(live[name], refs, others),
+                sleeps and not (live[name].is_far and not live[name].is_starting),
+            )
+        )
         found.update(dict.fromkeys(order[:count], owner))
     return found
 

@@ -34,15 +34,17 @@ class Fleet(msgspec.Struct, frozen=True):
     nodes: list[_Node] = []
     instance_start_s: float | None = None  # until one is up; None: no place needs one
 
-    @property
-    def reaches_zero(self) -> bool:
-        """Tell whether no instance may be up: every place has to have one started, and none stays.
+    def reaches_zero(self, spec: EndpointSpec) -> bool:
+        """Tell whether no instance may be up for `spec`: every place has one started, none stays.
 
-        A worker that is no place's is up for good.
+        A worker that is no place's is up for good.  What is kept up is kept for those that share:
+        a dedicated endpoint has one of it only where no place is ever down.
         """
         places = {place.worker: place for node in self.nodes for place in node.places}
         if not places or any(place.address for place in places.values()):
             return False
+        if spec.scale.dedicated:
+            return sum(node.up_min for node in self.nodes) < len(places)
         is_kept = any(node.up_min for node in self.nodes)
         others = any(not one.fallback and one.id not in places for one in self.workers)
         return not is_kept and not others
@@ -72,7 +74,7 @@ def warnings(spec: EndpointSpec, fleet: Fleet) -> list[str]:
             "$.scale.fallback: cpu, but no fallback worker is there: the endpoint is served as if "
             "it said none; start one with `tidepool pool --fallback`"
         )
-    elif scale.fallback == "none" and not scale.replicas_min and fleet.reaches_zero:
+    elif scale.fallback == "none" and not scale.replicas_min and fleet.reaches_zero(spec):
         start_s = fleet.instance_start_s or 0.0
         took = f"about {_shown(start_s)}" if start_s else "minutes"
         waits = (

@@ -33,6 +33,9 @@ def route(state: str, wake_ms: int = 0, detail: str = "", workers: int = 1) -> E
         (route("loading"), "loading", False),  # the first time
         (route("loading", wake_ms=800), "loading", True),  # a wake under way
         (route("loading", wake_ms=3000), "loading", False),
+        (route("no_instance", wake_ms=800, workers=0), "no_instance", True),
+        (route("no_instance", wake_ms=3000, workers=0), "no_instance", False),
+        (route("starting", workers=0), "starting", False),  # nobody knows for how long
         (route("failed", wake_ms=10, detail="broken"), "failed", False),
         (None, "unknown", False),
     ],

@@ -237,6 +237,27 @@ def test_dedicated_endpoint_keeps_its_worker_while_it_sleeps() -> None:
     assert sorted(awake.values()) == ["", "e"]
 
 
+def test_dedicated_endpoint_that_sleeps_leaves_the_machine_that_is_up_to_those_that_share() -> None:
+    far = [WorkerView(name, False, {}, is_cold=True, is_far=True) for name in "bc"]
+    for owner in "efghijkl":  # whatever the order that names make
+        whose = owners({M1: Demand(0, owner=owner), M2: Demand(0)}, [worker("a"), *far])
+        assert whose["a"] == ""
+        # The one that starts is somebody's who calls.
+        starting = [msgspec.structs.replace(far[0], is_starting=True), far[1]]
+        whose = owners({M1: Demand(0, owner=owner), M2: ONE}, [worker("a"), *starting])
+        assert (whose["a"], whose["b"], whose["c"]) == ("", "", owner)
+
+
+def test_dedicated_endpoint_that_is_called_keeps_the_machine_that_starts_for_it() -> None:
+    far = [WorkerView(name, False, {}, is_cold=True, is_far=True) for name in "bc"]
+    for owner in "efghijkl":
+        demand = Demand(1, owner=owner)
+        before = owners({M1: demand}, [worker("a"), *far])
+        (own,) = [name for name, one in before.items() if one == owner]
+        up = [worker(one.id) if one.id == own else one for one in far]
+        assert owners({M1: demand}, [worker("a"), *up])[own] == owner
+
+
 def test_worker_that_runs_a_dedicated_endpoint_already_becomes_its_own() -> None:
     for name in "abc":
         views = [worker(one, *([engine()] if one == name else [])) for one in "abc"]

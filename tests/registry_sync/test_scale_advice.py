@@ -64,6 +64,13 @@ def test_nothing_is_said_where_a_machine_is_always_there(
     assert not said(scale, **more)  # type: ignore[arg-type]
 
 
+def test_what_is_kept_up_is_kept_for_those_that_share() -> None:
+    own = Scale(dedicated=True)
+    assert said(own, up_min=1, places=(FAR, {"worker": "gpu-1-0", "address": ""}))
+    assert not said(own, up_min=1)  # the one place there is, which never rests
+    assert not said(own, places=(FAR, NEAR))
+
+
 def test_fallback_worker_and_the_place_of_a_worker_that_is_up_keep_nothing_up() -> None:
     assert said(Scale(), workers=(HELPER, {"id": "gpu-0-0", "fallback": False}))
 

@@ -31,6 +31,7 @@ class FarLauncher:
     start_s: float
     guess_s: float
     rest_s: float
+    up_min: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     starts: list[str] = field(default_factory=list)
     called_off: int = 0
@@ -46,7 +47,7 @@ class FarLauncher:
         """Start the node's agent, as whoever watches over it does once it has ended."""
 
         async def main() -> None:
-            limits = UpLimits(up_min=0, rest_s=self.rest_s, start_s=self.guess_s)
+            limits = UpLimits(up_min=self.up_min, rest_s=self.rest_s, start_s=self.guess_s)
 
             async def find() -> str:
                 return self.fleet.control()
@@ -115,7 +116,8 @@ def far_node(
     start_s: float = 180.0,
     rest_s: float = 60.0,
     guess_s: float = 0.0,
+    up_min: int = 0,
 ) -> FarLauncher:
     """Start a node's agent, with a sync process for its workers to come."""
     fleet.sync(node)
-    return FarLauncher(fleet, node, places, start_s, guess_s, rest_s)
+    return FarLauncher(fleet, node, places, start_s, guess_s, rest_s, up_min)

@@ -418,3 +418,21 @@ def test_fallback_answers_for_who_has_no_machine_while_others_have_one() -> None
             fleet.check()
 
     simulate(main)
+
+
+@pytest.mark.parametrize("name", ["a", "d", "own"])
+def test_endpoint_that_nobody_calls_keeps_no_machine_from_those_that_are_called(name: str) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put(name, dedicated=True, idle_s=5)
+            fleet.put("m", idle_s=5)
+            fleet.controller()
+            far = far_node(fleet, places=2, start_s=START_S, up_min=1)
+            edge = fleet.edge()
+            await until(lambda: edge.knows("m") and edge.knows(name))
+            await until(lambda: state(edge) == "asleep", START_S + 30.0)
+            assert (await edge.ask("m", deadline_s=2.0)).status == 200
+            assert len(far.starts) == 1
+            fleet.check()
+
+    simulate(main)

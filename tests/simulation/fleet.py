@@ -33,7 +33,7 @@ from pool.config import ControllerConfig, WorkerConfig
 from pool.wire.data import Tensor
 from registry_sync import daemon
 from registry_sync.config import SyncConfig
-from tests.simulation import spawning
+from tests.simulation import spawning, told
 from tests.simulation.documents import put_endpoint, put_model
 from tests.simulation.engine import Costs, ledger, new_ledger
 from tests.simulation.processes import Process
@@ -151,6 +151,7 @@ class Fleet:
     folder: Path
     store: FarStore
     asked: list[Asked] = field(default_factory=list)
+    is_told: bool = False  # controllers hear of changes by a queue, and look seldom
 
     # documents
 
@@ -177,7 +178,8 @@ class Fleet:
             data=str(self.folder / name),
             registry=REGISTRY,
             listen=(self.control(name),),
-            sync_interval_s=options.pop("sync_interval_s", 1.0),
+            sync_interval_s=options.pop("sync_interval_s", 10.0 if self.is_told else 1.0),
+            notifications=told.URL if self.is_told else "",
             **options,
         )
         return self.world.start(name, lambda: controller_main.run(config))
@@ -309,6 +311,8 @@ def fleet_of(world: World) -> Iterator[Fleet]:
         store = FarStore(folder / "registry", world.loop.dice)
         for module in (controller_main, daemon, edge_main):
             exits.enter_context(mock.patch.object(module, "open_store", return_value=store))
+        queue = told.ToldQueue(store.behind)
+        exits.enter_context(mock.patch.object(controller_main, "open_queue", return_value=queue))
         new_ledger()
         world.loop.spawn = functools.partial(spawning.spawn, world.loop)
         yield Fleet(world, folder, store)

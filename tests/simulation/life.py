@@ -134,6 +134,7 @@ class Life:
         network = self.world.loop.network
         network.delay_s, network.pieces_share = options.delay_s, options.pieces_share
         fleet.store.answer_s = options.answer_s
+        fleet.is_told = options.is_told
         for at in range(options.controllers):
             self._keep(lambda at=at: fleet.controller(f"c{at}"))
         for at, workers in enumerate(options.nodes):

@@ -18,6 +18,7 @@ POISON_SHARE: Final = 0.15
 ROLLOUT_SHARE: Final = 0.2
 OVERLOAD_SHARE: Final = 0.15
 LEFT_SHARE: Final = 0.1
+TOLD_SHARE: Final = 0.4
 CALLS_PER_S: Final = (4.0, 14.0)
 FAULTS_PER_S: Final = 0.5
 
@@ -94,6 +95,7 @@ class Options:
     rollout_at_s: float
     poison_at_s: tuple[float, ...]  # calls that kill whoever runs them
     faults: tuple[Fault, ...]
+    is_told: bool  # a queue tells controllers of what changes in the registry
 
     @property
     def workers(self) -> tuple[str, ...]:
@@ -154,6 +156,7 @@ def drawn(seed: int) -> Options:
         rollout_at_s=dice.uniform(0.0, 2.0),
         poison_at_s=_times(dice, dice.randint(1, 2), length_s) if has_poison else (),
         faults=_faults(dice, length_s, nature),
+        is_told=dice.random() < TOLD_SHARE,
     )
 
 

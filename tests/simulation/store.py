@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from registry_sync.directory import DirectoryStore
 from registry_sync.stores import StoreUnavailable
 from tests.simulation.processes import current
+from tests.simulation.told import TellingStore
 
 ANSWER_S: Final = (0.01, 0.05)
 GIVE_UP_S: Final = 8.0  # so long a client tries before it says that there is no answer
@@ -29,7 +29,7 @@ class FarStore:
     """
 
     def __init__(self, folder: Path, dice: Any) -> None:
-        self.behind = DirectoryStore(folder)
+        self.behind = TellingStore(folder)
         self._dice = dice
         self.is_away = False
         self.away_for: set[str] = set()  # processes, by name, to whom it does not answer

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 
 import pytest
 
-from registry_sync.news import News
 from tests.simulation.engine import Costs, ledger
 from tests.simulation.fleet import Edge, Fleet, fleet_of
 from tests.simulation.world import World, simulate, until
@@ -75,34 +73,20 @@ def test_dead_registry_fails_no_call_of_a_loaded_model_though_nodes_restart(away
     simulate(main)
 
 
-class SilentQueue:
-    """A queue that answers, and never has anything to tell."""
-
-    def receive(self) -> News:
-        time.sleep(20.0)
-        return News()
-
-    def delete(self, news: News) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.mark.rule("F12")
 @pytest.mark.parametrize("away_s", [12, 13, 14, 15, 16])
-@pytest.mark.parametrize("notifications", ["", "https://queue"])
+@pytest.mark.parametrize("is_told", [False, True])
 def test_reign_lost_and_won_again_costs_who_comes_no_minutes(
-    notifications: str, away_s: float, monkeypatch: pytest.MonkeyPatch
+    away_s: float, monkeypatch: pytest.MonkeyPatch, *, is_told: bool
 ) -> None:
     """Though it happens between two looks, of which a queue that answers makes few."""
     monkeypatch.setattr("tests.simulation.store.GIVE_UP_S", 2.0)
-    monkeypatch.setattr("pool.controller_main.open_queue", lambda *_: SilentQueue())
 
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:
+            fleet.is_told = is_told
             fleet.put("m", Costs(load_s=0.3))
-            fleet.controller(sync_interval_s=10.0, notifications=notifications)
+            fleet.controller(sync_interval_s=10.0)
             fleet.sync("n1")
             fleet.worker("w1", "n1")
             await fleet.ready(fleet.edge(), workers=1)

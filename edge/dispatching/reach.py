@@ -46,6 +46,7 @@ class Reach:
         self._last_s: float | None = None
         self.far = 0  # places whose machines only the controller can start, as the routes say
         self._far_gone_s = -FAR_GONE_S  # when the routes named one last
+        self._was_far = False  # whether they ever named one
 
     def look(self, now_s: float) -> None:
         """Note who is in reach; to be called often."""
@@ -58,6 +59,7 @@ class Reach:
         if self.far:
             self._far_gone_s = now_s
         self.far = far
+        self._was_far |= far > 0
 
     def may_be_far(self, now_s: float) -> bool:
         """Tell whether there are such places, or were a moment ago and may be named again."""
@@ -67,9 +69,11 @@ class Reach:
         """Tell whether some worker can be called or started, or could be a moment ago.
 
         Also where no worker was ever named: then nobody is missed; nor where all machines are at
-        rest.
+        rest.  Who starts those may not be heard of for as long as AWS hangs, which every edge is
+        told alike: another one in this one's place would know no better, and the calls that wait
+        here would be lost.
         """
-        if self.far and not self._workers:
+        if self._was_far and not self._workers:
             return True
         if any(worker.is_up or worker.is_cold for worker in self._workers.values()):
             return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections import Counter
@@ -62,12 +63,14 @@ class AwsLauncher:
         self._news = asyncio.Event()
         self._looking = asyncio.Lock()
         # The whole mutable state: what is to be up by pool, as the present connections say; what
-        # was seen last, and when; when that was tried first, and whether a controller was told of
-        # places that could not be looked at; what the policy remembers; and leaks that were found.
+        # was seen last, and when; when that was tried first, and failed last, and whether a
+        # controller was told of places that could not be looked at; what the policy remembers; and
+        # leaks that were found.
         self._wanted: dict[str, frozenset[str] | None] = dict.fromkeys(p.name for p in config.pools)
         self._seen = Observed({})
         self._seen_s: float | None = None
         self._tried_s: float | None = None
+        self._failed_s = -math.inf
         self._is_blind = False
         self._memory = Memory()
         # Since when this reign looks, and whether all that drains from before it is known.
@@ -88,6 +91,9 @@ class AwsLauncher:
         self._wanted[pool] = None
         async with self._looking:
             if self._seen_s is None or _now_s() - self._seen_s > FRESH_S:
+                if _now_s() - self._failed_s <= FRESH_S:  # pools do not wait for it in turn
+                    self._is_blind = True
+                    return
                 try:
                     await self._look()
                 except CloudError as error:
@@ -172,7 +178,11 @@ class AwsLauncher:
             self._tried_s = _now_s()
         known = tuple(self._memory.live)
         is_wide, now_s = self._is_new, _now_s()
-        seen = await asyncio.to_thread(self._cloud.observe, known, is_wide=is_wide)
+        try:
+            seen = await asyncio.to_thread(self._cloud.observe, known, is_wide=is_wide)
+        except CloudError:
+            self._failed_s = _now_s()
+            raise
         if is_wide:  # what was told to end just before shows after a while
             self._reign_s = now_s if self._reign_s is None else self._reign_s
             self._is_new = now_s - self._reign_s < NEW_S

@@ -92,7 +92,9 @@ async def test_calls_wait_while_a_new_leader_may_not_have_heard_of_who_starts_ma
         call.cancel()
 
 
-async def test_edge_stays_ready_while_all_machines_rest_by_design(fleet: Fleet) -> None:
+async def test_edge_stays_ready_while_all_machines_rest_or_nobody_has_named_them_for_a_while(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await fleet.up("a")
     fleet.route("a", workers="a")
     await fleet.connected(1)
@@ -100,8 +102,15 @@ async def test_edge_stays_ready_while_all_machines_rest_by_design(fleet: Fleet) 
     tell(fleet, ASLEEP)
     fleet.pool.reach._last_s = -OUT_OF_REACH_S  # somebody was there once, long ago
     assert fleet.pool.reach.has_anybody()
+    monkeypatch.setattr("edge.dispatching.reach.FAR_GONE_S", 0.0)
     tell(fleet, ASLEEP, far=0)
-    assert not fleet.pool.reach.has_anybody()
+    assert fleet.pool.reach.has_anybody(), "a new leader has not heard of its launcher, for long"
+    await fleet["a"].up()
+    fleet.route("a", workers="a")
+    await fleet.connected(1)
+    await fleet["a"].down()
+    fleet.pool.reach._last_s = -OUT_OF_REACH_S
+    await fleet.until(lambda: not fleet.pool.reach.has_anybody())
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class Weather:
     throttled: float = 0.0  # the part of calls that are
     failing: float = 0.0  # the part of calls that end in a 500, or in nothing at all
     is_denied: bool = False  # whether every call is refused
+    is_hanging: bool = False  # whether none is answered
     capacity: int = 100  # instances that EC2 has
     dead_on_arrival: float = 0.0  # the part of instances that never join
     failing_tasks: float = 0.0  # the part of tasks whose container ends at once
@@ -270,6 +271,9 @@ class Region:
         weather, dice = self.weather, self._loop.dice
         self.calls.append((self._loop.time(), name))
         time.sleep(self._dice(CALL_S))
+        if weather.is_hanging:
+            time.sleep(GIVE_UP_S)
+            raise ReadTimeoutError(endpoint_url="https://aws.test")
         if weather.is_denied:
             raise _error(name, "AccessDeniedException", "not authorized", 403)
         if dice.random() < weather.throttled:

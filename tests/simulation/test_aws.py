@@ -14,8 +14,9 @@ import pytest
 from infra import aws_agent, local, stack
 from infra.client import ask
 from pool.aws import client
+from pool.aws.client import LOOKS_MAX
 from pool.aws.config import AwsAgentConfig, PoolConfig, PoolsConfig
-from tests.simulation.aws import Region, Weather
+from tests.simulation.aws import GIVE_UP_S, Region, Weather
 from tests.simulation.engine import Costs
 from tests.simulation.fleet import ENGINE, REGISTRY, Edge, Fleet, fleet_of
 from tests.simulation.processes import Process
@@ -60,12 +61,11 @@ def task(fleet: Fleet, node: str) -> Process:
 @contextlib.contextmanager
 def region_of(fleet: Fleet, config: PoolsConfig, weather: Weather) -> Iterator[Region]:
     """Make the region that the launcher's calls reach."""
-    (pool,) = config.pools
     region = Region(
         fleet.world.loop,
         lambda node: task(fleet, node),
-        {pool.group: pool.instances_max},
-        per=pool.workers_per_instance,
+        {pool.group: pool.instances_max for pool in config.pools},
+        per=config.pools[0].workers_per_instance,
         weather=weather,
     )
     with mock.patch.object(client, "connect", region.apis):
@@ -229,6 +229,29 @@ def test_launcher_that_is_refused_from_its_start_is_seen_and_harms_nothing() -> 
             assert (len(region.jobs), region.launched) == (2, 2), "what ran was ended"
             fleet.change("m", idle_s=10)
             await until(region.is_empty, 900.0, 0.5)
+
+    simulate(main)
+
+
+def test_pools_are_told_of_after_one_look_in_vain_while_no_call_is_answered() -> None:
+    async def main(world: World) -> None:
+        (pool,) = pools().pools
+        names = ("gpu", "large", "small")
+        many = msgspec.structs.replace(
+            pools(),
+            pools=tuple(msgspec.structs.replace(pool, name=n, group=f"prod-{n}") for n in names),
+        )
+        weather = Weather(is_hanging=True)
+        with fleet_of(world) as fleet, region_of(fleet, many, weather) as region:
+            fleet.put("m", SLOW, idle_s=10, replicas_min=1)
+            fleet.controller()
+            launcher(fleet, many)
+            edge = fleet.edge()
+            await ready(edge, "m")
+            await until(lambda: edge.pool.reach.far == 9, LOOKS_MAX * GIVE_UP_S + 15.0, 0.5)
+            assert not region.launched
+            weather.is_hanging = False
+            await until(lambda: edge.pool.workers_up == 1, 900.0, 0.5)
 
     simulate(main)
 

@@ -28,12 +28,12 @@ def is_ready(route: EngineRoute | None, deadline_s: float) -> bool:
 
     What sleeps, by policy or by request, is woken by the call.  How long that takes is known once
     it has been loaded; so what loads for the first time is not ready, and what loads again is.  Nor
-    is what waits for a machine, unless it is known how long.
+    is what waits for a machine, unless it is known how long, or a fallback worker wakes it.
     """
     state = state_of(route)
     if route is None or state in ("warm", "fallback"):
         return route is not None
     is_in_time = route.wake_ms <= deadline_s * 1e3
-    if state in ("loading", *FAR):
+    if state == "loading" or (state in FAR and not route.wake_at):
         return is_in_time and route.wake_ms > 0
-    return is_in_time and state == "asleep"
+    return is_in_time and state in ("asleep", *FAR)

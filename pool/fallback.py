@@ -77,7 +77,8 @@ def route(
     """Return `found` with what fallback workers do for it.
 
     They come first while no other worker has the version warm, unless one that is up wakes it in
-    no time.  Where one has it warm they are named last: for calls that it breaks under.
+    no time.  Where one has it warm they are named last: for calls that it breaks under, once an
+    edge has not reached it for a moment.
 
     Args:
         found: by `placement.route`.

@@ -3,10 +3,11 @@
 Keeps one connection to every worker that the routes name, picks the lighter of two random replicas
 by their own load reports, and tries once more elsewhere, within a budget, when a worker broke or
 went silent before it answered.  A call for an engine that nobody has loaded goes to the first live
-worker of `wake_at`: it is the wake.  While no worker can be reached the call waits, up to its
-deadline; a worker that is cold is dialled only then, because to dial it is to start it.  One that
-has left, or is lost for longer, may rest by now: it is dialled again with a call for it, or by
-newer routes.  Knows nothing of HTTP, keys or caches.
+worker of `wake_at`: it is the wake.  A fallback worker that is named behind others waits a moment
+for them: they may have lost no more than their connection.  While no worker can be reached the call
+waits, up to its deadline; a worker that is cold is dialled only then, because to dial it is to
+start it.  One that has left, or is lost for longer, may rest by now: it is dialled again with a
+call for it, or by newer routes.  Knows nothing of HTTP, keys or caches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edge.dispatching.calls import Call, Ref
 from edge.dispatching.reach import FAR, Reach
 from edge.dispatching.replicas import Engines, Replicas
 from edge.dispatching.retry_budget import Budget
-from edge.dispatching.starting import is_starting, to_start
+from edge.dispatching.starting import are_missed, is_starting, to_start
 from edge.dispatching.suspects import Suspects
 from edge.dispatching.twins import Twins
 from edge.dispatching.waiting import Waiting
@@ -198,15 +199,18 @@ class Pool:
         if engine is None:
             return None
         if not call.gave_back:
-            return self._pick(engine, now_s)
+            return self._pick(engine, now_s, call.deadline_s)
         up = self._up((*engine.route.warm, *engine.route.wake_at))
-        return min(up, key=call.gave_back.count, default=None)
+        conn = min(up, key=call.gave_back.count, default=None)
+        if conn is not None and self._is_early(conn, engine.route, now_s, call.deadline_s):
+            return None
+        return conn
 
     def _up(self, names: Iterable[str]) -> list[WorkerConn]:
         """Return those of the workers that can be called now."""
         return [conn for conn in map(self._conns.get, names) if conn is not None and conn.is_up]
 
-    def _pick(self, engine: Replicas, now_s: float) -> WorkerConn | None:
+    def _pick(self, engine: Replicas, now_s: float, deadline_s: float) -> WorkerConn | None:
         warm = engine.route.warm
         if len(warm) == 1:
             conn = self._conns.get(warm[0])
@@ -222,8 +226,19 @@ class Pool:
         for worker_id in engine.route.wake_at:
             conn = self._conns.get(worker_id)
             if conn is not None and conn.is_up:
-                return conn
+                is_early = self._is_early(conn, engine.route, now_s, deadline_s)
+                return None if is_early else conn
         return None
+
+    def _is_early(
+        self, conn: WorkerConn, route: EngineRoute, now_s: float, deadline_s: float
+    ) -> bool:
+        """Tell whether a call waits for others to come back before this worker helps out."""
+        if not conn.is_fallback or conn.id in route.warm:
+            return False
+        names = (*route.warm, *route.wake_at[: route.wake_at.index(conn.id)])
+        found = [conn for conn in map(self._conns.get, names) if conn is not None]
+        return are_missed(found, now_s, deadline_s - now_s)
 
     def _want(self, warm: Iterable[str]) -> None:
         """Dial the replicas that could not be reached for a call, whoever takes it."""
@@ -285,6 +300,15 @@ class Pool:
                 self._waiting.reached(call.ref)
                 self.engines.send(call, conn, now_s)
         self._start_for_waiting(now_s)
+
+    def _see_to_waiting(self, now_s: float) -> None:
+        """Let those who wait go where they did not go at once, or have somebody started."""
+        for ref, deadline_s in self._waiting.first_s().items():
+            engine = self.engines.get(ref)
+            if engine is not None and self._pick(engine, now_s, deadline_s) is not None:
+                self.on_up()
+                return
+            self._start_for(ref, now_s, deadline_s)
 
     def _start_for_waiting(self, now_s: float) -> None:
         for ref, deadline_s in self._waiting.first_s().items():
@@ -423,7 +447,7 @@ class Pool:
             for conn in [conn for conn in self._leaving if not conn.calls]:
                 self._leaving.discard(conn)
                 conn.close()
-            self._start_for_waiting(time.monotonic())
+            self._see_to_waiting(time.monotonic())
             until_s = time.monotonic() + 2 * SWEEP_S  # the next look may be late
             for call in [c for c in self._waiting if c.deadline_s < until_s]:
                 self._expire_at(call, call.deadline_s)

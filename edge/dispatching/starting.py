@@ -50,6 +50,26 @@ def is_starting(worker: Reach, now_s: float) -> bool:
     return worker.dialled_s is not None and now_s - worker.dialled_s < START_S_MAX
 
 
+def are_missed(workers: Iterable[Reach], now_s: float, left_s: float) -> bool:
+    """Tell whether a call waits for one of `workers` to come back rather than go to a helper.
+
+    A helper that has to load a version first takes longer than most connections are lost for.  Who
+    does not come back is waited for no longer than half of the time that a call has.
+
+    Args:
+        workers: those that are tried first; none of them can take the call now.
+        now_s: monotonic.
+        left_s: until the deadline of the call.
+    """
+    expected_s = min(EXPECTED_S, left_s)
+    return any(
+        worker.dialled_s is not None
+        and not worker.is_cold
+        and now_s - worker.dialled_s < expected_s
+        for worker in workers
+    )
+
+
 def to_start(workers: Iterable[R], now_s: float, left_s: float) -> R | None:
     """Return the worker to start for a call that none of `workers` can take now.
 

@@ -80,16 +80,17 @@ class Twins:
         error = ended.exception()
         if call.future.done():
             return
-        call.is_helped |= twin.is_helped
         if isinstance(error, Unavailable):
             call.twin = None  # it has not run: the call may still have its second try
         if error is None:
+            call.is_helped |= twin.is_helped  # its time is that of both
             if call.conn is not None:
                 call.conn.forget(call)
             call.conn = twin.conn
             self.won += 1
             call.succeed(ended.result())
         elif call.rests and isinstance(error, Refusal):
+            call.is_helped |= twin.is_helped
             call.fail(error)
 
 

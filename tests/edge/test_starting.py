@@ -10,6 +10,7 @@ from edge.dispatching.starting import (
     START_AGAIN_S,
     START_S_MAX,
     START_S_MIN,
+    are_missed,
     needs_call,
     to_start,
 )
@@ -74,3 +75,12 @@ def test_lost_worker_is_dialled_without_a_call_while_it_is_expected_and_a_cold_o
     assert not needs_call(Reach(is_cold=False), NOW_S)
     assert needs_call(Reach(), NOW_S)
     assert needs_call(Reach(dialled_s=NOW_S), NOW_S)
+
+
+def test_helper_waits_for_who_was_lost_just_now_and_for_half_of_a_calls_time_at_most() -> None:
+    cold, gone = Reach(dialled_s=NOW_S), lost(EXPECTED_S)
+    assert are_missed([cold, gone, lost(0.9 * EXPECTED_S)], NOW_S, LONG_S)
+    assert not are_missed([], NOW_S, LONG_S)
+    assert not are_missed([cold, gone, Reach(is_cold=False)], NOW_S, LONG_S)
+    assert are_missed([lost(0.24)], NOW_S, 0.26)
+    assert not are_missed([lost(0.25)], NOW_S, 0.25)

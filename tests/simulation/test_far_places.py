@@ -262,6 +262,36 @@ def test_second_fallback_worker_takes_its_part_when_one_is_not_enough() -> None:
     simulate(main)
 
 
+def test_connection_to_the_only_warm_worker_may_break_without_a_call_for_a_fallback_worker() -> (
+    None
+):
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", Costs(load_s=5.0), fallback="cpu", replicas_min=1)
+            fleet.controller()
+            for node, name, is_fallback in (("near", "near-0", True), ("n1", "w1", False)):
+                fleet.sync(node)
+                worker = fleet.worker(name, node, is_fallback=is_fallback)
+            edge = fleet.edge()
+            await fleet.ready(edge, workers=2)
+            await until(lambda: edge.knows("m") and state(edge) == "warm", 60.0)
+            traffic = world.go(fleet.traffic([edge], "m", per_s=50, for_s=12.0, deadline_s=2.0))
+            for _ in range(5):
+                await asyncio.sleep(2.0)
+                world.loop.network.reset(edge.process, worker)
+            done = await traffic
+            assert {one.status for one in done} == {200}, [o for o in done if o.status != 200]
+            assert {*served_by()} == {"w1"}
+            assert {worker for _, worker, _ in ledger.loads} == {"w1"}
+            worker.kill()  # and this time it is gone
+            await until(lambda: state(edge) != "warm")
+            assert (await edge.ask("m", deadline_s=20.0)).status == 200
+            assert served_by()[-1] == "near-0"
+            fleet.check(may_repeat=True)
+
+    simulate(main)
+
+
 @pytest.mark.parametrize("away_s", [2.0, 20.0])
 def test_start_goes_on_under_another_controller_that_does_not_know_for_whom(away_s: float) -> None:
     async def main(world: World) -> None:

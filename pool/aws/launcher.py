@@ -62,11 +62,12 @@ class AwsLauncher:
         self._redial = redial
         self._news = asyncio.Event()
         self._looking = asyncio.Lock()
-        # The whole mutable state: what is to be up by pool, as the present connections say; what
-        # was seen last, and when; when that was tried first, and failed last, and whether a
-        # controller was told of places that could not be looked at; what the policy remembers; and
-        # leaks that were found.
+        # The whole mutable state: what is to be up by pool, as the present connections say, and as
+        # was said last; what was seen last, and when; when that was tried first, and failed last,
+        # and whether a controller was told of places that could not be looked at; what the policy
+        # remembers; and leaks that were found.
         self._wanted: dict[str, frozenset[str] | None] = dict.fromkeys(p.name for p in config.pools)
+        self._likely: dict[str, frozenset[str]] = {}
         self._seen = Observed({})
         self._seen_s: float | None = None
         self._tried_s: float | None = None
@@ -103,7 +104,8 @@ class AwsLauncher:
     def places_of(self, pool: PoolConfig) -> tuple[Place, ...]:
         """Return a pool's places; see `places.places_of`."""
         wanted = self._wanted[pool.name]
-        return places.places_of(pool, wanted, self._seen, self._memory, _now_s())
+        likely = self._likely.get(pool.name, ())
+        return places.places_of(pool, wanted, self._seen, self._memory, _now_s(), likely)
 
     def hold_up(self, pool: PoolConfig, workers: Collection[str]) -> None:
         """Take note of which of a pool's workers are to be up."""
@@ -111,7 +113,7 @@ class AwsLauncher:
             return
         names = frozenset(name for name in pool.node_ids() if worker_id(name) in workers)
         if names != self._wanted[pool.name]:
-            self._wanted[pool.name] = names
+            self._wanted[pool.name] = self._likely[pool.name] = names
             self._news.set()
             self._tell()
 

@@ -9,7 +9,9 @@ follows from what is seen now.  What the descriptions do not show yet is remembe
     instance is empty   nobody needs it         End this very instance, and lower the capacity by it
     launch is owed      nobody needs it         Lower the desired capacity to what is there
 
-The desired capacity is never lowered below what is there, for then AWS would choose who ends.
+The desired capacity is never lowered below what is seen to be there, for then AWS would choose who
+ends.  It may still choose among those that are not in service yet, and hence not protected, if a
+launch has come that does not show: no worker is there to lose.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pool.aws import reconcile
 from pool.aws.config import PoolConfig, PoolsConfig
 from pool.aws.memory import LAG_S, Failing, Memory, Started
 from pool.aws.observed import Group, Instance, Observed, Task, token
-from pool.aws.places import places_of
+from pool.aws.places import PROCESS_S_MAX, places_of
 from pool.aws.reconcile import Plan
 from pool.aws.steps import Action, End, Lower, Raise, Run, Stop, Tag
 
@@ -361,6 +361,32 @@ def test_places_are_told_as_they_are_and_none_can_be_dialled(
         t for t in tasks if t.is_running and not (t.is_stopping and wanted) and not t.is_stopped
     ]
     assert sum(place.pid > 0 for place in found_places) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("instances", "desired", "likely", "starting"),
+    [
+        ((), 0, (), []),
+        ((), 2, (), ["gpu-1", "gpu-2"]),  # owed
+        ((instance("i-2", is_joined=False),), 1, (), ["gpu-1"]),  # boots
+        ((instance("i-2"),), 2, (), ["gpu-1", "gpu-2"]),  # its task was not started yet
+        ((instance("i-2"),), 1, ("gpu-2",), ["gpu-2"]),
+        ((instance("i-1"), instance("i-2", is_leaving=True)), 2, (), []),
+        ((instance("i-1"), instance("i-2", is_ending=True)), 1, (), []),
+        ((instance("i-1"), instance("i-2", tasks=1)), 2, (), []),  # somebody else's
+        ((instance("i-1"), instance("i-3")), 2, (), []),  # told to end a moment ago
+    ],
+)
+def test_whoever_has_said_nothing_yet_is_told_that_as_many_start_as_there_are_instances_for(
+    instances: tuple[Instance, ...], desired: int, likely: tuple[str, ...], starting: list[str]
+) -> None:
+    found = seen(task("a", "gpu-0"), desired=desired, instances=instances)
+    memory = remember.learn({"gpu": None}, found, Memory(ended_s={"i-3": 0.0}), 0.0)
+    places = places_of(POOL, None, found, memory, PROCESS_S_MAX, likely)
+    assert places[0].state == "up"
+    assert [p.worker[:5] for p in places if p.state == "starting"] == starting
+    places = places_of(POOL, ("gpu-0",), found, memory, PROCESS_S_MAX, likely)
+    assert not [p for p in places if p.state == "starting"]
 
 
 # worlds

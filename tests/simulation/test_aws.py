@@ -369,6 +369,34 @@ def test_instance_that_calls_wait_for_is_kept_when_controller_and_launcher_start
     simulate(main, seed=1)
 
 
+@pytest.mark.parametrize("when_s", [5.0, 30.0])
+def test_instance_that_boots_is_not_ended_by_a_new_controller_and_launcher_though_a_fallback_helps(
+    when_s: float,
+) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet, region_of(fleet, pools(), GOOD) as region:
+            fleet.put("m", SLOW, idle_s=10, replicas_max=1, fallback="cpu")
+            fleet.sync("near")
+            fleet.worker("near-0", "near", is_fallback=True)
+            leader = fleet.controller()
+            first = launcher(fleet, pools())
+            edge = fleet.edge(controller=None)
+            await ready(edge, "m")
+            assert (await edge.ask("m")).status == 200
+            await until(lambda: region.machines, 60.0, 0.5)
+            await asyncio.sleep(when_s)
+            leader.kill()  # they are one task of ECS
+            first.kill()
+            await asyncio.sleep(3)
+            fleet.controller()
+            launcher(fleet, pools())
+            await until(lambda: edge.pool.workers_up == 2, 300.0, 0.5)
+            assert region.launched == 1
+            await until(region.is_empty, 600.0, 0.5)
+
+    simulate(main, seed=4)
+
+
 def test_instance_ends_though_somebody_has_set_the_desired_capacity_to_nothing() -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet, region_of(fleet, pools(), GOOD) as region:

@@ -570,10 +570,12 @@ class Controller:
         wanted.update(letting_go.demands(self._let_go, wanted))
         for step in (*placement.plan(wanted, views), *fallback.plan(wanted, views)):
             self._command(step)
+        whose = placement.owners(wanted, views)
+        replicas = ((demand.owner, demand.replicas) for demand in wanted.values())
         self._nodes.act(
-            needed_of((demand.owner, demand.replicas) for demand in wanted.values()),
+            needed_of(replicas, set(whose.values())),
             [ref for ref, demand in wanted.items() if demand.replicas],
-            placement.owners(wanted, views),
+            whose,
             self._scale.now_s(),
         )
         self._publish_routes(snapshot, self._nodes.views(self._seen()), wanted)

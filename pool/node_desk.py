@@ -404,9 +404,15 @@ def _places(
     ]
 
 
-def needed_of(replicas: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Return how many workers each owner needs, of the owner and replicas of every version."""
+def needed_of(replicas: Iterable[tuple[str, int]], having: Collection[str]) -> dict[str, int]:
+    """Return how many workers each owner needs.
+
+    Args:
+        replicas: of every version, after its owner.
+        having: owners that have workers of their own; the others share.
+    """
     found: dict[str, int] = {}
-    for owner, count in replicas:
+    for name, count in replicas:
+        owner = name if name in having else ""
         found[owner] = max(count, found.get(owner, 0))
     return found

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pool import node_desk
+from pool.node_desk import needed_of
 from pool.wire import control
 from pool.wire.control import Place, RegisterNode
 from tests.support.control import Member, beat, edge, engine, worker
@@ -418,3 +419,9 @@ async def test_place_on_a_machine_that_has_to_come_first_may_start_for_minutes(
     await until_states(stack, "starting")
     one.say(control.NodeReport(far("up", pid=9).places))
     await until_states(stack, "silent")
+
+
+def test_replicas_of_who_has_no_workers_of_its_own_are_those_of_all_that_share() -> None:
+    replicas = [("", 1), ("own", 2), ("own", 1), ("poor", 3)]
+    assert needed_of(replicas, {"", "own"}) == {"": 3, "own": 2}
+    assert needed_of(replicas[:3], {""}) == {"": 2}

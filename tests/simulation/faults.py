@@ -10,7 +10,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from registry_sync import endpoints
-from registry_sync.documents import Scale
 from tests.simulation.fleet import Fleet
 from tests.simulation.options import Fault, Options
 from tests.simulation.processes import Process
@@ -93,7 +92,7 @@ class Faults:
             case "edge":
                 return [f"e{at}" for at in range(options.edges)]
             case "sync":
-                return [f"n{at}.sync" for at in range(len(options.nodes))]
+                return options.syncs
         return options.workers
 
     def _one(self, whom: str, which: int) -> Process | None:
@@ -169,7 +168,6 @@ class Faults:
         store = self._fleet.store.behind
         spec, _ = endpoints.get_spec(store, model.name)
         most = spec.scale.replicas_max % 2 + 1
-        scale = Scale(
-            replicas_min=min(model.replicas_min, most), replicas_max=most, idle_s=model.idle_s
-        )
+        least = min(model.replicas_min, most)
+        scale = replace(spec.scale, replicas_min=least, replicas_max=most)
         endpoints.set_spec(store, replace(spec, scale=scale))

@@ -108,7 +108,17 @@ class Holds:
                 return False
             if (routes.engines, routes.workers) != (first.engines, first.workers):
                 return False
+        if self._options.has_dedicated and sum(self._options.nodes) > 1 and self._is_mixed(first):
+            return False
         return all(self._is_warm(m, front) for m in self._models.values() for front in fronts)
+
+    def _is_mixed(self, routes: Routes) -> bool:
+        """Tell whether a worker has what is dedicated as well as something else."""
+        name = self._options.models[-1].name
+        own = {
+            worker for engine in routes.engines if engine.model == name for worker in engine.warm
+        }
+        return any(not own.isdisjoint(e.warm) for e in routes.engines if e.model != name)
 
     def _is_connected(self, front: Front) -> bool:
         is_known = front.is_running and all(map(front.knows, self._models))
@@ -122,6 +132,8 @@ class Holds:
         route = front.pool.route((model.name, "1"))
         conns = front.pool._conns
         warm = () if route is None else route.warm
+        if any(name in self._options.helper_names for name in warm):
+            return False  # they help out for a while only
         return any(w in conns and conns[w].is_up for w in warm) and all(map(self._is_true, warm))
 
     def _is_true(self, name: str) -> bool:
@@ -134,7 +146,7 @@ class Holds:
         options = self._options
         names = {f"e{at}" for at in range(options.edges)}
         names |= {f"c{at}" for at in range(options.controllers)}
-        names |= {f"n{at}.sync" for at in range(len(options.nodes))}
+        names |= {*options.syncs, *options.helper_names}
         return names if options.supervised else names | set(options.workers)
 
     def is_over(self) -> bool:

@@ -34,6 +34,7 @@ from tests.simulation.invariants import Holds
 from tests.simulation.loop import START_S
 from tests.simulation.observed import observed
 from tests.simulation.options import (
+    HELPING,
     POISON_EACH,
     SECOND_ADDS,
     SECOND_FAILS_EACH,
@@ -106,6 +107,8 @@ class Life:
                     replicas_min=model.replicas_min,
                     replicas_max=model.replicas_max,
                     idle_s=model.idle_s,
+                    dedicated=self.options.has_dedicated and model is self.options.models[-1],
+                    fallback="cpu" if self.options.helpers else "none",
                 ),
             )
             endpoints.set_spec(store, spec)
@@ -145,12 +148,18 @@ class Life:
             self._keep(lambda node=node: fleet.sync(node))
             for name in [name for name in options.workers if name.startswith(node)]:
                 self._keep(lambda name=name, node=node: self._worker(name, node))
+        if options.helpers:
+            self._keep(lambda: fleet.sync(HELPING))
+        for name in options.helper_names:
+            self._keep(lambda name=name: self._worker(name, HELPING, is_fallback=True))
         for at in range(options.edges):
             self._keep(lambda at=at: self.scene.front(f"e{at}").process)
 
-    def _worker(self, name: str, node: str) -> Process:
+    def _worker(self, name: str, node: str, *, is_fallback: bool = False) -> Process:
         bytes_max = self.options.queue_bytes_max
-        return self.fleet.worker(name, node, controller=None, queue_bytes_max=bytes_max)
+        return self.fleet.worker(
+            name, node, controller=None, queue_bytes_max=bytes_max, is_fallback=is_fallback
+        )
 
     def _keep(self, make: Callable[[], Process]) -> None:
         async def forever() -> None:

@@ -19,6 +19,8 @@ ROLLOUT_SHARE: Final = 0.2
 OVERLOAD_SHARE: Final = 0.15
 LEFT_SHARE: Final = 0.1
 TOLD_SHARE: Final = 0.4
+HELPED_SHARE: Final = 0.25
+DEDICATED_SHARE: Final = 0.25
 CALLS_PER_S: Final = (4.0, 14.0)
 FAULTS_PER_S: Final = 0.5
 
@@ -96,12 +98,26 @@ class Options:
     poison_at_s: tuple[float, ...]  # calls that kill whoever runs them
     faults: tuple[Fault, ...]
     is_told: bool  # a queue tells controllers of what changes in the registry
+    helpers: int  # fallback workers, on a node of their own, for every model
+    has_dedicated: bool  # the last model has workers of its own
 
     @property
     def workers(self) -> tuple[str, ...]:
-        """The names of the workers."""
+        """The names of the workers, fallback ones last."""
         counts = enumerate(self.nodes)
-        return tuple(f"n{node}-{at}" for node, count in counts for at in range(count))
+        found = [f"n{node}-{at}" for node, count in counts for at in range(count)]
+        return (*found, *self.helper_names)
+
+    @property
+    def helper_names(self) -> tuple[str, ...]:
+        """The names of the fallback workers."""
+        return tuple(f"{HELPING}-{at}" for at in range(self.helpers))
+
+    @property
+    def syncs(self) -> tuple[str, ...]:
+        """The names of the nodes' sync processes."""
+        nodes = [f"n{at}" for at in range(len(self.nodes))]
+        return tuple(f"{node}.sync" for node in (*nodes, *[HELPING] * bool(self.helpers)))
 
     @property
     def is_gentle(self) -> bool:
@@ -123,6 +139,7 @@ class Options:
 
 
 SMALL_BYTES: Final = 160
+HELPING: Final = "f"  # the node of the fallback workers
 SECOND_ADDS: Final = 100  # what the candidate of a rollout adds besides
 SECOND_FAILS_EACH: Final = 4  # of one that is bad
 POISON_EACH: Final = 1_000_003  # the value of a poisonous call is a multiple of this
@@ -157,6 +174,8 @@ def drawn(seed: int) -> Options:
         poison_at_s=_times(dice, dice.randint(1, 2), length_s) if has_poison else (),
         faults=_faults(dice, length_s, nature),
         is_told=dice.random() < TOLD_SHARE,
+        helpers=dice.choice((1, 1, 2)) if dice.random() < HELPED_SHARE else 0,
+        has_dedicated=dice.random() < DEDICATED_SHARE,
     )
 
 

@@ -466,3 +466,24 @@ def test_endpoint_that_nobody_calls_keeps_no_machine_from_those_that_are_called(
             fleet.check()
 
     simulate(main)
+
+
+@pytest.mark.parametrize("replicas_min", [0, 1])
+def test_dedicated_endpoint_in_a_pool_of_one_place_shares_it_and_has_it_started(
+    replicas_min: int,
+) -> None:
+    async def main(world: World) -> None:
+        with fleet_of(world) as fleet:
+            fleet.put("m", dedicated=True, idle_s=5, replicas_min=replicas_min)
+            fleet.controller()
+            far = far_node(fleet, start_s=START_S)
+            edge = fleet.edge()
+            if not replicas_min:
+                await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+                assert (await edge.ask("m")).status == 503
+            await until(lambda: edge.knows("m") and state(edge) == "warm", START_S + 30.0)
+            assert (len(far.starts), far.called_off) == (1, 0)
+            assert (await edge.ask("m")).status == 200
+            fleet.check()
+
+    simulate(main)

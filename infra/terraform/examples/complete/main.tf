@@ -43,6 +43,8 @@ locals {
 data "aws_availability_zones" "open" {
   #checkov:skip=CKV_AWS_394:The first of the sorted names are taken, and a zone that AWS adds gets a name behind them.
   state = "available"
+  # Old accounts still see them, and there is neither a NAT gateway nor Fargate to be had.
+  exclude_zone_ids = ["apne1-az3", "usw1-az2"]
 
   filter {
     name   = "opt-in-status"

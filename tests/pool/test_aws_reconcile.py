@@ -246,6 +246,13 @@ def test_instance_on_which_a_task_without_a_place_drains_is_not_ended() -> None:
     assert steps(found) == []
 
 
+def test_instance_on_which_a_task_may_have_started_is_not_ended() -> None:
+    empty = seen(desired=1, instances=(instance("i-1"),))
+    memory = remember.unheard(Memory(), run("gpu-0", "i-1"), 1000.0)
+    assert not steps(empty, memory=memory, now_s=999.0 + LAG_S)
+    assert steps(empty, memory=memory, now_s=1000.0 + LAG_S)
+
+
 def test_step_that_aws_refuses_is_tried_again_after_pauses_that_grow() -> None:
     found = seen(desired=1, instances=(instance("i-1"),))
     (end,) = steps(found)

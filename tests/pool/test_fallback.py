@@ -176,6 +176,14 @@ def test_fallback_that_failed_is_asked_last_and_says_why_if_it_is_alone() -> Non
     assert route(broken, view("f2"), far("w")).wake_at == ("f2", "f")
 
 
+def test_version_that_failed_elsewhere_is_asleep_where_a_fallback_worker_can_wake_it() -> None:
+    broken = view("w", engine("failed"))
+    assert placement.route(M, [broken], HELPED).state == "failed"
+    found = route(broken, view("f"))
+    assert (found.state, found.wake_at[0]) == ("asleep", "f")
+    assert route(broken, view("f", engine("loading"))).state == "loading"
+
+
 def test_route_without_an_instance_says_that_it_was_unloaded() -> None:
     found = placement.route(M, [far("w")], Demand(0), is_let_go=True)
     assert (found.state, found.detail) == ("no_instance", UNLOADED)

@@ -33,6 +33,7 @@ NEW_S: Final = (
     30.0  # from a reign's first look: what drains may not show, nor what is wanted be said
 )
 FRESH_S: Final = 10.0  # a look that is older is made anew before a controller is told of it
+STEPS_MAX: Final = 10  # from one look to the next; a step may take a second, for the rate of calls
 LEADS_S: Final = 0.5  # who does not lead looks so often whether it does
 BACKOFF_S: Final = (4.0, 60.0)  # after calls that failed; doubles
 
@@ -207,8 +208,8 @@ class AwsLauncher:
             hour=int(time.time() // 3600),
             may_end=not self._is_new,
         )
-        for action in plan.actions:
-            if self._leader() != epoch or self._news.is_set():
+        for count, action in enumerate(plan.actions):
+            if self._leader() != epoch or self._news.is_set() or count == STEPS_MAX:
                 return 0.0  # what was decided may not hold any more
             await self._carry_out(action, epoch)
             self._tell()

@@ -16,6 +16,7 @@ from infra.client import ask
 from pool.aws import client
 from pool.aws.client import LOOKS_MAX
 from pool.aws.config import AwsAgentConfig, PoolConfig, PoolsConfig
+from pool.aws.launcher import STEPS_MAX
 from tests.simulation.aws import GIVE_UP_S, Region, Weather
 from tests.simulation.engine import Costs
 from tests.simulation.fleet import ENGINE, REGISTRY, Edge, Fleet, fleet_of
@@ -301,6 +302,21 @@ def test_spot_instance_that_is_taken_back_is_emptied_and_replaced_before_it_goes
             assert fleet.statuses() == {200: len(fleet.asked)}
             await until(lambda: len(region.machines) == 2, 120.0, 0.5)
             assert region.groups["prod-gpu"].desired == 2
+
+    simulate(main)
+
+
+def test_aws_is_looked_at_again_amid_many_steps() -> None:
+    async def main(world: World) -> None:
+        config = pools(most=1, per=2 * STEPS_MAX)
+        with fleet_of(world) as fleet, region_of(fleet, config, GOOD) as region:
+            fleet.put("m", SLOW, idle_s=10, replicas_min=2 * STEPS_MAX, replicas_max=2 * STEPS_MAX)
+            fleet.controller()
+            launcher(fleet, config)
+            await until(lambda: len(region.jobs) == 2 * STEPS_MAX, 300.0, 0.5)
+            names = [name for _, name in region.calls]
+            at = [i for i, name in enumerate(names) if name == "run_task"]
+            assert "describe_auto_scaling_groups" in names[at[0] : at[STEPS_MAX]]
 
     simulate(main)
 

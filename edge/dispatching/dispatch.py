@@ -481,14 +481,21 @@ class Pool:
         if call.future.done():
             return
         if call in self._waiting:
-            why = "can be reached" if self.route(call.ref) is not None else "knows this model yet"
-            text = f"no worker of the pool {why}"
-            self.cancel(call, Unavailable(text, retry_after_s=jittered(1.0)))
+            self.cancel(call, self._unreached(call.ref))
         else:
             conn = call.conn
             self.cancel(call, DeadlineExceeded("no answer before the deadline"))
             if call.is_watched and isinstance(conn, WorkerConn) and not conn.is_silent:
                 self.engines.failed(call.ref, conn.id)
+
+    def _unreached(self, ref: Ref) -> Unavailable:
+        """Say why a call has waited in vain, and when it may come back."""
+        route = self.route(ref)
+        if route is not None and route.state in FAR and route.wake_ms and not route.wake_at:
+            self.refused_far[ref] += 1
+            return _asleep(route.wake_ms / 1000, is_far=True)
+        why = "can be reached" if route is not None else "knows this model yet"
+        return Unavailable(f"no worker of the pool {why}", retry_after_s=jittered(1.0))
 
     async def close(self) -> None:
         """Close every connection."""

@@ -41,6 +41,19 @@ async def test_call_is_refused_at_once_and_told_when_to_come_back(fleet: Fleet) 
     assert counted(fleet, "tidepool_no_instance_refusals") == {REF: 1}
 
 
+async def test_call_that_waited_for_an_instance_in_vain_is_told_how_long_it_still_takes(
+    fleet: Fleet,
+) -> None:
+    tell(fleet, EngineRoute(*REF, (), (), "starting", wake_ms=60))
+    waits = fleet.call(left_s=0.2)
+    tell(fleet, EngineRoute(*REF, (), (), "starting", wake_ms=30_000))
+    found = await outcome(waits)
+    assert isinstance(found, Unavailable)
+    assert (found.code, found.retry_after_s > 15.0) == ("no_instance", True)
+    assert "about 30 s" in found.text
+    assert counted(fleet, "tidepool_no_instance_refusals") == {REF: 1}
+
+
 async def test_calls_that_nobody_was_given_are_counted_however_they_ended(fleet: Fleet) -> None:
     tell(fleet, ASLEEP)
     await outcome(fleet.call())  # refused

@@ -164,6 +164,27 @@ def reach(own: Sequence[WorkerView]) -> Reach:
     return "far" if own and all(worker.is_far for worker in own) else "cold"
 
 
+def reach_more(
+    ref: Ref, own: Sequence[WorkerView], size_bytes: int, *, is_far_fleet: bool
+) -> Reach:
+    """Say what has to start before one more of an owner's workers can have `ref`.
+
+    The first makes room for itself when it is called; others go where there is room.  Where all
+    have it, it is what the first needs once they rest: a machine, if it may be that.
+
+    Args:
+        ref: the version.
+        own: the owner's workers.
+        size_bytes: of the version, once loaded; 0: not known.
+        is_far_fleet: some place has a machine that is started only when it is needed.
+    """
+    without = [worker for worker in own if _state(worker, ref) not in ("warm", "loading")]
+    if len(without) == len(own):
+        return reach(own)
+    left = [worker for worker in without if worker.is_cold or fits(worker, size_bytes)]
+    return reach(left) if left else "far" if is_far_fleet else "up"
+
+
 class _Place(msgspec.Struct, frozen=True):
     """Where one version is to be, and what has to happen for that."""
 

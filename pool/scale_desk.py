@@ -41,6 +41,8 @@ FORGOTTEN_MAX: Final = 4096  # versions that no endpoint names any more, with wh
 AWAY_S_MAX: Final = 30 * 86_400.0
 BUG_S: Final = 60.0  # a version whose policies fail again and again is said so this often
 
+REACHES: Final[tuple[Reach, ...]] = ("up", "cold", "far")  # by how long that takes
+
 _log = structlog.get_logger()
 
 
@@ -50,6 +52,7 @@ class _Desk:
 
     policy: ScalingPolicy
     key: object = None
+    reach: Reach = "up"  # of its next replica
     limits: Limits | None = None
     signals: Signals | None = None
     decision: Decision | None = None
@@ -129,6 +132,7 @@ class ScaleDesk:
         owners: Mapping[Ref, str] | None = None,
         unserved: Mapping[Ref, int] | None = None,
         reach: Mapping[Ref, Reach] | None = None,
+        reach_more: Mapping[Ref, Reach] | None = None,
         far_s: float = 0.0,
     ) -> dict[Ref, Demand]:
         """Return what is wanted of every version that has limits.
@@ -142,6 +146,7 @@ class ScaleDesk:
             owners: of the versions that have workers of their own, whose.
             unserved: calls since the last round that were given to no worker.
             reach: see `placement.reach`; a version that is not named has somebody up.
+            reach_more: likewise `placement.reach_more`; by default that is the same.
             far_s: how long it takes until one is up whose machine has to be started first.
         """
         self._seen.look(((w.engines, w.draining, w.is_fallback) for w in workers), now_s)
@@ -165,11 +170,12 @@ class ScaleDesk:
                 if came:
                     seen.arrived += came
                     seen.used_s = now_s
-                start_s = self._until_up_s(at, far_s)
+                more = self._reach_more(ref, (reach_more or {}).get(ref, at))
+                start_s = self._until_up_s(more, far_s)
                 signals = self._signals(ref, at_edges, now_s, unix_s, start_s)
                 if self._awaited.look(ref, signals, machine_s, now_s, is_unserved=came > 0):
                     allowed = msgspec.structs.replace(allowed, is_awaited=True)
-                replicas = self._ask(ref, allowed, signals, now_s)
+                replicas = self._ask(ref, allowed, signals, now_s, start_s)
             demands[ref] = Demand(replicas, (owners or {}).get(ref, ""), seen.size_bytes)
         return demands
 
@@ -191,6 +197,20 @@ class ScaleDesk:
         if reach == "far":
             return wake_s + far_s
         return wake_s + self._until_up_s(reach) if wake_s else 0.0
+
+    def _reach_more(self, ref: Ref, reach: Reach) -> Reach:
+        """Return what has to start for the next replica of `ref`.
+
+        One that is wanted and whose process or machine has come by now is the same until it loads:
+        else it would be put off for being that near, until its machine is gone again.
+        """
+        desk, seen = self._desks.get(ref), self._seen.versions[ref]
+        if desk is None:
+            return reach
+        if desk.decision is not None and desk.decision.replicas > seen.warm + seen.loading:
+            reach = max(reach, desk.reach, key=REACHES.index)
+        desk.reach = reach
+        return reach
 
     def _until_up_s(self, reach: Reach, far_s: float = 0.0) -> float:
         """Return how long it takes until there is a process; of a machine's start it is a part."""
@@ -231,8 +251,9 @@ class ScaleDesk:
             idle_s=self._seen.idle_s(ref, now_s) * scale,
         )
 
-    def _ask(self, ref: Ref, limits: Limits, signals: Signals, now_s: float) -> int:
-        key = (signals.arrived, signals.waiting, signals.running, signals.warm, signals.loading)
+    def _ask(self, ref: Ref, limits: Limits, signals: Signals, now_s: float, start_s: float) -> int:
+        counts = (signals.arrived, signals.waiting, signals.running, signals.warm, signals.loading)
+        key = (*counts, start_s)
         in_use = signals.waiting + signals.running > 0
         try:
             desk = self._desks.get(ref)

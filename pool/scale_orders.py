@@ -23,7 +23,7 @@ from pool.placement import Demand, Reach, Ref, WorkerView
 from pool.registry_watch import Snapshot
 from pool.rollouts.needs import Needs, Warmth
 from pool.scale_desk import ScaleDesk
-from pool.scaling.due import timed, why_due
+from pool.scaling.due import Ahead, timed
 from pool.scaling.kept import Version
 from pool.scaling.limits import helped_of, limits_of, owners_of
 from pool.scaling.signals import Limits
@@ -71,8 +71,8 @@ class ScaleOrders:
         self._due: dict[str, str] = {}
         self._limits: Mapping[Ref, Limits] = {}
         self._owners: Mapping[Ref, str] = {}
-        self._reach: Mapping[Ref, Reach] = {}
         self._far_s = 0.0
+        self._ahead = Ahead()
         self._helped: set[Ref] = set()  # fallback workers may answer for these
         self._needs = Needs()
         self._rollouts: Mapping[str, EndpointSpec] = {}  # the specs that have one
@@ -123,8 +123,9 @@ class ScaleOrders:
         now_s, unix_s = loop.time(), time.time()
         if self._loading is None:
             self._loading = loop.create_task(self._restore())
+        self._far_s = far_s
         self._make_limits(snapshot, workers, now_s, unix_s)
-        self._reach, self._far_s = self._reached(workers), far_s
+        reach, more = self._reached(workers)
         found = self._desk.round(
             self._limits,
             workers,
@@ -133,7 +134,8 @@ class ScaleOrders:
             waiting=_summed(waiting),
             owners=self._owners,
             unserved=_summed([unserved or {}]),
-            reach=self._reach,
+            reach=reach,
+            reach_more=more,
             far_s=far_s,
         )
         for ref in self._helped & found.keys():
@@ -147,17 +149,28 @@ class ScaleOrders:
         self._wanted = self._needs.demands(found)
         return dict(self._wanted)
 
-    def _reached(self, workers: Sequence[WorkerView]) -> dict[Ref, Reach]:
-        """Say of each version what has to start before it can load, by what was wanted last."""
+    def _reached(self, workers: Sequence[WorkerView]) -> tuple[dict[Ref, Reach], dict[Ref, Reach]]:
+        """Say of each version what has to start before it can load, and can load once more.
+
+        It goes by what was wanted last.
+        """
         wanted = {
             ref: self._wanted.get(ref, Demand(0, self._owners.get(ref, ""))) for ref in self._limits
         }
         whose = placement.owners(wanted, workers)
-        reach = {
-            owner: placement.reach(placement.own(owner, workers, whose))
-            for owner in {demand.owner for demand in wanted.values()}
+        owners = {demand.owner for demand in wanted.values()}
+        own = {owner: placement.own(owner, workers, whose) for owner in owners}
+        reach = {owner: placement.reach(own[owner]) for owner in owners}
+        loaded = {ref for worker in workers for ref in worker.engines}
+        more = {
+            ref: placement.reach_more(
+                ref, own[demand.owner], demand.size_bytes, is_far_fleet=self._far_s > 0
+            )
+            if ref in loaded
+            else reach[demand.owner]
+            for ref, demand in wanted.items()
         }
-        return {ref: reach[demand.owner] for ref, demand in wanted.items()}
+        return {ref: reach[demand.owner] for ref, demand in wanted.items()}, more
 
     def _make_limits(
         self, snapshot: Snapshot, workers: Sequence[WorkerView], now_s: float, unix_s: float
@@ -174,11 +187,9 @@ class ScaleOrders:
             if now_s < until_s and name in snapshot.specs
         }
         due = dict.fromkeys(self._asked_s, "request")
-        for name, (schedule, until_unix_s) in self._timed.items():
-            lead_s = LEAD_S + 1.5 * self._wake_s(snapshot.specs[name])
-            why = why_due(schedule, until_unix_s, unix_s, lead_s)
-            if why:
-                due[name] = why
+        due |= self._ahead.why(
+            self._timed, unix_s, lambda name: LEAD_S + 1.5 * self._wake_s(snapshot.specs[name])
+        )
         kept = self._needs.kept
         if is_new or due != self._due or kept != self._kept:
             self._snapshot, self._due, self._kept = snapshot, due, kept
@@ -187,13 +198,10 @@ class ScaleOrders:
             self._helped = helped_of(snapshot.specs.values())
 
     def _wake_s(self, spec: EndpointSpec) -> float:
+        # A process or a machine that is up now may rest by then.
+        reach: Reach = "far" if self._far_s else "cold"
         refs = [(variant.model, variant.version) for variant in spec.variants]
-        reach: dict[Ref, Reach] = {ref: self._reach.get(ref, "cold") for ref in refs}
-        # A process that is up now may rest by then.
-        return max(
-            self._desk.wake_s(ref, "far" if at == "far" else "cold", self._far_s)
-            for ref, at in reach.items()
-        )
+        return max(self._desk.wake_s(ref, reach, self._far_s) for ref in refs)
 
     def warm(self, spec: EndpointSpec) -> None:
         """Have an endpoint warm for a while from now on, by request."""
@@ -340,6 +348,7 @@ class ScaleOrders:
         self._timer = self._loading = self._saved_s = self._snapshot = None
         self._asked_s.clear()
         self._due.clear()
+        self._ahead = Ahead()
         self._wanted.clear()
         self._needs = Needs()
         self._desk = ScaleDesk(time_scale=self._time_scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from registry_sync import schedules
 from registry_sync.documents import EndpointSpec, EndpointState
@@ -36,3 +36,50 @@ def why_due(schedule: str, until_unix_s: float, unix_s: float, lead_s: float = 0
         if hours.is_due(unix_s) or (lead_s and hours.is_due(unix_s + lead_s)):
             return "schedule"
     return ""
+
+
+class Ahead:
+    """Remembers which hours endpoints are due for before these begin.
+
+    What they are due by may grow shorter while their machine starts, and once it is up: were they
+    let go for that, it would rest and be started once more.
+
+    >>> ahead = Ahead()
+    >>> ahead.why({"m": ("Mon-Sun 00:10-00:20 UTC", 0.0)}, 300.0, lambda endpoint: 301.0)
+    {'m': 'schedule'}
+    >>> ahead.why({"m": ("Mon-Sun 00:10-00:20 UTC", 0.0)}, 400.0, lambda endpoint: 1.0)
+    {'m': 'schedule'}
+    >>> Ahead().why({"m": ("Mon-Sun 00:10-00:20 UTC", 0.0)}, 400.0, lambda endpoint: 1.0)
+    {}
+    """
+
+    def __init__(self) -> None:
+        # The whole mutable state: by endpoint, a moment of the hours that it is due for.
+        self._unix_s: dict[str, float] = {}
+
+    def why(
+        self,
+        timed: Mapping[str, tuple[str, float]],
+        unix_s: float,
+        lead_s: Callable[[str], float],
+    ) -> dict[str, str]:
+        """Return the endpoints that are due, and why; see `why_due`.
+
+        Args:
+            timed: what `timed` returns.
+            unix_s: wall clock.
+            lead_s: of an endpoint.
+        """
+        before_unix_s, self._unix_s = self._unix_s, {}
+        found = {}
+        for name, (schedule, until_unix_s) in timed.items():
+            ahead_unix_s = unix_s + lead_s(name)
+            why = why_due(schedule, until_unix_s, unix_s, ahead_unix_s - unix_s)
+            if not why and before_unix_s.get(name, 0.0) > unix_s:
+                ahead_unix_s = before_unix_s[name]
+                why = why_due(schedule, 0.0, unix_s, ahead_unix_s - unix_s)
+            if why:
+                found[name] = why
+            if why == "schedule":
+                self._unix_s[name] = ahead_unix_s
+        return found

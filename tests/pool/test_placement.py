@@ -19,6 +19,7 @@ from pool.placement import (
     WorkerView,
     owners,
     plan,
+    reach_more,
     route,
     wake_order,
 )
@@ -42,6 +43,33 @@ def worker(
 
 def first_of(ref: Ref, *workers: str) -> str:
     return wake_order(ref, workers)[0]
+
+
+# what has to start
+
+
+@pytest.mark.parametrize(
+    ("views", "reach"),
+    [
+        ((worker("a"), worker("b")), "up"),
+        ((worker("a", engine()), worker("b")), "up"),
+        ((worker("a", engine()), worker("b", engine(M2))), "up"),
+        ((worker("a", engine()), worker("b", is_cold=True)), "cold"),
+        ((worker("a", engine(state="loading")), worker("b", is_cold=True)), "cold"),
+        ((worker("a", engine()), worker("b", room=9), worker("c", is_cold=True)), "cold"),
+        ((worker("a", room=9), worker("c", is_cold=True)), "up"),  # the first makes room for itself
+        ((worker("a", is_cold=True),), "cold"),
+        ((worker("a", engine()), worker("b", engine())), "up"),
+    ],
+)
+def test_one_more_replica_needs_whoever_does_not_have_it(
+    views: tuple[WorkerView, ...], reach: str
+) -> None:
+    assert reach_more(M1, views, 10, is_far_fleet=False) == reach
+    far = tuple(msgspec.structs.replace(view, is_far=view.is_cold) for view in views)
+    has_all = all(M1 in view.engines for view in views)
+    expected = "far" if has_all or reach == "cold" else reach
+    assert reach_more(M1, far, 10, is_far_fleet=True) == expected
 
 
 # plans

@@ -202,6 +202,43 @@ def test_idle_version_is_asked_about_when_something_changes_or_its_time_has_come
     assert len(made.policy.seen) == 1
 
 
+def test_idle_version_is_asked_about_again_when_its_wake_takes_longer_or_less_long() -> None:
+    made = Desk()
+    up, far = {"reach": {REF: "up"}}, {"reach": {REF: "far"}}
+    made.round(1.0, far_s=120.0, **up)
+    made.policy.answer = Decision(replicas=0, reason="told", until_s=math.inf)
+    steps = [
+        (2.0, 120.0, up),
+        (3.0, 120.0, far),
+        (4.0, 120.0, far),
+        (5.0, 90.0, far),
+        (6.0, 90, up),
+    ]
+    for now_s, far_s, reach in steps:
+        made.round(now_s, far_s=far_s, **reach)
+    assert [one.now_s for one in made.policy.asked] == [1.0, 3.0, 5.0, 6.0]
+    assert [one.wake_s for one in made.policy.asked] == [1.0, 121.0, 91.0, 1.0]
+
+
+def test_policy_goes_by_the_wake_of_the_next_replica_and_calls_by_that_of_the_first() -> None:
+    made = Desk()
+    more = {"reach": {REF: "up"}, "reach_more": {REF: "far"}, "far_s": 60.0}
+    made.round(1.0, engine(calls=1, wake_us=250_000), **more)
+    assert made.policy.asked[-1].wake_s == 60.25
+    assert made.desk.wake_s(REF) == 0.25
+
+
+def test_replica_whose_machine_has_come_is_as_far_until_it_loads() -> None:
+    """Else it would be put off, as it is so near now, until its machine has gone again."""
+    made = Desk()
+    made.round(1.0, reach={REF: "far"}, far_s=60.0)
+    assert made.round(2.0, reach={REF: "far"}, far_s=60.0).replicas == 1
+    made.round(61.0, far_s=60.0)
+    made.round(62.0, engine("loading"), reach_more={REF: "far"}, far_s=60.0)
+    made.round(63.0, engine(calls=1), far_s=60.0)
+    assert [signals.wake_s for signals in made.policy.asked] == [61.0, 61.0, 1.0]
+
+
 def test_version_in_use_is_shown_every_second() -> None:
     made = Desk()
     for tenths in range(30):

@@ -14,9 +14,9 @@ import pytest
 from infra import aws_agent, local, stack
 from infra.client import ask
 from pool.aws import client
-from pool.aws.client import LOOKS_MAX
+from pool.aws.client import LOOKS_MAX, Cloud
 from pool.aws.config import AwsAgentConfig, PoolConfig, PoolsConfig
-from pool.aws.launcher import STEPS_MAX
+from pool.aws.launcher import STEPS_MAX, AwsLauncher
 from tests.simulation.aws import GIVE_UP_S, Region, Weather
 from tests.simulation.engine import Costs
 from tests.simulation.fleet import ENGINE, REGISTRY, Edge, Fleet, fleet_of
@@ -411,6 +411,26 @@ def test_instance_that_boots_is_not_ended_by_a_new_controller_and_launcher_thoug
             await until(region.is_empty, 600.0, 0.5)
 
     simulate(main, seed=4)
+
+
+def test_places_that_were_wanted_last_are_those_that_start_after_a_lost_connection() -> None:
+    async def main(world: World) -> None:
+        config = pools()
+        with fleet_of(world) as fleet, region_of(fleet, config, GOOD) as region:
+            here = AwsLauncher(config, Cloud(client.connect(), config), lambda: 1, lambda: None)
+            (pool,) = here.pools
+            region.set_desired(region.groups["prod-gpu"], 1)
+            await asyncio.sleep(30)
+
+            async def connect() -> list[str]:
+                await here.begin("gpu")
+                return [place.worker for place in pool.places() if place.state == "starting"]
+
+            assert await connect() == ["gpu-0-0"]
+            pool.hold_up(["gpu-2-0"])
+            assert await connect() == ["gpu-2-0"]
+
+    simulate(main)
 
 
 def test_instance_ends_though_somebody_has_set_the_desired_capacity_to_nothing() -> None:

@@ -84,15 +84,12 @@ def small_disk(path: Path, options: str = "size=8m") -> Iterator[None]:
 
 @contextlib.contextmanager
 def filled(path: Path) -> Iterator[None]:
-    """Take all the room that is left on the disk of `path`."""
+    """Take all the room that is left on the disk of `path`; there may be none for a name even."""
     filler = path / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(64 << 10))
-            file.flush()
-    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(512))
+    for piece in (64 << 10, 512):
+        with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(piece))
     try:
         yield
     finally:

@@ -44,6 +44,8 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
         workers: all of them.
     """
     helpers = [worker for worker in workers if worker.is_fallback and not worker.draining]
+    if not helpers:
+        return []
     others = [worker for worker in workers if not worker.is_fallback]
     steps: list[Load | Unload] = []
     for worker in helpers:
@@ -54,7 +56,7 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
                 steps.append(Unload(worker.id, ref, is_elsewhere=engine.state == "warm"))
             elif not engine.calls and engine.idle_s >= _kept_s(wanted.get(ref)):
                 steps.append(Unload(worker.id, ref))
-    whose = placement.owners(wanted, workers)
+    own = placement.own_by_owner(wanted, workers, placement.owners(wanted, workers))
     for ref, demand in wanted.items():
         if demand.fallback_idle_s is None or not demand.replicas or _is_warm(ref, others):
             continue
@@ -64,7 +66,7 @@ def plan(wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView]) -> list[Lo
             continue
         warm = [worker for worker in helpers if states[worker.id] == "warm"]
         has_queue = any(worker.engines[ref].waiting for worker in warm)
-        is_up = placement.reach(placement.own(demand.owner, workers, whose)) == "up"
+        is_up = placement.reach(own[demand.owner]) == "up"
         is_going = not is_up and any(_state(worker, ref) == "warm" for worker in others)
         if has_queue or (is_going and not warm):
             steps.append(Load(free[0], ref))

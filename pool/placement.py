@@ -157,6 +157,14 @@ def own(owner: str, workers: Sequence[WorkerView], whose: Mapping[str, str]) -> 
     return found or [worker for worker in live if not whose.get(worker.id, "")]
 
 
+def own_by_owner(
+    wanted: Mapping[Ref, Demand], workers: Sequence[WorkerView], whose: Mapping[str, str]
+) -> dict[str, list[WorkerView]]:
+    """Return `own` of every owner, and of those that share."""
+    every = {"", *(demand.owner for demand in wanted.values())}
+    return {owner: own(owner, workers, whose) for owner in every}
+
+
 def reach(own: Sequence[WorkerView]) -> Reach:
     """Say what has to start before an owner's workers can load what sleeps: the least of it."""
     if any(not worker.is_cold for worker in own):

@@ -34,8 +34,7 @@ def engine_routes(
     """
     whose = placement.owners(wanted, views)
     reach, left_s = {}, {}
-    for owner in {"", *(demand.owner for demand in wanted.values())}:
-        own = placement.own(owner, views, whose)
+    for owner, own in placement.own_by_owner(wanted, views, whose).items():
         reach[owner] = placement.reach(own)
         left_s[owner] = far_left_s([w.id for w in own]) if reach[owner] == "far" else 0.0
 

@@ -157,10 +157,8 @@ class ScaleOrders:
         wanted = {
             ref: self._wanted.get(ref, Demand(0, self._owners.get(ref, ""))) for ref in self._limits
         }
-        whose = placement.owners(wanted, workers)
-        owners = {demand.owner for demand in wanted.values()}
-        own = {owner: placement.own(owner, workers, whose) for owner in owners}
-        reach = {owner: placement.reach(own[owner]) for owner in owners}
+        own = placement.own_by_owner(wanted, workers, placement.owners(wanted, workers))
+        reach = {owner: placement.reach(found) for owner, found in own.items()}
         loaded = {ref for worker in workers for ref in worker.engines}
         more = {
             ref: placement.reach_more(

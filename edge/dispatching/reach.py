@@ -45,8 +45,7 @@ class Reach:
         # do not name any more; None: they never named one.
         self._last_s: float | None = None
         self.far = 0  # places whose machines only the controller can start, as the routes say
-        self._far_gone_s = -FAR_GONE_S  # when the routes named one last
-        self._was_far = False  # whether they ever named one
+        self._far_gone_s: float | None = None  # when they named one last; None: not before now
 
     def look(self, now_s: float) -> None:
         """Note who is in reach; to be called often."""
@@ -59,11 +58,12 @@ class Reach:
         if self.far:
             self._far_gone_s = now_s
         self.far = far
-        self._was_far |= far > 0
 
     def may_be_far(self, now_s: float) -> bool:
         """Tell whether there are such places, or were a moment ago and may be named again."""
-        return self.far > 0 or now_s - self._far_gone_s < FAR_GONE_S
+        if self.far or self._far_gone_s is None:
+            return self.far > 0
+        return now_s - self._far_gone_s < FAR_GONE_S
 
     def has_anybody(self) -> bool:
         """Tell whether some worker can be called or started, or could be a moment ago.
@@ -73,7 +73,7 @@ class Reach:
         told alike: another one in this one's place would know no better, and the calls that wait
         here would be lost.
         """
-        if self._was_far and not self._workers:
+        if (self.far or self._far_gone_s is not None) and not self._workers:
             return True
         if any(worker.is_up or worker.is_cold for worker in self._workers.values()):
             return True

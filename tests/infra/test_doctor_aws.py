@@ -114,7 +114,7 @@ def test_credentials_that_are_refused_are_told_apart(
 def test_unknown_key_and_wrong_secret_are_told_apart(
     aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = aws.environment_of_user(aws.user_who_may([]))
+    mine = aws.environment_of_who_may([])
     with aws.enforced():
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7NOBODY0")
         assert "the access key is not known" in only_wrong(look(name)).found
@@ -256,7 +256,7 @@ def _allowed(bucket_name: str, tier: str) -> list[tuple[str, list[str]]]:
 def test_tier_that_has_what_it_needs_is_well_and_no_more_than_that(
     aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch, tier: str
 ) -> None:
-    for variable, value in aws.environment_of_user(aws.user_who_may(_allowed(name, tier))).items():
+    for variable, value in aws.environment_of_who_may(_allowed(name, tier)).items():
         monkeypatch.setenv(variable, value)
     with aws.enforced():
         assert not of(look(name, tier=tier), "permissions")
@@ -286,7 +286,7 @@ def test_terraform_grants_what_a_tier_needs_and_no_more(tier: str) -> None:
 def test_bucket_that_may_not_be_listed_is_named(
     aws: AwsServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable, value in aws.environment_of_user(aws.user_who_may([])).items():
+    for variable, value in aws.environment_of_who_may([]).items():
         monkeypatch.setenv(variable, value)
     with aws.enforced():
         found = only_wrong(look(name))
@@ -387,7 +387,7 @@ def test_quota_on_demand_that_starts_nothing_is_wrong() -> None:
 def test_machines_that_may_not_be_looked_at_are_a_warning(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable, value in aws.environment_of_user(aws.user_who_may([])).items():
+    for variable, value in aws.environment_of_who_may([]).items():
         monkeypatch.setenv(variable, value)
     with aws.enforced():
         (found,) = instances.examine(Aws(), ["g6.xlarge"], [])
@@ -457,8 +457,8 @@ def test_rights_of_a_launcher_that_are_missing_are_named(
         *("ecs:DescribeContainerInstances", "autoscaling:DescribeAutoScalingGroups"),
     }
     nobody, looker = (
-        aws.environment_of_user(aws.user_who_may([])),
-        aws.environment_of_user(aws.user_who_may([(action, ["*"]) for action in looks])),
+        aws.environment_of_who_may([]),
+        aws.environment_of_who_may([(action, ["*"]) for action in looks]),
     )
     with aws.enforced():
         for variable, value in nobody.items():

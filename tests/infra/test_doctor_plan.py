@@ -76,8 +76,7 @@ def test_rights_that_are_missing_are_named_before_anything_is_made(
     aws: AwsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = plan_of(tmp_path, {"aws_ecs_cluster": ["create"], "aws_iam_role": ["create"]})
-    user = aws.user_who_may(POWER_USER)
-    env = aws.environment_of_user(user)
+    env = aws.environment_of_who_may(POWER_USER)
     with aws.enforced():
         done = tidepool("doctor", "--data", str(tmp_path / "none"), "--plan", str(path), env=env)
     assert done.code == 1, done.stderr
@@ -89,8 +88,7 @@ def test_rights_that_are_missing_are_named_before_anything_is_made(
 
 
 def test_who_may_do_all_is_well(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    user = aws.user_who_may([("*", EVERYTHING)])
-    for name, value in aws.environment_of_user(user).items():
+    for name, value in aws.environment_of_who_may([("*", EVERYTHING)]).items():
         monkeypatch.setenv(name, value)
     with aws.enforced():
         (found,) = look(*known_actions().calls)
@@ -125,8 +123,7 @@ def test_role_is_asked_for_by_its_own_name(aws: AwsServer, monkeypatch: pytest.M
 def test_who_may_not_ask_is_told_what_it_takes(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user = aws.user_who_may([("ecs:*", EVERYTHING)])
-    for name, value in aws.environment_of_user(user).items():
+    for name, value in aws.environment_of_who_may([("ecs:*", EVERYTHING)]).items():
         monkeypatch.setenv(name, value)
     with aws.enforced():
         (found,) = look("aws_ecs_cluster")

@@ -12,20 +12,32 @@ from edge.readiness import state_of
 from registry_sync import endpoints, rollout_orders
 from tests.simulation.documents import put_model
 from tests.simulation.engine import Costs, ledger
-from tests.simulation.far import far_node
+from tests.simulation.far import FarLauncher, far_node
 from tests.simulation.fleet import Edge, Fleet, fleet_of
 from tests.simulation.world import World, simulate, until
 
 START_S = 60.0
 
 
-def state(edge: Edge) -> str:
-    return state_of(edge.pool.route_in_reach(("m", "1")))
+def state(edge: Edge, model: str = "m") -> str:
+    return state_of(edge.pool.route_in_reach((model, "1")))
 
 
 def served_by() -> list[str]:
     """Return which workers have run something, in the order of the runs."""
     return [run.worker for run in ledger.runs]
+
+
+async def at_rest(
+    fleet: Fleet, *, start_s: float, rest_s: float = 60.0, guess_s: float = 0.0
+) -> tuple[Edge, FarLauncher]:
+    """Start a controller, places that have no machine and an edge, with an endpoint that sleeps."""
+    fleet.put("m", idle_s=5)
+    fleet.controller()
+    far = far_node(fleet, start_s=start_s, rest_s=rest_s, guess_s=guess_s)
+    edge = fleet.edge()
+    await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+    return edge, far
 
 
 async def helped(fleet: Fleet, **scale: object) -> Edge:
@@ -42,11 +54,7 @@ async def helped(fleet: Fleet, **scale: object) -> Edge:
 def test_calls_that_no_instance_could_answer_in_time_are_refused_and_still_start_one() -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:
-            fleet.put("m", idle_s=5)
-            fleet.controller()
-            far = far_node(fleet, start_s=START_S)
-            edge = fleet.edge()
-            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            edge, far = await at_rest(fleet, start_s=START_S)
             assert not far.starts
             refused = await edge.ask("m")
             assert (refused.status, refused.wait_s < 0.1) == (503, True)
@@ -66,11 +74,7 @@ def test_calls_that_no_instance_could_answer_in_time_are_refused_and_still_start
 def test_call_whose_deadline_is_long_enough_waits_for_the_instance() -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:
-            fleet.put("m", idle_s=5)
-            fleet.controller()
-            far_node(fleet, start_s=START_S)
-            edge = fleet.edge()
-            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            edge, _ = await at_rest(fleet, start_s=START_S)
             waiting = [edge.ask("m", deadline_s=600.0) for _ in range(5)]
             await asyncio.sleep(60.0)
             # It is learned how long a start takes only from the first one; by then it is there.
@@ -84,11 +88,7 @@ def test_call_whose_deadline_is_long_enough_waits_for_the_instance() -> None:
 def test_start_that_was_seen_once_is_what_the_next_refusal_goes_by() -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:
-            fleet.put("m", idle_s=5)
-            fleet.controller()
-            far_node(fleet, start_s=30.0, rest_s=5.0, guess_s=500.0)
-            edge = fleet.edge()
-            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            edge, _ = await at_rest(fleet, start_s=30.0, rest_s=5.0, guess_s=500.0)
             assert (await edge.ask("m", deadline_s=120.0)).status == 503
             await until(lambda: state(edge) == "warm", 100.0)
             await until(lambda: state(edge) == "no_instance", 600.0)
@@ -359,11 +359,7 @@ def test_call_refused_long_ago_starts_nothing_under_the_next_controller() -> Non
 def test_calls_still_wait_for_an_instance_while_whoever_starts_it_is_away(how: str) -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:
-            fleet.put("m", idle_s=5)
-            fleet.controller()
-            far = far_node(fleet, start_s=START_S, guess_s=START_S)
-            edge = fleet.edge()
-            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            edge, far = await at_rest(fleet, start_s=START_S, guess_s=START_S)
             waiting = [edge.ask("m", deadline_s=300.0)]
             await until(lambda: state(edge) == "starting")
             far.agent.kill(signal.SIGKILL if how == "lost" else signal.SIGSTOP)
@@ -386,11 +382,7 @@ def test_calls_still_wait_for_an_instance_while_whoever_starts_it_is_away(how: s
 def test_node_of_far_places_that_stays_away_is_forgotten_after_a_start() -> None:
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:
-            fleet.put("m", idle_s=5)
-            fleet.controller()
-            far = far_node(fleet, start_s=START_S, guess_s=START_S)
-            edge = fleet.edge()
-            await until(lambda: edge.knows("m") and state(edge) == "no_instance")
+            edge, far = await at_rest(fleet, start_s=START_S, guess_s=START_S)
             far.agent.kill()
             await asyncio.sleep(START_S - 10.0)
             assert state(edge) == "no_instance"
@@ -404,9 +396,6 @@ def test_whoever_has_a_machine_up_is_none_of_those_that_have_none(awake: str) ->
     """One endpoint has workers of its own, the other shares: each starts a machine of its own."""
     asleep = "m" if awake == "own" else "own"
 
-    def state_at(edge: Edge, model: str) -> str:
-        return state_of(edge.pool.route_in_reach((model, "1")))
-
     async def main(world: World) -> None:
         with fleet_of(world) as fleet:
             least = {awake: 1, asleep: 0}
@@ -416,13 +405,13 @@ def test_whoever_has_a_machine_up_is_none_of_those_that_have_none(awake: str) ->
             far = far_node(fleet, places=4, start_s=START_S)
             edge = fleet.edge()
 
-            await until(lambda: edge.knows(awake) and state_at(edge, awake) == "warm", 100.0)
-            await until(lambda: state_at(edge, asleep) == "no_instance")
+            await until(lambda: edge.knows(awake) and state(edge, awake) == "warm", 100.0)
+            await until(lambda: state(edge, asleep) == "no_instance")
             assert len(far.starts) == 1
             refused = await edge.ask(asleep, deadline_s=1.5)
             assert (refused.status, refused.wait_s < 0.1) == (503, True)
             assert "no instance" in refused.detail
-            await until(lambda: state_at(edge, asleep) == "warm", START_S + 30.0)
+            await until(lambda: state(edge, asleep) == "warm", START_S + 30.0)
             assert (len(far.starts), far.called_off) == (2, 0)
             await asyncio.sleep(RETRY_AFTER_S_MAX * 0.9)
             assert (await edge.ask(asleep)).status == 200
@@ -437,7 +426,7 @@ def test_fallback_answers_for_who_has_no_machine_while_others_have_one() -> None
             fleet.put("own", dedicated=True, replicas_min=1)
             edge = await helped(fleet, idle_s=5)
             far = far_node(fleet, places=4, start_s=START_S)
-            await until(lambda: state_of(edge.pool.route_in_reach(("own", "1"))) == "warm", 100.0)
+            await until(lambda: state(edge, "own") == "warm", 100.0)
             assert state(edge) == "no_instance"
             for _ in range(8):  # seldom enough that the endpoint idles between them
                 assert (await edge.ask("m", deadline_s=1.5)).status == 200

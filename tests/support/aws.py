@@ -66,8 +66,10 @@ class AwsServer:
         """Return a client of root; there is one of a kind, as making one takes long."""
         return _client(self.endpoint, service, region)
 
-    def user_who_may(self, allowed: Sequence[tuple[str | Sequence[str], Sequence[str]]]) -> str:
-        """Make a user who may do these actions to these resources and no more; return the name."""
+    def environment_of_who_may(
+        self, allowed: Sequence[tuple[str | Sequence[str], Sequence[str]]]
+    ) -> dict[str, str]:
+        """Make a user who may do these actions to these resources and no more."""
         iam, user = self.client("iam"), uuid.uuid4().hex
         iam.create_user(UserName=user)
         if allowed:
@@ -76,11 +78,7 @@ class AwsServer:
             ]
             policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
             iam.put_user_policy(UserName=user, PolicyName="p", PolicyDocument=policy)
-        return user
-
-    def environment_of_user(self, user: str) -> dict[str, str]:
-        """Make a key for a user, and return the environment of whoever has it."""
-        made = self.client("iam").create_access_key(UserName=user)["AccessKey"]
+        made = iam.create_access_key(UserName=user)["AccessKey"]
         return self.environment_of(made["AccessKeyId"], made["SecretAccessKey"])
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ wishes, see `wish_watch`); the list shows changed specs, and changed states by t
 (`registry_sync.endpoints`).  A changed document is read,
 checked whole, and taken only with everything that it names.  One that does not fit stays out, the
 last good one serves, and `rejected` says why.  Manifests are immutable and read once.
-Blocking: the controller calls it in a thread.
+Blocking, and for one caller at a time: the controller calls it in a thread.
 """
 
 from __future__ import annotations

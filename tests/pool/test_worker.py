@@ -174,7 +174,8 @@ class Edge:
             return [
                 (one, tensors)
                 for one, tensors in self.heard
-                if isinstance(one, data.Reply) and one.call_id == id
+                # What says nothing but what the device did for a call that has its answer is none.
+                if isinstance(one, data.Reply) and one.call_id == id and one.status != serving.GONE
             ]
 
         replies: list[tuple[data.Reply, list[Tensor]]] = await self.until(found)

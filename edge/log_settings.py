@@ -91,6 +91,9 @@ class _Kept(msgspec.Struct, frozen=True):
     settings: LogSettings
 
 
+_kept_of = msgspec.json.Decoder(_Kept)
+
+
 class SharedLogSettings:
     """The settings of all edge processes of a node."""
 
@@ -131,7 +134,7 @@ class SharedLogSettings:
             if changed_ns == self._seen_ns:
                 return
             self._seen_ns = changed_ns
-            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
+            kept = _kept_of.decode(self._file.read_bytes())
         except (OSError, msgspec.DecodeError):
             return  # nobody has set anything
         if kept.supervisor == os.getppid():

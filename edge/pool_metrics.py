@@ -133,9 +133,12 @@ class _Status(msgspec.Struct):
     controller: _Controller = _Controller()
 
 
+_status_of = msgspec.json.Decoder(_Status)
+
+
 def pool_text(status: bytes) -> bytes:
     """Return the document of `GET /admin/pool` as Prometheus text."""
-    return text_of(_families(msgspec.json.decode(status, type=_Status)))
+    return text_of(_families(_status_of.decode(status)))
 
 
 def _families(status: _Status) -> Iterator[Metric]:

@@ -35,6 +35,9 @@ LOCK_POLL_S: Final = 0.25
 _log = structlog.get_logger()
 
 
+_result_of = msgspec.json.Decoder(BuilderResult)
+
+
 class BuildFailed(Exception):
     """No plan, or no verdict; the text says why.
 
@@ -216,7 +219,7 @@ async def _run(config: BuilderConfig, s_max: float) -> BuilderResult | int:
         await process.wait()
     lines = output.strip().splitlines()
     try:
-        return msgspec.json.decode(lines[-1], type=BuilderResult)
+        return _result_of.decode(lines[-1])
     except (IndexError, msgspec.DecodeError):
         return process.returncode or 0
 

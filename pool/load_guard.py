@@ -39,6 +39,10 @@ class _Row(msgspec.Struct, frozen=True):
     deaths: Deaths
 
 
+_what_of = msgspec.json.Decoder(What)
+_rows_of = msgspec.json.Decoder(list[_Row])
+
+
 class LoadGuard:
     """Watches over the loads of one worker process.
 
@@ -213,14 +217,14 @@ def _left_behind(journal: Path) -> frozenset[What] | None:
     loading: Counter[What] = Counter()
     for line in lines:
         with contextlib.suppress(msgspec.DecodeError):  # cut short, by a full disk
-            what = msgspec.json.decode(line[1:], type=What)
+            what = _what_of.decode(line[1:])
             loading[what] += 1 if line[:1] == b"+" else -1
     return frozenset(what for what, count in loading.items() if count > 0)
 
 
 def _read(path: Path) -> dict[What, Deaths]:
     try:
-        rows = msgspec.json.decode(path.read_bytes(), type=list[_Row])
+        rows = _rows_of.decode(path.read_bytes())
     except FileNotFoundError:
         return {}
     except msgspec.DecodeError as error:

@@ -40,6 +40,9 @@ class Will(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float = recycling.INTERVAL_S
 
 
+_will_of = msgspec.json.Decoder(Will)
+
+
 class Succession:
     """Asks for a successor when the process's memory does not come back.
 
@@ -74,9 +77,7 @@ class Succession:
         What else it had is loaded when it is wanted.
         """
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            self._will = msgspec.json.decode(
-                await asyncio.to_thread(self._path.read_bytes), type=Will
-            )
+            self._will = _will_of.decode(await asyncio.to_thread(self._path.read_bytes))
         slots = [slot_of(*ref) for ref in self._will.hot]
         for slot in slots:
             slot.ensure()

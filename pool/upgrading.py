@@ -51,6 +51,9 @@ _log = structlog.get_logger()
 _wishes_of = msgspec.msgpack.Decoder(dict[str, bytes])
 
 
+_wanted_of = msgspec.json.Decoder(Wanted)
+
+
 @dataclass
 class _Held:
     """A plan that was refused: until when, how often, and why."""
@@ -327,7 +330,7 @@ class Upgrades:
         data = self._wishes.get(f"{manifest.model}/{manifest.version}")
         if data is not None:
             try:
-                return msgspec.json.decode(data, type=Wanted)
+                return _wanted_of.decode(data)
             except msgspec.DecodeError as error:
                 _log.warning("wish_unreadable", model=manifest.model, error=str(error))
         return wanted_of(manifest)

@@ -73,6 +73,9 @@ class Record(msgspec.Struct, frozen=True):
     schema: Annotated[int, Meta(ge=1, le=SCHEMA)] = SCHEMA
 
 
+_record_of = msgspec.json.Decoder(Record)
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """On whose behalf something is changed, and why."""
@@ -334,7 +337,7 @@ def _ids_of(store: Store, day: date) -> Iterator[str]:
 def _read(store: Store, id: str) -> Found | None:
     try:
         data = store.get(f"{FOLDER}/{id}.json").data
-        return Found(id, msgspec.json.decode(data, type=Record))
+        return Found(id, _record_of.decode(data))
     except NotFound:
         return None  # removed since it was listed
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

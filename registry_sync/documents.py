@@ -338,6 +338,10 @@ class Keys(msgspec.Struct, frozen=True):
     requires: _Requires = ()
 
 
+for _kind in (EndpointSpec, EndpointState, Keys, Manifest):
+    msgspec.json.Decoder(_kind)  # now: two threads that `convert` to it first would crash
+
+
 def artifact_digest(manifest: Manifest) -> str:
     """Return the sha256 (hex) of what is served: the format and every (path, sha256).
 

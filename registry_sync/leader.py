@@ -40,6 +40,9 @@ ACT_S = 15.0  # the difference to TAKEOVER_S is for clocks that drift and for wo
 RETRY_S = 1.0  # after a write or a read that failed
 
 
+_record_of = msgspec.json.Decoder(LeaderRecord)
+
+
 class Seen(msgspec.Struct, frozen=True):
     """What a look at the store showed: no object (no etag), or one (unreadable: no record)."""
 
@@ -276,7 +279,7 @@ def look(store: Store) -> Seen:
     except NotFound:
         return Seen(None, None)
     try:
-        return Seen(found.etag, msgspec.json.decode(found.data, type=LeaderRecord))
+        return Seen(found.etag, _record_of.decode(found.data))
     except msgspec.DecodeError:
         return Seen(found.etag, None)
 

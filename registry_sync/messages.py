@@ -102,6 +102,10 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
     format: str = ""  # of the version that is on its way: the reply itself follows
 
 
+_request_of: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_reply_of = msgspec.json.Decoder(Reply)
+
+
 def encode(message: Request | Reply) -> bytes:
     """Return the message as one line."""
     return msgspec.json.encode(message) + b"\n"
@@ -109,10 +113,9 @@ def encode(message: Request | Reply) -> bytes:
 
 def decode_request(line: bytes) -> Request:
     """Read a request; raises `msgspec.DecodeError`, whose text names what does not fit."""
-    request: Request = msgspec.json.decode(line, type=Request)
-    return request
+    return _request_of.decode(line)
 
 
 def decode_reply(line: bytes) -> Reply:
     """Read a reply; raises `msgspec.DecodeError`."""
-    return msgspec.json.decode(line, type=Reply)
+    return _reply_of.decode(line)

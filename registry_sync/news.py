@@ -69,6 +69,9 @@ class _Message(msgspec.Struct):
     event: str = msgspec.field(name="Event", default="")
 
 
+_message_of = msgspec.json.Decoder(_Message)
+
+
 def read_notice(body: str, bucket: str, prefix: str) -> Notice:
     """Return what a message tells of the registry below `prefix` ("" or ending in a slash).
 
@@ -81,7 +84,7 @@ def read_notice(body: str, bucket: str, prefix: str) -> Notice:
     Notice(is_event=True, is_document=False, is_wish=False)
     """
     try:
-        message = msgspec.json.decode(body, type=_Message)
+        message = _message_of.decode(body)
     except msgspec.DecodeError:
         return Notice(is_document=True)
     if message.records is msgspec.UNSET:

@@ -49,6 +49,9 @@ class Used(msgspec.Struct, frozen=True):
     day: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]  # UTC
 
 
+_used_of = msgspec.json.Decoder(Used)
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """The etags of a pair; None: not there."""
@@ -241,7 +244,7 @@ def mark_used(store: Store, key: str, day: str) -> None:
 def read_used(data: bytes) -> str:
     """Return the day in `used.json`; empty if it cannot be read."""
     try:
-        return msgspec.json.decode(data, type=Used).day
+        return _used_of.decode(data).day
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 

@@ -112,6 +112,9 @@ class PlanMeta(msgspec.Struct, frozen=True, kw_only=True):
     mac: Annotated[str, Meta(max_length=128)] = ""  # HMAC-SHA256 over everything else
 
 
+_meta_of = msgspec.json.Decoder(PlanMeta)
+
+
 class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`gate.json`: the verdict of a device that came after the build."""
 
@@ -119,6 +122,9 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
     plan_sha256: _Digest
     report: GateReport
     mac: Annotated[str, Meta(max_length=128)] = ""
+
+
+_gate_of = msgspec.json.Decoder(GateRecord)
 
 
 class BadPlan(ValueError):
@@ -148,7 +154,7 @@ def read_meta(data: bytes) -> PlanMeta:
         BadPlan: it does not fit, or its key is not that of its identity.
     """
     try:
-        meta = msgspec.json.decode(data, type=PlanMeta)
+        meta = _meta_of.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadPlan(f"its metadata cannot be read: {error}") from None
     if meta.key != meta.identity.key:
@@ -159,7 +165,7 @@ def read_meta(data: bytes) -> PlanMeta:
 def read_gate(data: bytes) -> GateRecord:
     """Read `gate.json`; raises `BadPlan`."""
     try:
-        return msgspec.json.decode(data, type=GateRecord)
+        return _gate_of.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadPlan(f"its gate's record cannot be read: {error}") from None
 

@@ -50,13 +50,16 @@ class Fleet(msgspec.Struct, frozen=True):
         return not is_kept and not others
 
 
+_fleet_of = msgspec.json.Decoder(Fleet)
+
+
 def fleet_of(status: bytes) -> Fleet:
     """Read the document that `tidepool status --json` prints.
 
     Raises:
         msgspec.DecodeError: it is none.
     """
-    return msgspec.json.decode(status, type=Fleet)
+    return _fleet_of.decode(status)
 
 
 def warnings(spec: EndpointSpec, fleet: Fleet) -> list[str]:

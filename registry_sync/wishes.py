@@ -28,6 +28,9 @@ READS_AT_ONCE = 8
 _DEVICE_CLASS = re.compile(r"sm_[1-9][0-9]{1,2}|cpu_[a-z0-9][a-z0-9._-]{0,59}")
 
 
+_wish_of = msgspec.json.Decoder(BuildWish)
+
+
 def check_device_class(value: str) -> str:
     """Return `value` if it may name a device class.
 
@@ -125,7 +128,7 @@ def read(key: str, data: bytes) -> BuildWish:
             its key says.
     """
     try:
-        wish = msgspec.json.decode(data, type=BuildWish)
+        wish = _wish_of.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadDocument([f"$: {key}: {error}"]) from None
     if _of_key(key) != (wish.model, wish.version, wish.device_class):

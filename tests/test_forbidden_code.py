@@ -45,6 +45,10 @@ FETCHERS = {
     *("websockets", "smtplib", "telnetlib"),
 }
 MAY_FETCH = ("infra",)  # commands that ask a stack of the user's; registry_sync.s3 has boto3
+READS_IN_PASSING = {
+    *("registry_sync.documents", "registry_sync.trust"),  # see registry_sync/test_documents.py
+    "edge.body_signature",  # lists of numbers
+}
 
 
 @functools.cache
@@ -191,3 +195,46 @@ def test_no_unpacker_outlives_a_message() -> None:
         for use in _uses(tree, {"msgpack.Unpacker", "msgpack.fallback.Unpacker", "Unpacker"})
     }
     assert not found
+
+
+def _read_in_passing(tree: ast.AST) -> set[str]:
+    """Return where a function is the first to say which type is to be read."""
+    calls = {
+        call
+        for function in nodes(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call)
+    }
+    return {
+        f"line {call.lineno}: {dotted(call.func)}"
+        for call in calls
+        if "sys.argv" not in ast.unparse(call)  # a process reads them before it has threads
+        and (
+            dotted(call.func) == "msgspec.convert"
+            or dotted(call.func).endswith(".Decoder")
+            or (
+                any(keyword.arg == "type" for keyword in call.keywords)
+                and dotted(call.func).endswith(".decode")
+            )
+        )
+    }
+
+
+def test_types_are_looked_at_before_there_are_threads() -> None:
+    """Two threads that are the first to read a Struct crash in msgspec; decoders are of modules."""
+    found = {
+        f"{module} {use}"
+        for module, tree in TREES.items()
+        if is_in(module, ("edge", "pool", "registry_sync")) and module not in READS_IN_PASSING
+        for use in _read_in_passing(tree)
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["msgspec.json.decode(data, type=T)", "msgspec.convert(x, T)", "msgspec.json.Decoder(T)"],
+)
+def test_the_gate_for_types_sees(text: str) -> None:
+    assert _read_in_passing(ast.parse(f"def f():\n    return {text}"))

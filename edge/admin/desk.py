@@ -51,6 +51,9 @@ class _Poked(msgspec.Struct):
     rejected: dict[str, str] = {}
 
 
+_poked_of = msgspec.json.Decoder(_Poked)
+
+
 class Desk:
     """Work on one registry.
 
@@ -185,7 +188,7 @@ class Desk:
             return str(error)
         if not answer.ok or not answer.data:
             return answer.detail
-        why = msgspec.json.decode(answer.data, type=_Poked).rejected.get(document)
+        why = _poked_of.decode(answer.data).rejected.get(document)
         return f"the last good one serves on: {why}" if why else ""
 
     def _submit(self, work: Callable[[Store], T]) -> Future[T]:

@@ -68,6 +68,9 @@ class PoolsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     pools: Annotated[tuple[PoolConfig, ...], msgspec.Meta(min_length=1, max_length=50)]
 
 
+_pools_of = msgspec.json.Decoder(PoolsConfig)
+
+
 class AwsAgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Settings of the process that starts and ends workers on AWS: JSON in argv[1]."""
 
@@ -93,7 +96,7 @@ def decode(text: str | bytes) -> PoolsConfig:
         BadPools: it does not fit; says where, and what is expected there.
     """
     try:
-        found = msgspec.json.decode(text, type=PoolsConfig)
+        found = _pools_of.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadPools(f"pools: {error}") from None
     for at, pool in enumerate(found.pools):

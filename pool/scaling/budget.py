@@ -21,6 +21,9 @@ class _Saved(msgspec.Struct, array_like=True):
     hours_s: Annotated[list[_TookS], msgspec.Meta(max_length=HOURS)]
 
 
+_saved_of = msgspec.msgpack.Decoder(_Saved)
+
+
 class Budget:
     """Adds up warm replica-seconds over the last 24 hours, in steps of an hour."""
 
@@ -70,7 +73,7 @@ class Budget:
 
     def restore(self, data: bytes, now_s: float) -> None:
         """Take over what was spent until `now_s`; what is not readable is ignored."""
-        saved = unpack(data, _Saved)
+        saved = unpack(data, _saved_of)
         if saved is None:
             return
         last = math.floor(now_s / HOUR_S)

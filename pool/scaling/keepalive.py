@@ -51,6 +51,9 @@ class _Saved(msgspec.Struct, array_like=True):
     trust: Annotated[list[_Log], msgspec.Meta(min_length=_PREDICTORS, max_length=_PREDICTORS)]
 
 
+_saved_of = msgspec.msgpack.Decoder(_Saved)
+
+
 class KeepAlive:
     """Decides for one version whether one replica stays, or becomes, warm while nothing calls.
 
@@ -199,7 +202,7 @@ class KeepAlive:
 
     def restore(self, data: bytes) -> None:
         """Take over what a predecessor had learned; what is not readable is ignored."""
-        saved = unpack(data, _Saved)
+        saved = unpack(data, _saved_of)
         if saved is None:
             return
         counts = np.zeros(BINS)

@@ -50,6 +50,10 @@ class _Kept(msgspec.Struct, array_like=True, frozen=True):
     versions: dict[str, msgspec.Raw]  # by "model/version"; each is read by itself
 
 
+_version_of = msgspec.msgpack.Decoder(Version)
+_kept_of = msgspec.msgpack.Decoder(_Kept)
+
+
 class Kept(msgspec.Struct, frozen=True):
     """What could be read."""
 
@@ -59,10 +63,10 @@ class Kept(msgspec.Struct, frozen=True):
     damaged: int  # versions that could not be
 
 
-def unpack(data: bytes | msgspec.Raw, kind: type[_T]) -> _T | None:
+def unpack(data: bytes | msgspec.Raw, kind: msgspec.msgpack.Decoder[_T]) -> _T | None:
     """Return what `data` holds; None: not that, or one of its numbers is beyond its bounds."""
     try:
-        return msgspec.msgpack.decode(data, type=kind)
+        return kind.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -96,13 +100,13 @@ def pack(unix_s: float, start_s: float, versions: Iterable[tuple[Ref, Version]])
 
 def read(data: bytes) -> Kept | None:
     """Return what `pack` packed; None: nothing of it can be read."""
-    kept = unpack(data, _Kept)
+    kept = unpack(data, _kept_of)
     if kept is None:
         return None
     versions: dict[Ref, Version] = {}
     for name, raw in islice(kept.versions.items(), _VERSIONS_MAX):
         model, _, number = name.partition("/")
-        version = unpack(raw, Version)
+        version = unpack(raw, _version_of)
         if model and number and version is not None:
             versions[model, number] = version
     if kept.versions and not versions:

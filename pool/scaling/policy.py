@@ -22,6 +22,9 @@ class _Saved(msgspec.Struct, array_like=True):
     budget: bytes
 
 
+_saved_of = msgspec.msgpack.Decoder(_Saved)
+
+
 class ScalingPolicy:
     """Decides for one version; `observe` and `decide` are called with times that never fall.
 
@@ -121,7 +124,7 @@ class ScalingPolicy:
             data: what `save` returned.
             now_s: on this policy's clock, when the predecessor last observed something.
         """
-        saved = unpack(data, _Saved)
+        saved = unpack(data, _saved_of)
         if saved is None:
             return
         self._keep_alive.restore(saved.keep_alive)

@@ -49,6 +49,9 @@ class _Saved(msgspec.Struct, array_like=True):
     idle_calls: _Calls
 
 
+_saved_of = msgspec.msgpack.Decoder(_Saved)
+
+
 class Seasonal:
     """Remembers a day of arrivals once one replica was not enough, and looks one wake ahead.
 
@@ -129,7 +132,7 @@ class Seasonal:
 
     def restore(self, data: bytes, now_s: float) -> None:
         """Take over what was learned until `now_s`; what is not readable is ignored."""
-        saved = unpack(data, _Saved)
+        saved = unpack(data, _saved_of)
         if saved is None:
             return
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -596,3 +598,40 @@ def test_artifact_digest_depends_on_files_and_format_only() -> None:
 def test_artifact_digest_is_the_same_in_every_release() -> None:
     # Caches and engines are filed under it: another value would throw them all away.
     assert MANIFEST.digest == "a18965184529683fa03cc8751b5f787cd902e84554cd2b377fd2ec7e5d3276d1"
+
+
+def test_every_type_of_document_is_known_once_the_module_is_imported() -> None:
+    """Two threads that are the first to `convert` to a type crash the process (msgspec 0.22)."""
+    program = """
+import sys
+
+from registry_sync import documents, trust
+
+looks = []
+
+def note(frame, event, _):
+    name = frame.f_code.co_name, frame.f_back and frame.f_back.f_globals.get("__name__")
+    if event == "call" and name[0] == "get_class_annotations" and name[1] != "msgspec.inspect":
+        looks.append(frame.f_locals["obj"].__name__)
+
+class Other(documents.Manifest):
+    pass
+
+sys.setprofile(note)
+for kind in (
+    documents.EndpointSpec,
+    documents.EndpointState,
+    documents.Keys,
+    documents.Manifest,
+    documents.Signature,
+    Other,
+):
+    try:
+        documents.msgspec.convert({}, kind)
+    except documents.msgspec.ValidationError:
+        pass
+sys.setprofile(None)
+print(looks)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout.strip() == "['Other']", found.stderr

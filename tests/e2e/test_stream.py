@@ -184,7 +184,7 @@ def test_a_part_may_be_larger_than_what_may_be_unsent(stack: Stack, diary: Diary
         ({"n": 1, "delay_ms": 0}, 422),
         (_body(1, n="one"), 400),
         (_body(3, fail=0), 500),
-        (_body(3, delay_ms=500, parameters={"timeout": 100_000}), 504),
+        (_body(3, delay_ms=1500, parameters={"timeout": 500_000}), 504),
     ],
 )
 @pytest.mark.parametrize("what", ["generate_stream", "generate"])

@@ -33,8 +33,6 @@ TRIAL_S_MAX: Final = 1800.0
 LOCK_POLL_S: Final = 0.25
 
 _log = structlog.get_logger()
-
-
 _result_of = msgspec.json.Decoder(BuilderResult)
 
 

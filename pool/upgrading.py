@@ -49,8 +49,6 @@ _HeldFor: TypeAlias = tuple[str, str, str]
 
 _log = structlog.get_logger()
 _wishes_of = msgspec.msgpack.Decoder(dict[str, bytes])
-
-
 _wanted_of = msgspec.json.Decoder(Wanted)
 
 

@@ -39,7 +39,6 @@ TAKEOVER_S = 20.0  # four renewals missed
 ACT_S = 15.0  # the difference to TAKEOVER_S is for clocks that drift and for work in hand
 RETRY_S = 1.0  # after a write or a read that failed
 
-
 _record_of = msgspec.json.Decoder(LeaderRecord)
 
 

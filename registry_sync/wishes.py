@@ -26,8 +26,6 @@ FOLDER = "builds"
 READS_AT_ONCE = 8
 
 _DEVICE_CLASS = re.compile(r"sm_[1-9][0-9]{1,2}|cpu_[a-z0-9][a-z0-9._-]{0,59}")
-
-
 _wish_of = msgspec.json.Decoder(BuildWish)
 
 

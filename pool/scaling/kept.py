@@ -63,10 +63,10 @@ class Kept(msgspec.Struct, frozen=True):
     damaged: int  # versions that could not be
 
 
-def unpack(data: bytes | msgspec.Raw, kind: msgspec.msgpack.Decoder[_T]) -> _T | None:
+def unpack(data: bytes | msgspec.Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T | None:
     """Return what `data` holds; None: not that, or one of its numbers is beyond its bounds."""
     try:
-        return kind.decode(data)
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

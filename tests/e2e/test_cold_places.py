@@ -190,8 +190,8 @@ def test_call_that_finds_no_process_is_answered_in_time(stack: Stack, count: int
     p50_s, load = statistics.median(found), os.getloadavg()[0]
     print(f"from no process: {count} wakes, p50 {p50_s:.3f} s, best {found[0]:.3f} s, "
           f"longest {found[-1]:.3f} s, load {load:.1f}")  # fmt: skip
-    # A short run shares the machine with other tests: it shows that each call is answered.
-    assert p50_s <= FROM_NOTHING_S_MAX or count == 2
+    # A short run shares the machine with other tests: there only the best of it counts.
+    assert (p50_s if count > 2 else found[0]) <= FROM_NOTHING_S_MAX
 
 
 @pytest.mark.slow

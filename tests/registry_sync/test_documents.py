@@ -605,7 +605,7 @@ def test_every_type_of_document_is_known_once_the_module_is_imported() -> None:
     program = """
 import sys
 
-from registry_sync import documents, trust
+from registry_sync import documents
 
 looks = []
 
